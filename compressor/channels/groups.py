@@ -1,0 +1,369 @@
+"""From labels to what can be cut: atoms, groups, and what is frozen and why.
+
+An *atom* is a set of parameter indices that live and die together; a *group* is a set of atoms that live in the same
+dimensions of the same tensors, for example all channels of a residual stream. `Channels` is the analysis of one model.
+
+Two ways to treat a residual stream:
+
+- `coupled`: the channels of a stream are cut together; what remains is a plain smaller network.
+- `scatter`: each layer keeps its own channels, the stream stays wide, and each narrow result is added back at its kept places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+from compressor.channels.trace import Ids, Step, Trace, trace_model
+from compressor.report.schema import Frozen
+
+Residual = Literal["coupled", "scatter"]
+Mask = npt.NDArray[np.bool_]
+Role = Literal["out", "in", "scale"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a group lives in one dimension of one tensor: atom i owns the places `indices[i]`."""
+
+    tensor: str
+    dim: int
+    indices: Ids  # [atoms, copies]
+    role: Role  # the layer's output, a layer's input, or a per-channel parameter or statistic
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are cut by the same choice: atom i goes from all members, or stays in all."""
+
+    name: str
+    size: int  # atoms
+    members: tuple[Member, ...]
+    scatter: str | None = None  # the module whose narrow output is scattered back to full width
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers whose output these channels are."""
+        return [member.tensor.rpartition(".")[0] for member in self.members if member.role == "out"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One dimension of one tensor that has channels: `atoms[i]` is the atom that owns index i, or -1 when i must stay."""
+
+    tensor: str
+    dim: int
+    role: Role
+    atoms: Ids  # [size of the dimension]
+
+
+class Cost:
+    """Costs of any choice of kept atoms, by table look-up: a cost is a sum of products of axis sizes."""
+
+    def __init__(self, counts: csr_matrix, sizes: Ids, terms: Sequence[tuple[str, float, tuple[int, ...]]]) -> None:
+        self._counts = counts  # [axes, atoms]: places of each atom on each axis
+        self._sizes = sizes  # [axes], full
+        self._layers = [layer for layer, _, _ in terms]
+        width = max((len(axes) for _, _, axes in terms), default=0)
+        self._constants = np.array([constant for _, constant, _ in terms])  # [terms]
+        padding = len(sizes)  # an axis of size 1
+        self._axes = np.array([[*axes, *[padding] * (width - len(axes))] for _, _, axes in terms], np.int64)  # [terms, width]
+
+    def each(self, kept: Mask) -> npt.NDArray[np.float64]:
+        """Cost of each term when the atoms `kept` [atoms] stay."""
+        if not len(self._constants):
+            return np.zeros(0)
+        sizes = np.append(self._sizes - self._counts @ (~kept).astype(np.float64), 1.0)
+        product: npt.NDArray[np.float64] = self._constants * sizes[self._axes].prod(axis=1)
+        return product
+
+    def total(self, kept: Mask) -> float:
+        return float(self.each(kept).sum())
+
+    def by_layer(self, kept: Mask) -> dict[str, float]:
+        table: dict[str, float] = {}
+        for layer, cost in zip(self._layers, self.each(kept), strict=True):
+            table[layer] = table.get(layer, 0.0) + float(cost)
+        return table
+
+
+class Channels:
+    """Which channels of a model can be cut, what goes with them, and what any choice costs.
+
+    `groups` are in the order of the forward pass; a choice is one bool array [group.size] a group, True = kept, and all of
+    them end to end are one mask over all atoms.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        shapes: dict[str, tuple[int, ...]],
+        itemsizes: dict[str, int],
+        params: set[str],
+        residual: Residual = "coupled",
+        held: dict[str, str] | None = None,
+    ) -> None:
+        self._trace, self._shapes, self._itemsizes, self._params = trace, shapes, itemsizes, params
+        self.residual = residual
+        self._held = held or {}
+        self._starts = np.array([start for start, *_ in trace.blocks], np.int64)
+        self._component, self._reason = self._components()
+        self._atom = np.full(trace.count, -1, np.int64)  # id -> atom
+        self.groups: list[Group] = []
+        self._build()
+
+    # Analysis ---------------------------------------------------------------------------------------------------------
+
+    def _components(self) -> tuple[Ids, dict[int, str]]:
+        """Component of each id, and the reason of each frozen component."""
+        trace = self._trace
+        a = np.concatenate([edge[0] for edge in trace.edges] or [np.zeros(0, np.int64)])
+        b = np.concatenate([edge[1] for edge in trace.edges] or [np.zeros(0, np.int64)])
+        graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(trace.count, trace.count))
+        _, component = connected_components(graph, directed=False)
+        component = component.astype(np.int64)
+        reason: dict[int, str] = {int(component[0]): "it is a constant"}
+        for ids, why in trace.freezes:
+            for c in np.unique(component[ids]):
+                reason.setdefault(int(c), why)
+        made = np.zeros(component.max() + 1, bool)
+        for ids in trace.produced:
+            made[component[ids[ids > 0]]] = True
+        for c in np.flatnonzero(~made):
+            reason.setdefault(int(c), "no layer makes it")
+        return component, reason
+
+    def _build(self) -> None:
+        trace, component = self._trace, self._component
+        frozen = np.zeros(component.max() + 1, bool)
+        frozen[list(self._reason)] = True
+        ids = np.flatnonzero(~frozen[component])
+        self._roles = np.full(trace.count, 2, np.int8)  # 0 out, 1 in, 2 scale
+        for made in trace.produced:
+            self._roles[made] = 0
+        for read in trace.consumed:
+            self._roles[read] = 1
+        self._roles[0] = 2
+        segments = self._segments() if self.residual == "scatter" else []
+        wide = np.zeros(component.max() + 1, bool)  # streams that stay wide under `scatter`
+        found: list[tuple[int, list[Ids], str | None]] = []  # first id, ids of each atom, module to scatter after
+        for blocks, at in segments:
+            wide[component[np.concatenate(blocks)]] = True
+            found.append((int(blocks[0][0]), list(np.stack(blocks, axis=1)), at))  # [channels][tensors]
+        ids = ids[~wide[component[ids]]]
+        found.extend(self._coupled(ids))
+        found.sort(key=lambda entry: entry[0])
+        names: set[str] = set()
+        count = 0
+        for _, atoms, module in found:
+            group = self._group(atoms, module, names)
+            if group.name in self._held:
+                continue
+            self.groups.append(group)
+            for atom in atoms:
+                self._atom[atom] = count
+                count += 1
+        self.atoms = count
+
+    def _coupled(self, ids: Ids) -> list[tuple[int, list[Ids], None]]:
+        """Atoms of fully coupled channels, put together by the dimensions they live in."""
+        if not len(ids):
+            return []
+        component = self._component[ids]
+        block = np.searchsorted(self._starts, ids, side="right") - 1
+        order = np.lexsort((ids, component))
+        ids, component, block = ids[order], component[order], block[order]
+        bounds = np.flatnonzero(np.diff(component, prepend=component[0] - 1))
+        bounds = np.append(bounds, len(ids))
+        by_place: dict[bytes, list[Ids]] = {}
+        for start, stop in pairwise(bounds):
+            by_place.setdefault(block[start:stop].tobytes(), []).append(ids[start:stop])
+        return [
+            (min(int(atom[0]) for atom in atoms), sorted(atoms, key=lambda a: int(a[0])), None) for atoms in by_place.values()
+        ]
+
+    def _segments(self) -> list[tuple[list[Ids], str]]:
+        """Layers whose output joins a residual stream: ids of each of their tensors, and where to scatter."""
+        trace = self._trace
+        runs: dict[str, list[Step]] = {}
+        for step in trace.layers:
+            runs.setdefault(step.tensors[0], []).append(step)
+        stream = np.zeros(self._component.max() + 1, bool)
+        for added in trace.sums:
+            stream[self._component[added[added > 0]]] = True
+        segments = []
+        for name, steps in runs.items():
+            ids = self._made(name)
+            if ids is None or len(steps) > 1 or not stream[self._component[ids]].any():
+                continue
+            (step,) = steps
+            tensors, module, wrote = list(step.tensors), name.rpartition(".")[0], step.wrote
+            norms = [norm for norm in trace.norms if norm.read == wrote]
+            if len(norms) == 1 and trace.reads[wrote] == 1:
+                tensors += norms[0].tensors
+                module, wrote = norms[0].tensors[0].rpartition(".")[0], norms[0].wrote
+            if wrote in trace.outputs or trace.reads[wrote] == 0 or not module:
+                continue
+            blocks = [ids, *(trace.labels_of[tensor][0] for tensor in tensors[1:])]
+            if all(len(block) == len(ids) for block in blocks):
+                segments.append((blocks, module))
+        return segments
+
+    def _made(self, weight: str) -> Ids | None:
+        """Ids of the output channels of a layer: the dimension of its weight that has the role `out`."""
+        blocks = self._trace.labels_of[weight]
+        return next((ids for ids in blocks[:2] if len(ids) > 1 and (self._roles[ids] == 0).all()), None)
+
+    def _group(self, atoms: list[Ids], module: str | None, names: set[str]) -> Group:
+        table = np.stack(atoms)  # [atoms, places]
+        block = np.searchsorted(self._starts, table[0], side="right") - 1
+        members = []
+        for b in dict.fromkeys(block.tolist()):
+            start, _, tensor, dim = self._trace.blocks[b]
+            ids = table[:, block == b]
+            members.append(Member(tensor, dim, ids - start, ("out", "in", "scale")[self._roles[ids[0, 0]]]))
+        layers = [m.tensor.rpartition(".")[0] or m.tensor for m in members if m.role == "out"]
+        name = (layers or [members[0].tensor])[0]
+        count = 1
+        while (unique := name if count == 1 else f"{name} ({count})") in names:
+            count += 1
+        names.add(unique)
+        return Group(unique, len(atoms), tuple(members), module)
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """Every dimension of every parameter and buffer in which something can be cut."""
+        found = []
+        for start, size, tensor, dim in self._trace.blocks:
+            atoms = self._atom[start : start + size]
+            if (atoms >= 0).any():
+                role = self._roles[start + int(np.argmax(atoms >= 0))]
+                found.append(Place(tensor, dim, ("out", "in", "scale")[role], atoms))
+        return found
+
+    # Questions --------------------------------------------------------------------------------------------------------
+
+    def with_residual(self, residual: Residual) -> Channels:
+        return Channels(self._trace, self._shapes, self._itemsizes, self._params, residual, self._held)
+
+    def without(self, held: dict[str, str]) -> Channels:
+        """The same analysis with some groups held whole: group name -> reason."""
+        return Channels(self._trace, self._shapes, self._itemsizes, self._params, self.residual, {**self._held, **held})
+
+    @property
+    def held(self) -> dict[str, str]:
+        return dict(self._held)
+
+    def all_kept(self) -> Mask:
+        return np.ones(self.atoms, bool)
+
+    def split(self, mask: Mask) -> dict[str, Mask]:
+        """A mask over all atoms, by group."""
+        ends = np.cumsum([group.size for group in self.groups])
+        return {group.name: mask[end - group.size : end] for group, end in zip(self.groups, ends, strict=True)}
+
+    def join(self, masks: dict[str, Mask]) -> Mask:
+        """Masks by group, end to end; groups not named are kept whole."""
+        parts = [masks.get(group.name, np.ones(group.size, bool)) for group in self.groups]
+        return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+    def frozen(self) -> list[Frozen]:
+        """Layers with output channels that cannot be cut, and why."""
+        rows = []
+        for step in self._trace.layers:
+            ids = self._made(step.tensors[0])
+            layer = step.tensors[0].rpartition(".")[0]
+            if ids is None or (self._atom[ids] >= 0).all():
+                continue
+            stuck = ids[self._atom[ids] < 0]
+            reasons = {self._reason.get(int(c)) for c in np.unique(self._component[stuck])} - {None}
+            reason = "; ".join(sorted(str(r) for r in reasons))
+            share = "" if len(stuck) == len(ids) else f"{len(stuck)} of {len(ids)} channels: "
+            rows.append(Frozen(layer, share + (reason or "its group is kept whole")))
+        rows = list({row.name: row for row in rows}.values())
+        return rows + [Frozen(name, reason) for name, reason in self._held.items()]
+
+    def unknown_operators(self) -> dict[str, int]:
+        """Operators without a rule, and how often they ran on tracked tensors."""
+        return dict(self._trace.unknown)
+
+    # Cost -------------------------------------------------------------------------------------------------------------
+
+    def _cost(self, terms: Sequence[tuple[str, float, Sequence[tuple[Ids, bool]]]]) -> Cost:
+        """`terms`: layer, constant, and (ids, own) of each axis. A stream's own activations stay wide under `scatter`."""
+        axes: dict[tuple[int, bool], int] = {}
+        arrays: list[tuple[Ids, bool]] = []
+        rows = []
+        for layer, constant, factors in terms:
+            numbers = []
+            for ids, own in factors:
+                if (id(ids), own) not in axes:
+                    axes[id(ids), own] = len(arrays)
+                    arrays.append((ids, own))
+                numbers.append(axes[id(ids), own])
+            rows.append((layer, constant, tuple(numbers)))
+        scattered = np.array([group.scatter is not None for group in self.groups for _ in range(group.size)], bool)
+        row, column = [], []
+        for number, (ids, own) in enumerate(arrays):
+            atoms = self._atom[ids]
+            atoms = atoms[(atoms >= 0) & (True if own else ~scattered[atoms])]
+            column.append(atoms)
+            row.append(np.full(len(atoms), number))
+        places = np.concatenate(row) if row else np.zeros(0, np.int64)
+        owners = np.concatenate(column) if column else np.zeros(0, np.int64)
+        counts = csr_matrix((np.ones(len(places)), (places, owners)), shape=(len(arrays), self.atoms))
+        return Cost(counts, np.array([len(ids) for ids, _ in arrays], np.int64), rows)
+
+    @cached_property
+    def macs(self) -> Cost:
+        """Multiply-adds of one image, by layer."""
+        return self._cost(
+            [(term.layer, term.constant, [(axis.ids, axis.own) for axis in term.axes]) for term in self._trace.terms]
+        )
+
+    def _tensor_cost(self, unit: dict[str, float]) -> Cost:
+        terms = []
+        for name, shape in self._shapes.items():
+            if name not in unit:
+                continue
+            blocks = self._trace.labels_of.get(name)
+            factors = [(ids, True) for ids in blocks] if blocks else []
+            constant = unit[name] * (1 if blocks else float(np.prod(shape)))
+            terms.append((name.rpartition(".")[0], constant, factors))
+        return self._cost(terms)
+
+    @cached_property
+    def params(self) -> Cost:
+        """Parameters, by layer; a shared parameter counts once."""
+        return self._tensor_cost(dict.fromkeys(self._params, 1.0))
+
+    @cached_property
+    def bytes(self) -> Cost:
+        """Bytes of parameters and buffers, by layer."""
+        return self._tensor_cost({name: float(size) for name, size in self._itemsizes.items()})
+
+
+def analyse(model: nn.Module, input_shape: Sequence[int], residual: Residual = "coupled") -> Channels:
+    """Find the channels of `model` that can be cut. `input_shape`: [channels, height, width] of one image.
+
+    Raises UsageError when the model does not run on images of this shape.
+    """
+    trace = trace_model(model, input_shape)
+    parameters = dict(model.named_parameters())
+    tensors = {**parameters, **dict(model.named_buffers())}
+    return Channels(
+        trace,
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        {name: tensor.element_size() for name, tensor in tensors.items()},
+        set(parameters),
+        residual,
+    )

@@ -1,0 +1,518 @@
+"""What each operator does to labels: one small function an operator. See `trace.py` for what labels are.
+
+A rule reads the labels of its inputs, joins those that must live and die together, and sets the labels of its output. An
+output that a rule leaves alone is untracked: whatever tracked thing meets it later is frozen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from compressor.channels.trace import Call, Ids, Labels, Rule, Trace
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen operators, named with their overload or without (all overloads)."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update({f"aten.{operator}": function for operator in operators})
+        return function
+
+    return register
+
+
+def unknown(trace: Trace, call: Call) -> None:
+    """No rule: whatever it touches stays."""
+    trace.unknown[call.name] += 1
+    for tensor in call.inputs:
+        trace.freeze_all(tensor, f"operator {call.name} has no rule")
+
+
+def _outputs(call: Call) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(call.out) if isinstance(leaf, Tensor)]
+
+
+def _normal(dim: int, dims: int) -> int:
+    return dim % dims if dims else 0
+
+
+# Layers ---------------------------------------------------------------------------------------------------------------
+
+
+@rule("convolution", "_convolution")
+def convolution(trace: Trace, call: Call) -> None:
+    """Inputs meet weight dim 1, the output is weight dim 0 (the other way round when transposed)."""
+    x, weight, bias = call.args[:3]
+    transposed, groups = bool(call.args[6]), int(call.args[8])
+    out: Tensor = call.out
+    channels = 1 if x.dim() == weight.dim() else 0
+    x_ids, w_ids = trace.labels(x)[channels], trace.labels(weight)
+    for kernel in w_ids[2:]:
+        trace.freeze(kernel, "it is a place in a kernel")
+    out_dim, in_dim = (1, 0) if transposed else (0, 1)
+    made, read = w_ids[out_dim], w_ids[in_dim]
+    if groups == 1:
+        trace.join(read, x_ids, "its input channels come from outside the model")
+    elif transposed:
+        trace.freeze_all(x, "it feeds a grouped transposed convolution")
+        trace.freeze_all(weight, "it is a grouped transposed convolution")
+        made = None
+    elif read is not None and made is not None:
+        wide = x_ids.reshape(groups, -1) if x_ids is not None else None  # [groups, inputs of each]
+        if weight.shape[1] == 1:  # depthwise: filter i reads channel i // multiplier and no other
+            expanded = None if wide is None else wide.repeat(len(made) // groups)
+            made = trace.join(made, expanded, "its depthwise filters read raw inputs")
+        else:
+            trace.join(read, None if wide is None else trace.alike(wide), "its groups read raw inputs")
+            trace.alike(made.reshape(groups, -1))  # [groups, filters of each]
+    else:
+        trace.freeze_all(x, "it feeds a grouped convolution with computed weights")
+        trace.freeze_all(weight, "it is a grouped convolution with computed weights")
+    if made is not None and bias is not None:
+        trace.join(made, trace.labels(bias)[0], "its bias is not a parameter")
+    if made is not None and not (groups > 1 and weight.shape[1] == 1):  # a depthwise filter only scales its channel
+        trace.produced.append(made)
+    if read is not None and weight.shape[in_dim] > 1:
+        trace.consumed.append(read)
+    labels: Labels = [None] * out.dim()
+    labels[channels] = made
+    trace.set(out, labels)
+    trace.step(trace.layers, x, out, (weight, bias))
+    places = math.prod((x if transposed else out).shape[channels + 1 :]) * (out.shape[0] if channels else trace.batch)
+    trace.cost(
+        _layer(trace, weight),
+        places * math.prod(weight.shape[2:]),
+        trace.axis(weight, out_dim),
+        trace.axis(weight, in_dim),
+    )
+
+
+def _layer(trace: Trace, weight: Tensor) -> str:
+    name = trace.tensor_name(weight)
+    return name.rpartition(".")[0] if name else "(computed weights)"
+
+
+def _product(trace: Trace, a: Tensor, b: Tensor, out: Tensor) -> None:
+    """[..., n, k] times [..., k, m]: k joins, the rest is carried."""
+    a_ids, b_ids = trace.labels(a), trace.labels(b)
+    trace.join(a_ids[-1], b_ids[-2], "it is multiplied with values from outside the model")
+    labels: Labels = [*_meet(trace, [(a, a_ids[:-2]), (b, b_ids[:-2])], list(out.shape[:-2])), a_ids[-2], b_ids[-1]]
+    trace.set(out, labels)
+    own = b if trace.tensor_name(b) else a
+    if trace.tensor_name(own):
+        made, read = (b_ids[-1], b_ids[-2]) if own is b else (a_ids[-2], a_ids[-1])
+        if made is not None and read is not None:
+            trace.produced.append(made)
+            trace.consumed.append(read)
+    inner = trace.axis(own, -2 if own is b else -1)
+    leading = [out.shape[i] if ids is None else trace.axis(out, i) for i, ids in enumerate(labels[:-2])]
+    trace.cost(_layer(trace, own), 1.0, *leading, trace.axis(a, -2), inner, trace.axis(b, -1))
+
+
+@rule("mm", "bmm")
+def product(trace: Trace, call: Call) -> None:
+    a, b = call.args[:2]
+    _product(trace, a, b, call.out)
+    if a.dim() == 2:
+        trace.step(trace.layers, a, call.out, (b,))
+
+
+@rule("addmm", "baddbmm")
+def biased_product(trace: Trace, call: Call) -> None:
+    bias, a, b = call.args[:3]
+    _product(trace, a, b, call.out)
+    trace.set(call.out, _meet(trace, [(call.out, trace.labels(call.out)), (bias, trace.labels(bias))], call.out.shape))
+    trace.step(trace.layers, a, call.out, (b, bias))
+
+
+# Normalisation --------------------------------------------------------------------------------------------------------
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
+      "_batch_norm_with_update", "_batch_norm_no_update")  # fmt: skip
+def batch_norm(trace: Trace, call: Call) -> None:
+    """Channels meet every per-channel parameter and statistic."""
+    x, *rest = call.args[:5]
+    tensors = [tensor for tensor in rest if isinstance(tensor, Tensor)]
+    labels = trace.labels(x)
+    for tensor in tensors:
+        labels[1] = trace.join(labels[1], trace.labels(tensor)[0], "it normalises raw inputs")
+    if labels[1] is not None and trace.labels(x)[1] is None:
+        labels[1] = None
+    out = _outputs(call)[0]
+    trace.set(out, labels)
+    trace.step(trace.norms, x, out, tensors)
+
+
+@rule("native_layer_norm", "_fused_rms_norm")
+def layer_norm(trace: Trace, call: Call) -> None:
+    """Averages over the trailing dimensions; the width it averages over shrinks with them."""
+    x, shape, *affine = call.args[:4]
+    labels = trace.labels(x)
+    tensors = [tensor for tensor in affine if isinstance(tensor, Tensor)]
+    first = x.dim() - len(shape)
+    for dim in range(first, x.dim()):
+        if not tensors:
+            trace.freeze(labels[dim], "a layer norm without weights averages over it")
+        elif len(shape) > 1:
+            trace.freeze(labels[dim], "a layer norm averages over it and over space")
+        for tensor in tensors:
+            trace.join(labels[dim], trace.labels(tensor)[dim - first], "it normalises raw inputs")
+    trace.set(_outputs(call)[0], labels)
+
+
+@rule("native_group_norm")
+def group_norm(trace: Trace, call: Call) -> None:
+    """Each group keeps its share of channels; index j of all groups goes together."""
+    x, weight, bias = call.args[:3]
+    groups = int(call.args[6])
+    labels = trace.labels(x)
+    if labels[1] is not None:
+        if weight is None:
+            trace.freeze(labels[1], "a group norm without weights averages over it")
+        elif groups == len(labels[1]):
+            trace.freeze(labels[1], "each of its channels is a group of a group norm")
+        trace.alike(labels[1].reshape(groups, -1))  # [groups, channels of each]
+    for tensor in (weight, bias):
+        if tensor is not None:
+            trace.join(labels[1], trace.labels(tensor)[0], "it normalises raw inputs")
+    trace.set(_outputs(call)[0], labels)
+
+
+# Element by element ---------------------------------------------------------------------------------------------------
+
+
+def _meet(trace: Trace, operands: Sequence[tuple[Tensor, Labels]], shape: Sequence[int]) -> Labels:
+    """Labels of an element-wise result: operands that are not broadcast along a dimension join there."""
+    labels: Labels = []
+    for back in range(len(shape), 0, -1):
+        here = [ids[-back] for tensor, ids in operands if tensor.dim() >= back and tensor.shape[-back] == shape[-back] > 1]
+        tracked = [ids for ids in here if ids is not None]
+        if len(tracked) < len(here):
+            for ids in tracked:
+                trace.freeze(ids, "it is combined with values that no layer makes")
+            labels.append(None)
+            continue
+        for ids in tracked[1:]:
+            trace.join(tracked[0], ids, "it is combined with padding")
+        labels.append(_steadiest(tracked))
+    return labels
+
+
+def _steadiest(tracked: Sequence[Ids]) -> Ids | None:
+    """Of joined labels, those with the fewest constants, so that ids stay known after a padded sum."""
+    return min(tracked, key=lambda ids: int((ids == 0).sum()), default=None)
+
+
+ELEMENTWISE = (
+    "add add_ sub sub_ mul mul_ div div_ rsub pow pow_ maximum minimum where addcmul addcmul_ addcdiv addcdiv_ lerp "
+    "lerp_ remainder fmod floor_divide atan2 copy_ masked_fill masked_fill_ eq ne lt le gt ge logical_and "
+    "logical_or logical_not bitwise_and bitwise_or bitwise_not __and__ __or__ neg abs sgn sign exp exp_ log log_ "
+    "log1p log2 sqrt sqrt_ rsqrt sin cos tanh tanh_ sigmoid sigmoid_ relu relu_ relu6 silu silu_ gelu elu elu_ celu "
+    "celu_ selu selu_ leaky_relu leaky_relu_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ mish "
+    "mish_ softplus log_sigmoid_forward clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ erf round floor ceil "
+    "trunc reciprocal square square_ isnan isinf nan_to_num nan_to_num_ alias detach clone contiguous lift_fresh "
+    "_to_copy to dropout dropout_ native_dropout threshold threshold_ bernoulli_ empty_like zeros_like ones_like "
+    "full_like rand_like randn_like fill_ zero_ _prelu_kernel type_as silu_backward bernoulli "
+).split()
+
+
+@rule(*ELEMENTWISE)
+def elementwise(trace: Trace, call: Call) -> None:
+    operands = [(tensor, trace.labels(tensor)) for tensor in call.inputs]
+    if call.name.startswith(("aten.add", "aten.sub")) and len(operands) > 1:
+        trace.sums.extend(ids for _, labels in operands for ids in labels if ids is not None)
+    for out in _outputs(call):
+        trace.set(out, _meet(trace, operands, out.shape))
+
+
+@rule("cat")
+def cat(trace: Trace, call: Call) -> None:
+    """Channels one after the other; an untracked piece stays."""
+    tensors = [tensor for tensor in call.args[0] if tensor.dim() == call.out.dim()]
+    dim = _normal(call.arg(1, "dim", 0), call.out.dim())
+    pieces = [trace.labels(tensor) for tensor in tensors]
+    labels: Labels = []
+    for here in range(call.out.dim()):
+        column = [ids[here] for ids in pieces]
+        if here == dim:
+            known = any(ids is not None for ids in column)
+            sizes = [tensor.shape[dim] for tensor in tensors]
+            filled = [np.zeros(n, np.int64) if ids is None else ids for ids, n in zip(column, sizes, strict=True)]
+            labels.append(np.concatenate(filled) if known else None)
+        else:
+            operands = [(tensor, [ids]) for tensor, ids in zip(tensors, column, strict=True)]
+            one = [ids for _, (ids,) in operands if ids is not None]
+            if one and len(one) < len(column):
+                for ids in one:
+                    trace.freeze(ids, "it is concatenated with values that no layer makes")
+                labels.append(None)
+            else:
+                for ids in one[1:]:
+                    trace.join(one[0], ids, "it is concatenated with constants")
+                labels.append(one[0] if one else None)
+    trace.set(call.out, labels)
+
+
+# Views ----------------------------------------------------------------------------------------------------------------
+
+
+def _piece(trace: Trace, ids: Ids | None, start: int, stop: int, step: int = 1) -> Ids | None:
+    """A slice. Equal aligned chunks of one tensor stay equal, so they are joined index by index."""
+    if ids is None:
+        return None
+    length = stop - start
+    if step == 1 and 0 < length < len(ids) and len(ids) % length == 0 and start % length == 0:
+        trace.alike(ids.reshape(-1, length))
+    return ids[start:stop:step]
+
+
+@rule("slice")
+def slice_(trace: Trace, call: Call) -> None:
+    x = call.args[0]
+    labels = trace.labels(x)
+    dim = _normal(call.arg(1, "dim", 0), x.dim())
+    size = x.shape[dim]
+    start, stop = call.arg(2, "start"), call.arg(3, "end")
+    start, stop, step = slice(start, stop, call.arg(4, "step", 1)).indices(size)
+    labels[dim] = _piece(trace, labels[dim], start, max(start, stop), step)
+    trace.set(call.out, labels)
+
+
+@rule("split", "split_with_sizes", "chunk")
+def split(trace: Trace, call: Call) -> None:
+    x = call.args[0]
+    dim = _normal(call.arg(2, "dim", 0), x.dim())
+    start = 0
+    for out in call.out:
+        labels = trace.labels(x)
+        labels[dim] = _piece(trace, labels[dim], start, start + out.shape[dim])
+        start += out.shape[dim]
+        trace.set(out, labels)
+
+
+@rule("select", "unbind")
+def select(trace: Trace, call: Call) -> None:
+    x = call.args[0]
+    unbind = call.name.startswith("aten.unbind")
+    dim = _normal(call.arg(1, "dim", 0), x.dim())
+    labels = trace.labels(x)
+    trace.freeze(labels[dim], "the model picks it by its place")
+    del labels[dim]
+    for out in call.out if unbind else [call.out]:
+        trace.set(out, labels)
+
+
+@rule("permute", "transpose", "t", "movedim", "numpy_T")
+def permute(trace: Trace, call: Call) -> None:
+    x = call.args[0]
+    labels = trace.labels(x)
+    if call.name.startswith("aten.permute"):
+        labels = [labels[dim] for dim in call.args[1]]
+    elif call.name.startswith("aten.transpose"):
+        a, b = call.args[1:3]
+        labels[a], labels[b] = labels[b], labels[a]
+    else:
+        labels = labels[::-1]
+    trace.set(call.out, labels)
+
+
+@rule("unsqueeze")
+def unsqueeze(trace: Trace, call: Call) -> None:
+    labels = trace.labels(call.args[0])
+    labels.insert(_normal(call.args[1], call.out.dim()), None)
+    trace.set(call.out, labels)
+
+
+@rule("squeeze")
+def squeeze(trace: Trace, call: Call) -> None:
+    x = call.args[0]
+    dims = range(x.dim()) if len(call.args) == 1 else call.args[1]
+    gone = {_normal(d, x.dim()) for d in ([dims] if isinstance(dims, int) else dims)}
+    kept = [ids for d, ids in enumerate(trace.labels(x)) if not (d in gone and x.shape[d] == 1)]
+    trace.set(call.out, kept)
+
+
+@rule("expand")
+def expand(trace: Trace, call: Call) -> None:
+    x, out = call.args[0], call.out
+    labels: Labels = [*[None] * (out.dim() - x.dim()), *trace.labels(x)]
+    trace.set(out, [ids if ids is not None and len(ids) == n else None for ids, n in zip(labels, out.shape, strict=True)])
+
+
+@rule("repeat")
+def repeat(trace: Trace, call: Call) -> None:
+    x, times = call.args[:2]
+    labels: Labels = [*[None] * (call.out.dim() - x.dim()), *trace.labels(x)]
+    trace.set(call.out, [None if ids is None else np.tile(ids, n) for ids, n in zip(labels, times, strict=True)])
+
+
+@rule("as_strided_")
+def restride(trace: Trace, call: Call) -> None:
+    """A new memory layout of the same shape (channels last)."""
+    if tuple(call.args[1]) != tuple(call.args[0].shape):
+        return unknown(trace, call)
+    trace.set(call.out, trace.labels(call.args[0]))
+
+
+@rule("roll", "flip")
+def rearrange(trace: Trace, call: Call) -> None:
+    """Moves within untracked dimensions only; a tracked one would change places."""
+    x = call.args[0]
+    labels = trace.labels(x)
+    dims = call.arg(2, "dims", []) if call.name.startswith("aten.roll") else call.args[1]
+    for dim in dims or range(x.dim()):
+        trace.freeze(labels[dim], "the model moves it from place to place")
+    trace.set(call.out, labels)
+
+
+@rule("constant_pad_nd")
+def pad(trace: Trace, call: Call) -> None:
+    """Padded places are constants: code that pads by a number keeps padding by it."""
+    x, amounts = call.args[:2]
+    labels = trace.labels(x)
+    for i in range(len(amounts) // 2):
+        dim, before, after = x.dim() - 1 - i, amounts[2 * i], amounts[2 * i + 1]
+        ids = labels[dim]
+        if ids is not None:
+            ids = ids[max(0, -before) : len(ids) - max(0, -after)]
+            labels[dim] = np.concatenate([np.zeros(max(0, before), np.int64), ids, np.zeros(max(0, after), np.int64)])
+    trace.set(call.out, labels)
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias")
+def view(trace: Trace, call: Call) -> None:
+    """Dimensions merge and split; one tracked axis remains of each."""
+    x, out = call.args[0], call.out
+    labels = trace.labels(x)
+    if not any(ids is not None for ids in labels):
+        return trace.set(out, [None] * out.dim())
+    new: Labels = [None] * out.dim()
+    for olds, news in _blocks(x.shape, out.shape):
+        merged = _merge(trace, [labels[d] for d in olds], [x.shape[d] for d in olds])
+        for dim, ids in zip(news, _separate(trace, merged, [out.shape[d] for d in news]), strict=True):
+            new[dim] = ids
+    trace.set(out, new)
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of old and new dimensions with equal products; dimensions of size 1 belong to none."""
+    blocks = []
+    i = j = 0
+    olds = [d for d, size in enumerate(old) if size != 1]
+    news = [d for d, size in enumerate(new) if size != 1]
+    while i < len(olds):
+        a, b = [olds[i]], [news[j]]
+        size_a, size_b = old[olds[i]], new[news[j]]
+        i, j = i + 1, j + 1
+        while size_a != size_b:
+            if size_a < size_b:
+                a.append(olds[i])
+                size_a *= old[olds[i]]
+                i += 1
+            else:
+                b.append(news[j])
+                size_b *= new[news[j]]
+                j += 1
+        blocks.append((a, b))
+    return blocks
+
+
+def _merge(trace: Trace, labels: Labels, sizes: Sequence[int]) -> Ids | None:
+    """Several dimensions flattened into one: each flat place has the id of its place along the one tracked dimension."""
+    tracked = [d for d, ids in enumerate(labels) if ids is not None]
+    if len(tracked) > 1:
+        for d in tracked:
+            trace.freeze(labels[d], "two sets of channels are flattened into one")
+        return np.zeros(math.prod(sizes), np.int64)
+    if not tracked:
+        return None
+    (d,) = tracked
+    ids = labels[d]
+    assert ids is not None
+    return np.tile(ids.repeat(math.prod(sizes[d + 1 :])), math.prod(sizes[:d]))
+
+
+def _separate(trace: Trace, ids: Ids | None, sizes: Sequence[int]) -> Labels:
+    """One dimension cut into several: the last axis along which ids differ stays tracked, and its copies must stay alike."""
+    labels: Labels = [None] * len(sizes)
+    if ids is None:
+        return labels
+    cube = ids.reshape(tuple(sizes))
+    varies = [d for d in range(len(sizes)) if np.any(cube != cube.take([0], axis=d))]
+    axis = varies[-1] if varies else 0
+    rows = np.moveaxis(cube, axis, -1).reshape(-1, sizes[axis])
+    labels[axis] = trace.alike(rows if len(varies) > 1 else rows[:1])
+    return labels
+
+
+# Space and reductions -------------------------------------------------------------------------------------------------
+
+
+@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+      "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool2d", "adaptive_avg_pool1d", "adaptive_max_pool2d",
+      "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
+      "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
+      "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+      "replication_pad1d", "replication_pad2d", "replication_pad3d", "grid_sampler_2d", "pixel_unshuffle")  # fmt: skip
+def space(trace: Trace, call: Call) -> None:
+    """Works on places, channel by channel."""
+    x = call.args[0]
+    labels = trace.labels(x)
+    space_dims = 3 if "3d" in call.name else 1 if "1d" in call.name else 2
+    for ids in labels[x.dim() - space_dims :]:
+        trace.freeze(ids, "it is used as a place in space")
+    for out in _outputs(call):
+        trace.set(out, labels[: x.dim() - space_dims] + [None] * space_dims)
+
+
+def _reduced(call: Call, dims: int) -> set[int]:
+    dim = call.arg(2 if "linalg_vector_norm" in call.name else 1, "dim")
+    if dim is None or dim == []:
+        return set(range(dims))
+    return {_normal(d, dims) for d in ([dim] if isinstance(dim, int) else dim)}
+
+
+@rule("mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "std", "var", "var_mean", "std_mean",
+      "linalg_vector_norm", "norm", "logsumexp", "any", "all")  # fmt: skip
+def reduce(trace: Trace, call: Call) -> None:
+    """Reduced dimensions are dropped. A sum does not feel a channel of zeros; every other reduction would."""
+    x = call.args[0]
+    labels = trace.labels(x)
+    if isinstance(call.arg(1, "dim"), Tensor):
+        return elementwise(trace, call)
+    gone = _reduced(call, x.dim())
+    operator = call.name.split(".")[1]
+    for dim in gone:
+        if operator != "sum":
+            trace.freeze(labels[dim], f"the model takes its {operator} over channels")
+    for out in _outputs(call):
+        if out.dim() == x.dim():
+            trace.set(out, [None if d in gone else ids for d, ids in enumerate(labels)])
+        else:
+            trace.set(out, [ids for d, ids in enumerate(labels) if d not in gone])
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "cumsum", "cumprod", "sort", "topk")
+def along(trace: Trace, call: Call) -> None:
+    """Mixes the places along one dimension."""
+    x = call.args[0]
+    labels = trace.labels(x)
+    dim = _normal(call.arg(2 if "topk" in call.name else 1, "dim", -1), x.dim())
+    trace.freeze(labels[dim], f"the model takes a {call.name.split('.')[1].strip('_')} over channels")
+    for out in _outputs(call):
+        trace.set(out, [None if d == dim else ids for d, ids in enumerate(labels)])
+
+
+@rule("empty", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "new_empty", "sym_size", "sym_stride")
+def fresh(trace: Trace, call: Call) -> None:
+    """A new tensor that only takes its type from another."""
+    for out in _outputs(call):
+        trace.set(out, [None] * out.dim())

@@ -1,0 +1,176 @@
+"""Take channels out of a model, or scatter them: the user's own classes stay, only their tensors and counts change.
+
+`plan` says what each tensor keeps, `apply` makes the small model from it, `mask` makes the large model whose cut channels are
+zero: the two must agree (`verify.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from compressor.channels.groups import Channels, Mask
+from compressor.channels.trace import Ids
+
+Count = int | list[int]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A narrow output put back at its `kept` places among `width` channels along `dim`."""
+
+    kept: tuple[int, ...]
+    width: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What remains of a model.
+
+    kept: tensor -> dimension -> places that stay, in order; tensors that keep everything are not named.
+    counts: module -> attribute -> its new value (`in_channels`, `num_features`, ...).
+    spread: module -> how its narrow output is scattered.
+    """
+
+    kept: dict[str, dict[int, Ids]] = field(default_factory=dict)
+    counts: dict[str, dict[str, Count]] = field(default_factory=dict)
+    spread: dict[str, Spread] = field(default_factory=dict)
+
+
+class Scatter(nn.Module):
+    """[..., kept, ...] -> [..., width, ...]: zeros where channels were cut."""
+
+    kept: Tensor
+
+    def __init__(self, spread: Spread) -> None:
+        super().__init__()
+        self.width, self.dim = spread.width, spread.dim
+        self.register_buffer("kept", torch.tensor(spread.kept), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = list(x.shape)
+        shape[self.dim] = self.width
+        return x.new_zeros(shape).index_copy(self.dim, self.kept, x)
+
+
+def _scatter_output(module: nn.Module, args: object, output: Tensor) -> Tensor:
+    scattered: Tensor = module.get_submodule("scatter")(output)
+    return scattered
+
+
+def attach(module: nn.Module, spread: Spread) -> None:
+    """Scatter what `module` returns. Its parameters keep their names."""
+    device = next((p.device for p in module.parameters()), None)
+    module.add_module("scatter", Scatter(spread).to(device))
+    module.register_forward_hook(_scatter_output)
+
+
+def remake(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A copy of `model` whose parameters and buffers are `change(name, tensor)`; what `change` returns is not copied again.
+
+    Shared tensors stay shared: `change` sees them once, under their first name.
+    """
+    memo: dict[int, object] = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            changed = change(name, parameter.detach())
+            memo[id(parameter)] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
+        for name, buffer in model.named_buffers():
+            memo[id(buffer)] = change(name, buffer.detach())
+    return copy.deepcopy(model, memo)
+
+
+def plan(model: nn.Module, channels: Channels, mask: Mask) -> Cut:
+    """What remains of `model` when the atoms of `mask` stay."""
+    kept: dict[str, dict[int, Ids]] = {}
+    for place in channels.places:
+        stays = mask[place.atoms] | (place.atoms < 0)
+        if not stays.all():
+            kept.setdefault(place.tensor, {})[place.dim] = np.flatnonzero(stays)
+    spread = {}
+    for group, own in zip(channels.groups, channels.split(mask).values(), strict=True):
+        if group.scatter is not None and not own.all():
+            weight = model.get_parameter(group.members[0].tensor)
+            spread[group.scatter] = Spread(tuple(np.flatnonzero(own).tolist()), group.size, -1 if weight.dim() == 2 else 1)
+    modules = dict(model.named_modules())
+    counts: dict[str, dict[str, Count]] = {}
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in kept):
+        tensors = {leaf: kept[f"{owner}.{leaf}" if owner else leaf] for leaf in _leaves(kept, owner)}
+        if changed := _counts(modules[owner], tensors):
+            counts[owner] = changed
+    return Cut(kept, counts, spread)
+
+
+def _leaves(kept: dict[str, dict[int, Ids]], owner: str) -> list[str]:
+    return [name.rpartition(".")[2] for name in kept if name.rpartition(".")[0] == owner]
+
+
+def _counts(module: nn.Module, kept: dict[str, dict[int, Ids]]) -> dict[str, Count]:
+    """The counts that torch's own modules keep beside their tensors, after the cut."""
+
+    def size(tensor: str, dim: int) -> int:
+        return len(kept.get(tensor, {}).get(dim, range(getattr(module, tensor).shape[dim])))
+
+    if isinstance(module, _ConvNd):
+        out_dim, in_dim = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
+        groups, made, read = module.groups, size("weight", out_dim), size("weight", in_dim)
+        if groups > 1 and module.weight.shape[1] == 1:  # depthwise: as many groups as channels remain
+            groups = made * module.in_channels // module.out_channels
+        return {"in_channels": read * groups, "out_channels": made, "groups": groups}
+    if isinstance(module, nn.Linear):
+        return {"in_features": size("weight", 1), "out_features": size("weight", 0)}
+    if isinstance(module, _NormBase):
+        leaf = next(iter(kept))
+        return {"num_features": size(leaf, 0)}
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return {"normalized_shape": [size("weight", dim) for dim in range(module.weight.dim())]}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": size("weight", 0)}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": size("weight", 0)}
+    return {}
+
+
+def apply(model: nn.Module, cut: Cut) -> nn.Module:
+    """The small model. `model` stays as it is."""
+
+    def narrow(name: str, tensor: Tensor) -> Tensor:
+        if name not in cut.kept:
+            return tensor.clone()
+        for dim, places in cut.kept[name].items():
+            tensor = tensor.index_select(dim, torch.from_numpy(places).to(tensor.device))
+        return tensor
+
+    small = remake(model, narrow)
+    set_counts(small, cut.counts)
+    for name, spread in cut.spread.items():
+        attach(small.get_submodule(name), spread)
+    return small
+
+
+def set_counts(model: nn.Module, counts: dict[str, dict[str, Count]]) -> None:
+    for name, changed in counts.items():
+        module = model.get_submodule(name)
+        for attribute, value in changed.items():
+            setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
+
+
+def mask(model: nn.Module, cut: Cut) -> nn.Module:
+    """The large model with zeros wherever `cut` takes something away."""
+
+    def zero(name: str, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        for dim, places in cut.kept.get(name, {}).items():
+            gone = np.setdiff1d(np.arange(tensor.shape[dim]), places)
+            tensor.index_fill_(dim, torch.from_numpy(gone).to(tensor.device), 0)
+        return tensor
+
+    return remake(model, zero)

@@ -1,0 +1,164 @@
+"""Trust nothing: after surgery the small model must give what the large model gives with the cut channels at zero.
+
+The comparison is made in float64 where the model allows it, so that a real difference cannot hide behind rounding. Layer and
+group norms average over channels: the masked model's norms average over those that remain, as the small model's do.
+A group whose removal breaks the model (a channel count written into someone's forward) is held whole and the cut is made
+again: a model is never left half cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from compressor.channels import surgery
+from compressor.channels.groups import Channels, Mask
+from compressor.channels.surgery import Cut
+from compressor.channels.trace import Ids
+from compressor.errors import VerificationFailed
+from compressor.meta import meta_copy
+
+TOLERANCE = 1e-5  # largest difference over largest output; float64 gives about 1e-15, float32 about 1e-6
+
+
+class _SurvivingNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its __init_subclass__ untyped
+    """Layer and group norms with masked channels average over the channels that remain."""
+
+    def __init__(self, kept: dict[int, Ids]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.kept = kept  # id() of a norm's weight -> its channels that remain
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        layer = name.startswith("aten.native_layer_norm")
+        if layer or name.startswith("aten.native_group_norm"):
+            weight = args[2] if layer else args[1]
+            if (places := self.kept.get(id(weight))) is not None:
+                return self._norm(func, layer, args, torch.from_numpy(places).to(args[0].device))
+        return func(*args, **(kwargs or {}))
+
+    def _norm(self, func: Any, layer: bool, args: Any, kept: Tensor) -> Any:
+        x, dim = args[0], args[0].dim() - 1 if layer else 1
+        narrow = [None if t is None else t.index_select(0, kept) for t in (args[2:4] if layer else args[1:3])]
+        inner = x.index_select(dim, kept)
+        if layer:
+            out, *rest = func(inner, [len(kept)], *narrow, args[4])
+        else:
+            out, *rest = func(inner, *narrow, args[3], len(kept), *args[5:])
+        return (torch.zeros_like(x).index_copy(dim, kept, out), *rest)
+
+
+def _outputs(model: nn.Module, images: Tensor, norms: dict[int, Ids] | None = None) -> list[Tensor]:
+    with torch.no_grad(), _SurvivingNorms(norms) if norms else contextlib.nullcontext():
+        out = model.eval()(images)
+    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def difference(model: nn.Module, small: nn.Module, cut: Cut, input_shape: Sequence[int]) -> float:
+    """Largest difference between `small` and the masked `model` over their largest output, on two random images.
+
+    Raises RuntimeError when the small model does not run; infinite when the outputs differ in number, shape or finiteness.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        return _difference(model, small, cut, images, torch.float64)
+    except RuntimeError as error:
+        if "dtype" not in str(error) and "type" not in str(error):
+            raise
+        return _difference(model, small, cut, images, torch.float32)  # it makes float32 values of its own
+
+
+def _difference(model: nn.Module, small: nn.Module, cut: Cut, images: Tensor, dtype: torch.dtype) -> float:
+    masked = surgery.mask(model, cut).to(dtype)
+    norms = {
+        id(weight): cut.kept[name][0] for name, weight in masked.named_parameters() if name in cut.kept and weight.dim() == 1
+    }
+    compact = surgery.remake(small, lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor.clone())
+    mine, theirs = _outputs(compact, images.to(dtype)), _outputs(masked, images.to(dtype), norms)
+    if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(mine, theirs, strict=True):
+        gap, size = float((a - b).abs().max()), float(b.abs().max())
+        if not np.isfinite(gap):
+            return float("inf")
+        worst = max(worst, gap / size if size > 0 else gap)
+    return worst
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A cut that was made and checked."""
+
+    model: nn.Module
+    cut: Cut
+    channels: Channels  # with the groups that had to be held whole
+    mask: Mask
+    difference: float
+
+
+def remove(model: nn.Module, channels: Channels, choose: Callable[[Channels], Mask], input_shape: Sequence[int]) -> Verified:
+    """Cut what `choose` does not keep, check the result, and hold groups whole that break the model until it passes.
+
+    Raises VerificationFailed when it cannot be made to pass.
+    """
+    for _ in range(8):
+        mask = choose(channels)
+        cut = surgery.plan(model, channels, mask)
+        small = surgery.apply(model, cut)
+        try:
+            gap = difference(model, small, cut, input_shape)
+            fault = f"the small model differs from the masked one by {gap:.1e}" if gap > TOLERANCE else ""
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            fault = "the model's code relies on its width: " + (str(error).strip().splitlines() or [""])[0]
+        if not fault:
+            return Verified(small, cut, channels, mask, gap)
+        held = _guilty(model, channels, mask, input_shape, fault)
+        if not held:
+            break
+        channels = channels.without(held)
+    raise VerificationFailed(f"The cut model could not be shown equal to the masked one: {fault}.\nNothing was written.")
+
+
+def _guilty(model: nn.Module, channels: Channels, mask: Mask, input_shape: Sequence[int], fault: str) -> dict[str, str]:
+    """The groups that break the model when they are cut, found by halving, and why."""
+    own = channels.split(mask)
+    cut_groups = [name for name, kept in own.items() if not kept.all()]
+    twin = meta_copy(model)
+
+    def runs(names: Sequence[str]) -> bool:
+        """Whether the model still works with these groups cut: first its shapes alone, then its values."""
+        part = channels.join({name: own[name] for name in names})
+        try:
+            cut = surgery.plan(twin, channels, part)
+            with torch.no_grad():
+                surgery.apply(twin, cut).eval()(torch.empty(2, *input_shape, device="meta"))
+        except NotImplementedError:
+            pass  # it reads values: only the real run can tell
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            return False
+        if "differs" not in fault:
+            return True
+        try:
+            return difference(model, surgery.apply(model, cut), cut, input_shape) <= TOLERANCE
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            return False
+
+    def search(names: list[str]) -> list[str]:
+        if runs(names):
+            return []
+        if len(names) == 1:
+            return names
+        half = len(names) // 2
+        return (search(names[:half]) + search(names[half:])) or names
+
+    return dict.fromkeys(search(cut_groups), fault) if cut_groups else {}

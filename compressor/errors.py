@@ -1,0 +1,63 @@
+"""What can go wrong, and the exit status each answer has on the command line.
+
+    CompressError
+    ├── UsageError              2   wrong usage, or input that cannot be used
+    │   ├── CheckpointError     2   the file is not a checkpoint we can read, or does not fit its network
+    │   ├── ArchitectureError   2   the code that builds the network was not found, or does not build one
+    │   ├── DataError           2   the images or labels are missing, unreadable or do not fit the network
+    │   └── OutputError         2   the results cannot be written where they were asked to go
+    ├── Infeasible              3   the network cannot be compressed as asked
+    └── VerificationFailed      4   a check failed; nothing was published
+
+Every message is one or two plain lines: what was asked, what was found, what to do. Anything else that is raised is a
+fault of ours (exit status 5); an interruption by the user is 130.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CompressError(Exception):
+    """The root of all errors this package raises on purpose."""
+
+    exit_code = 5
+
+
+class UsageError(CompressError):
+    """Wrong usage, or input that cannot be used."""
+
+    exit_code = 2
+
+
+class CheckpointError(UsageError):
+    """The file is not a checkpoint we can read, or does not fit its network."""
+
+
+class ArchitectureError(UsageError):
+    """The code that builds the network was not found, or does not build one."""
+
+
+class DataError(UsageError):
+    """The images or labels are missing, unreadable or do not fit the network."""
+
+
+class OutputError(UsageError):
+    """The results cannot be written where they were asked to go."""
+
+
+class Infeasible(CompressError):
+    """The network cannot be compressed as asked; the message tells the nearest point that can be reached."""
+
+    exit_code = 3
+
+
+class VerificationFailed(CompressError):
+    """A check failed; nothing was published."""
+
+    exit_code = 4
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'magnitude'?"`, or an empty string when nothing known is near."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,42 @@
+"""A copy of a network that has shapes but no numbers.
+
+PyTorch's `meta` device keeps the shape and type of a tensor and throws its content away. A forward pass there takes
+no memory and next to no time, yet calls the same operators in the same order, so it tells what a network would do.
+The copy is made without copying a single weight: while Python copies the modules, every tensor that it comes across
+is replaced by its twin on `meta`.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of `model` on `meta`: the same modules, hooks, shapes, types and `requires_grad` flags, and no data.
+
+    What was one tensor under several names stays one tensor; tensors that are neither parameters nor buffers move too.
+    A hook that is a plain function is shared with the original, as in every deep copy, and so is what it refers to.
+    """
+    with _MetaTwins():
+        return copy.deepcopy(model)
+
+
+class _MetaTwins(TorchFunctionMode):
+    """While active, a tensor that is copied becomes its twin on `meta`."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.__deepcopy__:
+            tensor: Tensor = args[0]
+            return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+        if func is Tensor.clone:  # how a parameter copies itself, before it wraps the result in a parameter again
+            return args[0].to("meta")
+        return func(*args, **(kwargs or {}))
