@@ -1,3 +1,42 @@
-"""Make a trained PyTorch vision model smaller and faster, and prove it."""
+"""Make a trained PyTorch vision model smaller and faster, and prove it.
+
+    compressor.prune("model.pt", rate=0.5, data="imagefolder:photos", out="runs/half")   # -> Report
+    compressor.load("runs/half")                                                          # -> the small torch.nn.Module
+
+Everything here is imported when it is first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "CompressError": "compressor.errors",
+    "Recipe": "compressor.train",
+    "Report": "compressor.report",
+    "analyse": "compressor.channels",
+    "load": "compressor.evaluate",
+    "open_data": "compressor.data",
+    "prune": "compressor.run",
+    "read_report": "compressor.report",
+}
+
+if TYPE_CHECKING:
+    from compressor.channels import analyse
+    from compressor.data import open_data
+    from compressor.errors import CompressError
+    from compressor.evaluate import load
+    from compressor.report import Report, read_report
+    from compressor.run import prune
+    from compressor.train import Recipe
+
+__all__ = ["CompressError", "Recipe", "Report", "analyse", "load", "open_data", "prune", "read_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'compressor' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,7 +1,9 @@
-"""The contract between a paper and the training loop.
+"""The contract between a paper and the training loop. Read this first.
+
+A method is given a job and changes how the job's network is trained:
 
     method = SomePaper(job, ...)
-    method.prepare()                          # what the paper does before training: one-shot papers cut here
+    method.prepare()                          # before training: one-shot papers cut here
     for progress in epochs:
         method.begin_epoch(progress)
         for batch in data:
@@ -12,12 +14,21 @@
         method.end_epoch(progress)
     small = method.finish()
 
-A paper's file overrides only the lines that the paper changes.
+A paper's file overrides only the lines that the paper changes. Its settings are keyword-only arguments of `__init__`, each with
+a type, a literal default and a sentence in the class's docstring; everything that depends on the network comes from the job.
 """
 
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from compressor.budget import Goal
+from compressor.channels import Channels
+from compressor.task import Classify
 
 
 class Batch(NamedTuple):
@@ -26,3 +37,64 @@ class Batch(NamedTuple):
     images: Tensor
     targets: Tensor
     indices: Tensor
+
+
+class Progress(NamedTuple):
+    """Where training stands: epoch 0..epochs-1, and the share of the training that is over when it began, 0..1."""
+
+    epoch: int
+    epochs: int
+
+    @property
+    def share(self) -> float:
+        return self.epoch / self.epochs
+
+
+@dataclass(frozen=True)
+class Job:
+    """What there is to compress."""
+
+    model: nn.Module  # the original; a method works on a copy
+    input_shape: tuple[int, int, int]  # channels, height, width
+    channels: Channels  # what can be cut
+    goal: Goal  # what is to be reached
+    task: Classify  # the loss
+    round_to: int = 1  # widths are multiples of this where they can be
+    most: float = 0.95  # at most this share of one group's channels goes
+    overhead: float = 0.0  # bytes of the ONNX file beside its weights, for a goal of size
+
+
+class Method(nn.Module):
+    """Abstract. Parameters that want a gradient are trained; `model` is what is evaluated and, in the end, kept.
+
+    Whatever a method must remember between epochs is a parameter or a buffer of it: so it is moved to the GPU and saved for
+    `--resume` without a word of code.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job
+        self.model = copy.deepcopy(job.model)
+
+    def prepare(self) -> None:
+        """Called once, before the optimizer is built: the place to cut before training."""
+
+    def begin_epoch(self, progress: Progress) -> None:
+        """Called before the first batch of each epoch."""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted, named terms of the loss, each a scalar: the log's columns are the paper's equation."""
+        return self.job.task.loss(self.model(batch.images), batch.targets)
+
+    def edit_gradients(self) -> None:
+        """Called after the backward pass, before the optimizer's step."""
+
+    def end_step(self, batch: Batch) -> None:
+        """Called after the optimizer's step."""
+
+    def end_epoch(self, progress: Progress) -> None:
+        """Called after the last batch of each epoch, before the network is evaluated."""
+
+    def finish(self) -> nn.Module:
+        """The small network. Called once, after training."""
+        return self.model

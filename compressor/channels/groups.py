@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from compressor.report.schema import Frozen
 
 Residual = Literal["coupled", "scatter"]
 Mask = npt.NDArray[np.bool_]
+T = TypeVar("T", bound=np.generic)
 Role = Literal["out", "in", "scale"]
 
 
@@ -266,10 +267,10 @@ class Channels:
     def all_kept(self) -> Mask:
         return np.ones(self.atoms, bool)
 
-    def split(self, mask: Mask) -> dict[str, Mask]:
-        """A mask over all atoms, by group."""
+    def split(self, values: npt.NDArray[T]) -> dict[str, npt.NDArray[T]]:
+        """One value an atom, such as a mask, by group."""
         ends = np.cumsum([group.size for group in self.groups])
-        return {group.name: mask[end - group.size : end] for group, end in zip(self.groups, ends, strict=True)}
+        return {group.name: values[end - group.size : end] for group, end in zip(self.groups, ends, strict=True)}
 
     def join(self, masks: dict[str, Mask]) -> Mask:
         """Masks by group, end to end; groups not named are kept whole."""

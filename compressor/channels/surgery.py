@@ -20,6 +20,10 @@ from compressor.channels.groups import Channels, Mask
 from compressor.channels.trace import Ids
 
 Count = int | list[int]
+COUNTS = (
+    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "normalized_shape",
+    "num_channels", "num_parameters",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""What a run reports: one truth (`schema.py`) as JSON, Markdown, an HTML page and terminal tables."""
+
+from compressor.report.files import read_report, write_reports
+from compressor.report.html import to_html
+from compressor.report.markdown import to_markdown
+from compressor.report.read import from_json, json_schema, to_json
+from compressor.report.schema import (
+    VERSION,
+    Accuracy,
+    Change,
+    Epoch,
+    Fidelity,
+    Frozen,
+    Latency,
+    Layer,
+    Profile,
+    Report,
+    Stage,
+    Target,
+    Verification,
+)
+from compressor.report.summary import compare, verdict
+from compressor.report.terminal import print_report
+
+__all__ = [
+    "VERSION",
+    "Accuracy",
+    "Change",
+    "Epoch",
+    "Fidelity",
+    "Frozen",
+    "Latency",
+    "Layer",
+    "Profile",
+    "Report",
+    "Stage",
+    "Target",
+    "Verification",
+    "compare",
+    "from_json",
+    "json_schema",
+    "print_report",
+    "read_report",
+    "to_html",
+    "to_json",
+    "to_markdown",
+    "verdict",
+    "write_reports",
+]

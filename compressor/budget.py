@@ -1,0 +1,180 @@
+"""How much is to go, and which channels go so that exactly that much does.
+
+A goal is a share of the model's MACs, parameters or bytes to remove, or a share of the filters of every layer. Given one score
+a channel (low = weak), `choose` removes the weakest until the goal is met; costs come from a table, so the search never runs
+the model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from compressor.channels import Channels, Mask
+from compressor.channels.groups import Cost
+from compressor.errors import Infeasible, UsageError, did_you_mean
+
+Quantity = Literal["macs", "params", "size", "filters"]
+Scores = npt.NDArray[np.float64]
+WITHIN = 0.01  # a goal is met within one percentage point of the original
+UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`share` of the quantity is to go, or what remains is to be at most `limit` (in MACs, parameters or bytes)."""
+
+    quantity: Quantity
+    text: str  # as the user wrote it
+    share: float | None = None
+    limit: float | None = None
+
+    def asked(self, full: float) -> float:
+        """The share to remove from `full`."""
+        if self.share is not None:
+            return self.share
+        assert self.limit is not None
+        return max(0.0, 1.0 - self.limit / full)
+
+
+def parse_rate(rate: float) -> Goal:
+    """`--rate 0.5`: half of the MACs are to go. Raises UsageError unless 0 < rate < 1."""
+    if not 0 < rate < 1:
+        hint = f"; for {rate:g} % write {rate / 100:g}" if 1 < rate < 100 else ""
+        raise UsageError(f"--rate is the share of MACs to remove, between 0 and 1, both excluded; found {rate:g}{hint}.")
+    return Goal("macs", f"--rate {rate:g}", share=rate)
+
+
+def parse_target(text: str) -> Goal:
+    """`macs=50%` removes half; `params<=5M`, `size<=10MB`, `macs<=40%` bound what remains. Raises UsageError."""
+    match = re.fullmatch(r"\s*(\w+)\s*(<=|=)\s*([0-9.eE+-]+)\s*([%A-Za-z]*)\s*", text)
+    form = "write it like macs=50%, params<=5M, size<=10MB or filters=40%"
+    if match is None:
+        raise UsageError(f"--target {text!r} was not understood: {form}.")
+    quantity, relation, number, unit = match.groups()
+    known: tuple[Quantity, ...] = get_args(Quantity)
+    if quantity not in known:
+        raise UsageError(f"--target names {quantity!r}, but knows {', '.join(known)}{did_you_mean(quantity, known)}.")
+    try:
+        value = float(number)
+    except ValueError:
+        raise UsageError(f"--target {text!r}: {number!r} is not a number; {form}.") from None
+    if unit == "%":
+        share = value / 100 if relation == "=" else 1 - value / 100
+        if not 0 < share < 1:
+            raise UsageError(f"--target {text!r} removes {share:.0%}: between 0 % and 100 %, both excluded, can be asked.")
+        return Goal(quantity, text.strip(), share=share)
+    if relation == "=" or quantity == "filters" or unit.upper() not in UNITS or not value > 0 or math.isinf(value):
+        raise UsageError(f"--target {text!r} was not understood: {form}.")
+    return Goal(quantity, text.strip(), limit=value * UNITS[unit.upper()])
+
+
+def cost_of(channels: Channels, quantity: Quantity) -> Cost:
+    """The table of what a goal counts."""
+    tables = {"macs": lambda: channels.macs, "params": lambda: channels.params, "size": lambda: channels.bytes}
+    return tables[quantity]()
+
+
+def uniform(channels: Channels, scores: Scores) -> Scores:
+    """Scores under which every group gives the same share: the rank of each channel inside its own group, 0..1."""
+    ranks = np.empty(len(scores))
+    start = 0
+    for group in channels.groups:
+        own = slice(start, start + group.size)
+        ranks[own] = np.argsort(np.argsort(scores[own], kind="stable"), kind="stable") / group.size
+        start += group.size
+    return ranks
+
+
+class Shelf:
+    """Channels in the order in which they would go, the weakest first, with the bounds that every choice respects."""
+
+    def __init__(self, channels: Channels, scores: Scores, round_to: int, most: float) -> None:
+        self.sizes = np.array([group.size for group in channels.groups], np.int64)
+        self.group = np.repeat(np.arange(len(self.sizes)), self.sizes)  # [atoms]
+        order = np.argsort(scores, kind="stable")
+        self.order = order
+        by_group = order[np.argsort(self.group[order], kind="stable")]
+        self.place = np.empty(len(scores), np.int64)  # place of each atom in its own group, the weakest first
+        self.place[by_group] = np.arange(len(scores)) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
+        self.round_to = round_to
+        self.least = np.maximum(1, np.ceil(self.sizes * (1 - most) - 1e-9)).astype(np.int64)
+
+    def without(self, drops: npt.NDArray[np.int64]) -> Mask:
+        """The mask when each group gives its `drops` [groups] weakest, bounded and rounded."""
+        kept = np.maximum(self.sizes - drops, self.least)
+        kept = np.minimum(-(-kept // self.round_to) * self.round_to, self.sizes)
+        mask: Mask = self.place >= (self.sizes - kept)[self.group]
+        return mask
+
+    def without_weakest(self, count: int) -> Mask:
+        return self.without(np.bincount(self.group[self.order[:count]], minlength=len(self.sizes)))
+
+
+def choose(
+    channels: Channels, scores: Scores, goal: Goal, *, round_to: int = 1, most: float = 0.95, overhead: float = 0.0
+) -> Mask:
+    """Remove the lowest-scoring atoms until the goal is met; at most the share `most` of one group goes.
+
+    `scores` [atoms]; `overhead` is added to the cost of any choice (an ONNX file's bytes beside its weights).
+    Raises Infeasible, telling the nearest point that can be reached.
+    """
+    if not channels.atoms:
+        raise Infeasible("Nothing can be cut from this model: see `compress inspect` for what is frozen, and why.")
+    shelf = Shelf(channels, scores, round_to, most)
+    if goal.quantity == "filters":
+        assert goal.share is not None
+        return shelf.without(np.floor(shelf.sizes * goal.share + 1e-9).astype(np.int64))
+    table = cost_of(channels, goal.quantity)
+    full = table.total(channels.all_kept()) + overhead
+    limit = full * (1 - goal.asked(full))
+
+    def cost(count: int) -> float:
+        return table.total(shelf.without_weakest(count)) + overhead
+
+    low, high = 0, channels.atoms
+    if (least := cost(high)) > limit + (WITHIN * full if goal.share is not None else 0):
+        raise Infeasible(
+            f"{goal.text} asks for {1 - limit / full:.1%} fewer {goal.quantity}, but at most {1 - least / full:.1%} can go "
+            f"(frozen layers, and at most {most:.0%} of any group's channels).\n"
+            f"Ask for at most {math.floor((1 - least / full) * 1000) / 1000:g}, or see `compress inspect` for what is frozen."
+        )
+    while low < high:  # the smallest number of removals that meets the limit
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(middle) <= limit else (middle + 1, high)
+    if goal.share is not None and low and cost(low - 1) - limit < limit - cost(low):
+        low -= 1  # one removal fewer lies nearer to what was asked
+    return shelf.without_weakest(low)
+
+
+def reached(channels: Channels, mask: Mask, goal: Goal, overhead: float = 0.0) -> float:
+    """The share of the goal's quantity that is gone under `mask`."""
+    if goal.quantity == "filters":
+        weights = np.concatenate([np.full(g.size, len(g.layers)) for g in channels.groups])
+        return float((~mask * weights).sum() / weights.sum())
+    table = cost_of(channels, goal.quantity)
+    full = table.total(channels.all_kept()) + overhead
+    return 1 - (table.total(mask) + overhead) / full
+
+
+def hold(channels: Channels, patterns: list[str]) -> Channels:
+    """Keep whole every group that is the output of a layer whose name matches one of the shell patterns.
+
+    Raises UsageError for a pattern that matches no layer.
+    """
+    held: dict[str, str] = {}
+    layers = {member.tensor.rpartition(".")[0] for group in channels.groups for member in group.members}
+    layers |= {row.name for row in channels.frozen()}
+    for pattern in patterns:
+        if not any(fnmatch(layer, pattern) for layer in layers):
+            raise UsageError(f"--keep {pattern!r} matches no layer{did_you_mean(pattern, layers)}: see `compress inspect`.")
+        for group in channels.groups:
+            if any(fnmatch(member.tensor.rpartition(".")[0], pattern) for member in group.members if member.dim == 0):
+                held[group.name] = f"kept as asked (--keep {pattern})"
+    return channels.without(held) if held else channels

@@ -1,0 +1,137 @@
+"""What methods there are, read from their files as text: so that listing them never imports torch.
+
+A method's name is its file's name. Its title is the first line of the file; its class's docstring says what it does and lists
+its settings, which are the keyword-only arguments of `__init__`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from compressor.method import Job, Method
+
+Value = str | float | int | bool
+FOLDER = Path(__file__).parent / "methods"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a method."""
+
+    name: str
+    kind: str
+    default: Value
+    text: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method."""
+
+    name: str
+    family: str  # prune, lowrank, distill
+    title: str
+    does: str
+    paper: str
+    trains: bool  # whether the method does nothing without epochs of training
+    settings: tuple[Setting, ...]
+    text: str  # the whole docstring of its file
+
+
+@cache
+def catalogue() -> dict[str, Entry]:
+    """All methods by name."""
+    files = sorted(FOLDER.glob("*/[!_]*.py"))
+    return {path.stem: _entry(path) for path in files}
+
+
+def _entry(path: Path) -> Entry:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    text = ast.get_docstring(tree) or ""
+    (paper,) = (node for node in tree.body if isinstance(node, ast.ClassDef))  # one paper, one class
+    constants = {
+        target.id: node.value.value
+        for node in paper.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    does, *lines = (ast.get_docstring(paper) or "").splitlines()
+    return Entry(
+        path.stem,
+        path.parent.name,
+        text.splitlines()[0],
+        does,
+        str(constants.get("paper", "")),
+        bool(constants.get("trains", False)),
+        _settings(paper, lines),
+        text,
+    )
+
+
+def _settings(paper: ast.ClassDef, lines: list[str]) -> tuple[Setting, ...]:
+    found = (re.match(r"\s*(\w+): (.+)", line) for line in lines)
+    texts = {match[1]: match[2] for match in found if match}
+    for node in paper.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return tuple(
+                Setting(
+                    arg.arg, ast.unparse(arg.annotation or ast.Name("?")), ast.literal_eval(default), texts.get(arg.arg, "")
+                )
+                for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+                if default is not None
+            )
+    return ()
+
+
+def find(name: str, family: str) -> Entry:
+    """The method called `name`. Raises UsageError with the nearest name."""
+    known = [entry.name for entry in catalogue().values() if entry.family == family]
+    if name not in known:
+        raise UsageError(f"--method {name!r} is not known{did_you_mean(name, known)}. Known: {', '.join(known)}.")
+    return catalogue()[name]
+
+
+def parse_settings(entry: Entry, pairs: list[str]) -> dict[str, Value]:
+    """`["mask_norms=false"]` -> the settings that differ from the defaults, typed. Raises UsageError."""
+    settings: dict[str, Value] = {}
+    known = {setting.name: setting for setting in entry.settings}
+    for pair in pairs:
+        name, equals, text = (part.strip() for part in pair.partition("="))
+        if not equals:
+            raise UsageError(f"--set {pair!r} is not of the form name=value.")
+        if name not in known:
+            listed = f" It has: {', '.join(known)}." if known else " It has no settings."
+            raise UsageError(f"--set {pair!r}: {entry.name} has no setting {name!r}{did_you_mean(name, known)}.{listed}")
+        settings[name] = _typed(known[name], text)
+    return settings
+
+
+def _typed(setting: Setting, text: str) -> Value:
+    try:
+        if setting.kind == "bool":
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        value: Value = {"int": int, "float": float, "str": str}[setting.kind](text)
+        return value
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"--set {setting.name}={text}: {setting.name} is a {setting.kind}, for example {setting.name}={setting.default}."
+        ) from None
+
+
+def create(entry: Entry, job: Job, settings: Mapping[str, Value]) -> Method:
+    """The method itself, for a job."""
+    module = import_module(f"compressor.methods.{entry.family}.{entry.name}")
+    (paper,) = (c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__)
+    method: Any = paper(job, **settings)
+    return method  # type: ignore[no-any-return]  # a class found by name

@@ -1,0 +1,247 @@
+"""Build the network that an architecture string names.
+
+    torchvision:resnet18          a network of torchvision, without weights
+    timm:convnext_tiny            a network of timm, without weights
+    path/to/file.py:Net           a class, a function or a ready module in a file
+    package.module:Net            the same in an importable package; the working directory is importable, too
+
+A class or function is called with the arguments given as `--arch-arg name=value`.
+"""
+
+import ast
+import copy
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torchvision
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from compressor.checkpoint.kinds import in_one_line
+from compressor.errors import ArchitectureError, UsageError, did_you_mean
+
+FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:NAME or package.module:NAME"
+WORDS = {"true": True, "false": False, "null": None, "none": None}
+
+
+def parse_arch_args(pairs: Sequence[str]) -> dict[str, object]:
+    """`["num_classes=10", "bias=false"]` -> `{"num_classes": 10, "bias": False}`.
+
+    A value is a number, true, false, null, a Python literal, or else a string. Raises UsageError for anything but `name=value`.
+    """
+    args: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise UsageError(f"--arch-arg {pair!r} is not of the form name=value; write for example --arch-arg num_classes=10.")
+        args[name.strip()] = _value(text.strip())
+    return args
+
+
+def build(arch: str, args: Mapping[str, object] | None = None) -> nn.Module:
+    """The network `arch` names, on the CPU, with random weights.
+
+    Raises ArchitectureError when the code is not found, fails, or gives something else than a module.
+    """
+    args = dict(args or {})
+    where, colon, name = arch.rpartition(":")
+    if not colon or not where or not name:
+        near = f"; did you mean torchvision:{arch}?" if arch in torchvision.models.list_models() else "."
+        raise ArchitectureError(f"--arch {arch} is not of the form {FORMS}{near}")
+    if where == "torchvision":
+        return _called(arch, args, torchvision_builder(name), extra=torchvision_extras(name))
+    if where == "timm":
+        return _timm(arch, name, args)
+    found = find_code(arch)
+    if isinstance(found, nn.Module):
+        if args:
+            raise ArchitectureError(
+                f"--arch {arch} is a ready module, which takes no --arch-arg ({', '.join(args)}). Name its class."
+            )
+        return copy.deepcopy(found).cpu()
+    return _called(arch, args, found)
+
+
+def accepts(arch: str, name: str) -> bool:
+    """Whether the code behind `arch` says that it takes an argument of this name."""
+    where, _, _ = arch.rpartition(":")
+    if where in {"torchvision", "timm"}:
+        return True
+    found = find_code(arch)
+    if isinstance(found, nn.Module) or not callable(found):
+        return False
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except ValueError:  # code written in C may not say
+        return False
+    return any(parameter.name == name or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def input_shape(arch: str, model: nn.Module) -> tuple[int, int, int] | None:
+    """[channels, height, width] of the images that a network of torchvision or timm was made for; None where nobody says."""
+    where, _, name = arch.rpartition(":")
+    if where == "timm":
+        settings = getattr(model, "default_cfg", None) or {}
+        size = settings.get("input_size")
+        return (int(size[0]), int(size[1]), int(size[2])) if size else None
+    if where != "torchvision":
+        return None
+    if isinstance(size := getattr(model, "image_size", None), int):  # a vision transformer takes one size only
+        return 3, size, size
+    try:
+        transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    except (AttributeError, ValueError):  # some networks have no trained weights
+        return None
+    sizes = getattr(transforms, "crop_size", None) or getattr(transforms, "resize_size", None)
+    if not sizes:
+        return None
+    sizes = list(sizes) if isinstance(sizes, Sequence) else [sizes]
+    return 3, int(sizes[0]), int(sizes[-1])
+
+
+def outline(arch: str, args: Mapping[str, object] | None = None) -> nn.Module:
+    """The network `arch` names with shapes but, where possible, no numbers: cheap, for looking only. Raises as `build` does."""
+    try:
+        with WithoutMemory():
+            return build(arch, args)
+    except ArchitectureError:  # some networks run themselves once while they are built, which needs numbers
+        return build(arch, args)
+
+
+class WithoutMemory(TorchFunctionMode):
+    """While it is active, layers make their weights on the `meta` device: shapes without numbers.
+
+    `with torch.device("meta")` moves every tensor there, and networks that compute their widths with tensors then fail. Layers
+    get theirs from `torch.empty`, which nobody computes with.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch gives it no types
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def torchvision_builder(name: str) -> object:
+    """The function behind a name of torchvision. Raises ArchitectureError for an unknown one."""
+    try:
+        return torchvision.models.get_model_builder(name)
+    except ValueError as error:
+        known = torchvision.models.list_models()
+        raise ArchitectureError(
+            f"torchvision {torchvision.__version__} has no network {name!r}{did_you_mean(name, known) or '.'} "
+            "`torchvision.models.list_models()` lists them all."
+        ) from error
+
+
+def torchvision_extras(name: str) -> dict[str, object]:
+    """What a torchvision network must be told so that it neither downloads a backbone nor spends minutes on random numbers."""
+    parameters = inspect.signature(torchvision.models.get_model_builder(name)).parameters
+    extras: dict[str, object] = {"weights": None}
+    if "weights_backbone" in parameters:
+        extras["weights_backbone"] = None
+    if name.endswith(("googlenet", "inception_v3")):
+        extras["init_weights"] = False
+    return extras
+
+
+def find_code(arch: str) -> object:
+    """The class, function or module that `file.py:name` or `package.module:name` means. Raises ArchitectureError."""
+    where, _, name = arch.rpartition(":")
+    module = _module_from_file(arch, Path(where)) if where.endswith(".py") else _imported(arch, where)
+    try:
+        return reduce(getattr, name.split("."), module)
+    except AttributeError as error:
+        known = [known for known in vars(module) if not known.startswith("_")]
+        raise ArchitectureError(f"--arch {arch}: {where} has no {name!r}{did_you_mean(name, known) or '.'}") from error
+
+
+def _value(text: str) -> object:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        value: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value
+
+
+def _called(arch: str, args: dict[str, object], code: object, extra: Mapping[str, object] | None = None) -> nn.Module:
+    if not callable(code):
+        raise ArchitectureError(f"--arch {arch} is a {type(code).__name__}; name a class, a function or a torch.nn.Module.")
+    given = ", ".join(f"{name}={value!r}" for name, value in args.items()) or "no arguments"
+    try:
+        model = code(**{**(extra or {}), **args})
+    except (Exception, SystemExit) as error:  # it is the user's code: anything may come
+        raise ArchitectureError(
+            f"--arch {arch} could not be built with {given}: {in_one_line(error)}. Set arguments with --arch-arg name=value."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ArchitectureError(
+            f"--arch {arch} gave a {type(model).__name__}, not a torch.nn.Module. Name what builds the network."
+        )
+    return model.cpu() if not _on_meta(model) else model
+
+
+def _on_meta(model: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in model.parameters())
+
+
+def _timm(arch: str, name: str, args: dict[str, object]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ArchitectureError(f"{arch} needs timm, which is not installed: pip install 'compressor[timm]'.") from error
+    if not timm.is_model(name):
+        raise ArchitectureError(
+            f"timm {timm.__version__} has no network {name!r}{did_you_mean(name, timm.list_models()) or '.'}"
+        )
+    return _called(arch, args, timm.create_model, extra={"model_name": name, "pretrained": False})
+
+
+def _importable(folder: Path, first: bool) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0 if first else len(sys.path), str(folder))
+
+
+def _imported(arch: str, name: str) -> ModuleType:
+    _importable(Path.cwd(), first=True)
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # it is the user's code: anything may come
+        near = did_you_mean(name, ["torchvision", "timm"])
+        raise ArchitectureError(
+            f"--arch {arch}: {name} could not be imported, from {Path.cwd()} or elsewhere: {in_one_line(error)}{near}."
+        ) from error
+
+
+def _module_from_file(arch: str, path: Path) -> ModuleType:
+    """Import a file once, under a name made of its place: a second import would make a second class of the same name."""
+    if not path.is_file():
+        near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
+        raise ArchitectureError(f"--arch {arch}: there is no file {path}{near or '.'} Paths are relative to {Path.cwd()}.")
+    path = path.resolve()
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _importable(Path.cwd(), first=True)
+    _importable(path.parent, first=False)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, f"Python has no loader for {path}"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # it is the user's code: anything may come
+        del sys.modules[name]
+        package = " Inside a package write package.module:NAME." if "relative import" in str(error) else ""
+        raise ArchitectureError(f"--arch {arch}: {path.name} could not be imported: {in_one_line(error)}.{package}") from error
+    return module

@@ -1,0 +1,83 @@
+"""Read the archive that `torch.export.save` writes (`.pt2`).
+
+Such an archive is a program with its weights. Opening the program can run code: torch unpickles the example inputs, finds the
+operators it names anywhere in torch, and writes Python source from its names. The weights, however, lie beside it as plain
+bytes and a JSON list, under the names of the module that was exported. So the weights are always read, and the program only
+on trust.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.checkpoint.kinds import in_one_line
+from compressor.errors import CheckpointError
+
+# The numbers of the archive's format.
+DTYPES = {
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    12: torch.bool,
+    13: torch.bfloat16,
+}
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The parameters and buffers in an archive, under the names of the exported module. Nothing is executed.
+
+    Raises CheckpointError when there are none, or they are not plain bytes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_weights(archive)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the bytes may be anyone's: whatever goes wrong, they are no archive of torch.export
+        raise CheckpointError(
+            f"{path} looks like a torch.export archive, but its weights cannot be read ({in_one_line(error)}). "
+            "Export it again, or give model.state_dict() saved with torch.save."
+        ) from error
+
+
+def open_program(path: Path) -> nn.Module:
+    """The exported program as a module. This can run code that the file brings along: for trusted files only.
+
+    Raises CheckpointError when torch cannot load it.
+    """
+    try:
+        return torch.export.load(path).module()
+    except Exception as error:  # the program runs its own code: anything may come
+        raise CheckpointError(
+            f"{path} could not be opened by torch {torch.__version__}: {in_one_line(error)}. Export it again with this version."
+        ) from error
+
+
+def _read_weights(archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:
+    lists = [name for name in archive.namelist() if name.endswith("_weights_config.json")]
+    if not lists:
+        raise CheckpointError(
+            f"{archive.filename} is a torch.export archive whose weights are not plain bytes (compiled, or of an old torch). "
+            "Export it again, or give the checkpoint it was exported from."
+        )
+    folder = lists[0].rpartition("/")[0]
+    entries = json.loads(archive.read(lists[0]))["config"]
+    records = {entry["path_name"] for entry in entries.values() if not entry["use_pickle"]}
+    data = {record: bytearray(archive.read(f"{folder}/{record}")) for record in records}
+    return {name: _tensor(data[entry["path_name"]], entry["tensor_meta"]) for name, entry in entries.items()}
+
+
+def _tensor(data: bytearray, meta: dict[str, Any]) -> torch.Tensor:
+    size, stride = ([number["as_int"] for number in meta[part]] for part in ("sizes", "strides"))
+    dtype = DTYPES[meta["dtype"]]
+    flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    return flat.as_strided(size, stride, meta["storage_offset"]["as_int"])

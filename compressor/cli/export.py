@@ -1,0 +1,38 @@
+"""`compress export MODEL --out model.onnx`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compressor.cli import options
+from compressor.errors import OutputError
+
+
+@options.answers
+def export(
+    model: options.Model,
+    out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+    arch: options.Arch = None,
+    arch_arg: options.ArchArg = None,
+    input_: Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, as in 3x224x224.")] = None,
+    key: options.Key = None,
+    ema: options.Ema = False,
+    trust_pickle: options.Trust = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a model as ONNX, and check it in ONNX Runtime against PyTorch at batch 1, 2 and 3."""
+    image_shape = options.shape(input_)
+    if out.exists() and not force:
+        raise OutputError(f"--out {out} exists: --force replaces it.")
+    from compressor.evaluate import export_checked
+
+    loaded, shape, differences = export_checked(options.source(model, arch, arch_arg, key, ema, trust_pickle), image_shape, out)
+    if not quiet:
+        worst = max(differences.values())
+        print(f"{out}: {loaded.arch}, images {'x'.join(map(str, shape))}, {out.stat().st_size / 1e6:.2f} MB")
+        print(f"ONNX Runtime answers as PyTorch does at batch {', '.join(differences)} (largest difference {worst:.1e})")

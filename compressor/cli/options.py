@@ -1,0 +1,125 @@
+"""The options that commands share, and how every command answers when something goes wrong."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from compressor.errors import CompressError, UsageError
+
+if TYPE_CHECKING:
+    from compressor.sources import Images, Source
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A checkpoint, a run directory, torchvision:NAME or timm:NAME.", show_default=False),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(help="The code that builds it: torchvision:NAME, timm:NAME, path/to/file.py:NAME, package.module:NAME."),
+]
+ArchArg = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An argument for that code. Repeatable.")]
+Key = Annotated[str | None, typer.Option(help="The key of the weights inside the checkpoint, when the usual ones are not it.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged (EMA) weights of the checkpoint.")]
+Trust = Annotated[bool, typer.Option("--trust-pickle", help="Open pickled modules, which can run any code they hold.")]
+DataSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help="digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, fashionmnist:DIR, a directory, or file.py:function.",
+    ),
+]
+Size = Annotated[int | None, typer.Option(help="Height and width that images are brought to.")]
+Mean = Annotated[str | None, typer.Option(help="Mean of each channel, for example 0.485,0.456,0.406.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of each channel.")]
+Workers = Annotated[int, typer.Option(help="Processes that read images when they do not fit into memory.")]
+Input = Annotated[
+    str | None, typer.Option(metavar="CxHxW", help="Shape of one image, for example 3x224x224, when no data tell it.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, all else on standard error.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors alone.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def answers(command: Callable[..., None]) -> Callable[..., None]:
+    """Every error becomes one or two lines and the exit status of `errors.py`; SIGTERM is as Ctrl-C."""
+
+    @functools.wraps(command)
+    def answered(*args: Any, **kwargs: Any) -> None:
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _interrupt)
+        debug = bool(kwargs.get("debug"))
+        try:
+            command(*args, **kwargs)
+        except CompressError as error:
+            if debug:
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted: --resume goes on after the last finished epoch", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            cause = (str(error).strip().splitlines() or [""])[0]
+            print(f"error: a fault of ours: {type(error).__name__}: {cause}", file=sys.stderr)
+            print("Run it again with --debug and send us what it prints.", file=sys.stderr)
+            raise typer.Exit(5) from None
+
+    return answered
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def console(quiet: bool, json: bool) -> Console | None:
+    """Where a command tells what it does: nowhere, or standard error when standard output is for JSON."""
+    return None if quiet else Console(stderr=json)
+
+
+def source(model: str, arch: str | None, arch_arg: list[str] | None, key: str | None, ema: bool, trust_pickle: bool) -> Source:
+    from compressor.checkpoint import parse_arch_args
+    from compressor.sources import Source
+
+    return Source(model, arch, parse_arch_args(arch_arg or []), key, ema, trust_pickle)
+
+
+def images(data: str | None, size: int | None, mean: str | None, std: str | None, workers: int) -> Images:
+    from compressor.sources import Images
+
+    return Images(data, size, _numbers("--mean", mean), _numbers("--std", std), workers)
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{name} {text!r} is not a list of numbers: write one a channel, as in 0.485,0.456,0.406.") from None
+
+
+def shape(text: str | None) -> tuple[int, int, int] | None:
+    """`3x224x224` (or `1x3x224x224`) -> (3, 224, 224). Raises UsageError."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) == 4:
+        parts = parts[1:]
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--input {text!r} is not a shape: write channels x height x width, as in 3x224x224.")
+    channels, height, width = map(int, parts)
+    return channels, height, width

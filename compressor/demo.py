@@ -1,0 +1,87 @@
+"""The whole job on embedded data: a small residual network learns scikit-learn's digits, then loses half of its MACs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+from compressor import budget
+from compressor.channels import analyse
+from compressor.data import open_data
+from compressor.errors import OutputError
+from compressor.files import write_whole
+from compressor.journal import Journal
+from compressor.method import Job, Method
+from compressor.report import Report
+from compressor.run import Pruning, Wish
+from compressor.sources import Images, Source
+from compressor.task import Classify
+from compressor.train import Recipe, Training, seed_all
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions with a shortcut around them: [n, width, h, w] -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class DigitsNet(nn.Module):
+    """[n, 1, 8, 8] -> logits [n, 10]."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stage1 = Block(width)
+        self.down = nn.Sequential(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(2 * width))
+        self.stage2 = Block(2 * width)
+        self.head = nn.Linear(2 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage2(F.relu(self.down(self.stage1(self.stem(x)))))
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
+
+
+def train_digits(checkpoint: Path, journal: Journal, epochs: int = 15) -> None:
+    """Train `DigitsNet` and write its state dict."""
+    seed_all(0)
+    data, model = open_data("digits"), DigitsNet()
+    job = Job(model, data.shape, analyse(model, data.shape), budget.parse_rate(0.5), Classify())
+    method = Method(job)
+    recipe = Recipe(epochs=epochs, batch_size=64, lr=0.05, warmup=1)
+    Training(method, data, recipe, torch.device("cpu"), None).run(journal)
+    write_whole(checkpoint, lambda path: torch.save(method.model.state_dict(), path))
+
+
+def run(out: Path, console: Console, *, force: bool = False) -> Report:
+    """Train, prune and report into `out`. Raises OutputError when something is there already."""
+    checkpoint = out / "digits.pt"
+    if checkpoint.exists() and not force:
+        raise OutputError(f"{out} holds a demo already: --force replaces it, --out DIR goes elsewhere.")
+    console.print("Training a digits classifier on scikit-learn's embedded images", highlight=False)
+    train_digits(checkpoint, Journal(console))
+    settings = "--arch compressor.demo:DigitsNet --data digits --rate 0.5 --epochs 10"
+    command = f"compress prune {checkpoint} {settings} --out {out / 'half'}"
+    console.print(f"\n$ {command}", highlight=False, soft_wrap=True)
+    return Pruning(
+        Source(str(checkpoint), "compressor.demo:DigitsNet"),
+        Wish(budget.parse_rate(0.5)),
+        Images("digits"),
+        Recipe(epochs=10),
+        out=out / "half",
+        console=console,
+        force=force,
+        command=command,
+    ).run()

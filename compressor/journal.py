@@ -1,0 +1,92 @@
+"""What is told while a run goes on: progress on the terminal, and one line of JSON an event in `log.jsonl`.
+
+On a terminal an epoch is a progress bar with the loss terms and the time left; anywhere else it is one plain line.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from compressor.errors import OutputError
+from compressor.report.schema import Epoch
+
+
+class Journal:
+    """Says and writes down what happens. Without a console it is silent, without a file it writes nothing."""
+
+    def __init__(self, console: Console | None = None, file: Path | None = None) -> None:
+        self.console, self.file = console, file
+        self.began = time.perf_counter()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._shown = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop_bar()
+
+    def event(self, kind: str, **fields: object) -> None:
+        """Append one line to the log."""
+        if self.file is None:
+            return
+        line = {"event": kind, "seconds": round(time.perf_counter() - self.began, 3), **fields}
+        try:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(f"{self.file} cannot be written: {error.strerror}. Give another place with --out.") from error
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        if self.console is not None:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    # The training loop's watcher --------------------------------------------------------------------------------------
+
+    def epoch_began(self, epoch: int, epochs: int, batches: int) -> None:
+        if self.console is None or not self.console.is_terminal:
+            return
+        columns = ("[bold]epoch {task.fields[epoch]}", BarColumn(), MofNCompleteColumn(), "{task.fields[losses]}")
+        self._bar = Progress(
+            *(TextColumn(c) if isinstance(c, str) else c for c in columns),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=batches, epoch=f"{epoch + 1}/{epochs}", losses="")
+        self._bar.start()
+
+    def step_ended(self, losses: Callable[[], dict[str, float]]) -> None:
+        if self._bar is None or self._task is None:
+            return
+        self._bar.advance(self._task)
+        if time.perf_counter() - self._shown > 0.5:  # reading a loss waits for the GPU, so only now and then
+            self._shown = time.perf_counter()
+            self._bar.update(self._task, losses=_terms(losses()))
+
+    def epoch_ended(self, epoch: Epoch, epochs: int) -> None:
+        self._stop_bar()
+        held_out = "" if epoch.held_out_top1 is None else f", held-out top-1 {epoch.held_out_top1:.2%}"
+        left = (epochs - epoch.epoch) * epoch.seconds
+        remaining = f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left" if left > 0 else ""
+        self.say(f"  epoch {epoch.epoch}/{epochs}: {_terms(epoch.losses)}{held_out}, {epoch.seconds:.1f} s{remaining}")
+        self.event("epoch", epoch=epoch.epoch, lr=epoch.lr, losses=epoch.losses, held_out_top1=epoch.held_out_top1)
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _terms(losses: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in losses.items())

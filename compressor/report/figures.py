@@ -1,0 +1,114 @@
+"""How numbers are written, so that the page, the Markdown, the terminal and the verdict say the same.
+
+All text made here is plain ASCII: it also goes into build logs. Sizes count 1 MB = 10^6 bytes.
+"""
+
+from compressor.report.schema import Accuracy, Latency
+
+_STEPS = ["", "k", "M", "G", "T", "P"]
+
+
+def count(value: int) -> str:
+    """Three significant digits and a unit: `40.8 M`. Below a thousand the number itself."""
+    number, step = _scaled(value)
+    return f"{number} {step}".rstrip()
+
+
+def size(value: int) -> str:
+    """Bytes: `1.08 MB`, `512 B`."""
+    number, step = _scaled(value)
+    return f"{number} {step}B"
+
+
+def _scaled(value: int) -> tuple[str, str]:
+    if value < 1000:
+        return str(value), ""
+    scaled, steps = float(value), iter(_STEPS)
+    step = next(steps)
+    while scaled >= 999.5 and (larger := next(steps, None)):
+        scaled, step = scaled / 1000, larger
+    return three_digits(scaled), step
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits: `0.0312`, `1.08`, `10.8`, `108`; all digits of larger ones: `1080`."""
+    return f"{value:.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def share(value: float) -> str:
+    """A share between 0 and 1: `50.2 %`."""
+    return f"{100 * value:.1f} %"
+
+
+def change(ratio: float) -> str:
+    """After over before, as the relative change with its sign: `-50.2 %`."""
+    return f"{_signed(100 * (ratio - 1), 1)} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two accuracies, in percentage points: `-0.86`."""
+    return _signed(100 * difference, 2)
+
+
+def _signed(value: float, decimals: int) -> str:
+    """What rounds to nothing has no sign."""
+    text = f"{value:+.{decimals}f}"
+    return text if float(text) else text[1:]
+
+
+def times(ratio: float) -> str:
+    """How many times: `1.5x`; near and below one with the digits that tell it from one: `0.98x`."""
+    decimals = 2 if ratio < 1.095 else 1 if ratio < 9.95 else 0
+    return f"{ratio:.{decimals}f}x"
+
+
+def milliseconds(value: float) -> str:
+    """`1.31 ms`, `412 ms`, `1.20 s`."""
+    return f"{three_digits(value / 1000)} s" if value >= 999.5 else f"{three_digits(value)} ms"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def percent(accuracy: float) -> str:
+    """A top-1 or top-5: `87.10 %`. Beside it belongs the number of images."""
+    return f"{100 * accuracy:.2f} %"
+
+
+def interval(accuracy: Accuracy) -> str:
+    """The 95 % interval of a top-1, in per cent: `[86.4, 87.7]`."""
+    return f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+
+def images(n: int) -> str:
+    """How many images an accuracy rests on: `n = 10,000`."""
+    return f"n = {n:,}"
+
+
+def timing(latency: Latency) -> str:
+    """What was timed where: `batch 1, CPU, 4 threads`."""
+    threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+    return f"batch {latency.batch}, {latency.provider.upper()}, {threads}"
+
+
+def shape(sizes: list[int]) -> str:
+    """`64x32x3x3`; a layer that is not there is `-`."""
+    return "x".join(map(str, sizes)) or "-"
+
+
+def shorten(text: str, length: int) -> str:
+    """The middle of a long name gives way to `...`: both ends of a layer's name say which it is."""
+    if len(text) <= length:
+        return text
+    head = (length - 3) // 2
+    return f"{text[:head]}...{text[len(text) - (length - 3 - head) :]}"

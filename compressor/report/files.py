@@ -1,0 +1,45 @@
+"""The report's three files in a run's directory, and reading a run's report back."""
+
+from pathlib import Path
+
+from compressor.errors import UsageError
+from compressor.files import write_whole
+from compressor.report.html import to_html
+from compressor.report.markdown import to_markdown
+from compressor.report.read import from_json, to_json
+from compressor.report.schema import Report
+
+
+def write_reports(report: Report, directory: Path) -> None:
+    """Write report.json, report.md and report.html. Each file is written whole or not at all.
+
+    Raises OutputError when the directory cannot be made or written to.
+    """
+    texts = {
+        "report.json": to_json(report),
+        "report.md": to_markdown(report),
+        "report.html": to_html(report),
+    }
+    for name, text in texts.items():
+        _write(directory / name, text)
+
+
+def _write(path: Path, text: str) -> None:
+    # A path that is no valid text in the command line's encoding becomes \udc.., which is also how JSON writes it.
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def read_report(path: Path) -> Report:
+    """The report of a run's directory, or of a report.json.
+
+    Raises UsageError when there is none or it cannot be read; the message names the file.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        return from_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{file} does not exist: give the directory of a finished run, or its report.json") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read as a report: {error}") from None
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None

@@ -1,0 +1,54 @@
+"""The report as one page that needs nothing else: no network, no scripts for its content, light, dark and on paper.
+
+The look is in page.css, the content in page.html.jinja; everything that is text is escaped there.
+"""
+
+import re
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from compressor.report import figures, summary
+from compressor.report.schema import Report
+
+
+def to_html(report: Report) -> str:
+    """The whole page."""
+    from compressor.report.plots import plots  # matplotlib takes a second to import, and only the page needs it
+
+    environment = Environment(
+        loader=PackageLoader("compressor", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": figures.count,
+        "size": figures.size,
+        "share": figures.share,
+        "duration": figures.duration,
+        "shape": figures.shape,
+        "typeset": _typeset,
+        "capitalize_first": lambda text: text[:1].upper() + text[1:],
+        "data_url": _data_url,
+    }
+    page = environment.get_template("page.html.jinja")
+    return page.render(report=report, summary=summary, plots=plots(report), cards=_cards(report))
+
+
+def _cards(report: Report) -> list[summary.Row]:
+    """The four figures that are read first."""
+    macs, params, *_ = summary.cost_rows(report)
+    return [macs, params, summary.accuracy_rows(report)[0], summary.latency_rows(report)[0]]
+
+
+def _typeset(text: str) -> str:
+    """Figures of ours with real arrows, minus and times signs, and per cent signs that stay with their number."""
+    text = text.replace(" %", "\N{NO-BREAK SPACE}%")
+    text = re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", text.replace("->", "\N{RIGHTWARDS ARROW}"))
+    return re.sub(r"(?<=\d)x\b|(?<=\d)x(?=\d)", "\N{MULTIPLICATION SIGN}", text)
+
+
+def _data_url(csv: str) -> str:
+    return f"data:text/csv;charset=utf-8,{quote(csv)}"

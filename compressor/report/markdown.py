@@ -1,0 +1,158 @@
+"""The report as a short Markdown page, for a pull request or a CI step summary.
+
+CI systems cut long summaries off, so tables are limited; the page and the JSON hold the rest. Names come from the
+user's network and are escaped: a `|` or a `<` in one must not break the table.
+"""
+
+import re
+from collections.abc import Iterable
+
+from compressor.report import figures, summary
+from compressor.report.schema import Layer, Report
+
+MOST_LAYERS = 60
+MOST_NOTES = 12  # of warnings, and of frozen channels
+
+
+def to_markdown(report: Report) -> str:
+    """Verdict, before and after, asked and reached, stages, checks, warnings, changed layers, how to repeat."""
+    sections = [
+        _heading(report),
+        _before_and_after(report),
+        _stages(report),
+        _checks(report),
+        _warnings(report),
+        _layers(report),
+        _frozen(report),
+        _repeat(report),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _heading(report: Report) -> str:
+    data = f", data {_code(report.data)}" if report.data else ", without data"
+    what = f"{_code(report.model)} ({_code(report.arch)}) by {_code(report.method)}{data}"
+    asked = summary.asked_and_reached(report.target)
+    return f"## {_text(report.name)}\n\n**{_text(report.verdict)}**\n\n{what}\n\n{_text(_sentence(asked))}"
+
+
+def _before_and_after(report: Report) -> str:
+    table = _table(
+        ["", "before", "after", "change"],
+        "lrrr",
+        (
+            [
+                row.label,
+                f"{row.before} {row.before_spread}".rstrip(),
+                f"{row.after} {row.after_spread}".rstrip(),
+                row.change,
+            ]
+            for row in summary.rows(report)
+        ),
+    )
+    return "\n\n".join([table, *(_text(note) for note in summary.notes(report))])
+
+
+def _stages(report: Report) -> str:
+    header = ["stage", "MACs", "parameters", "top-1 [95 %]", "n", "time", "note"]
+    rows = ([_text(name), *cells, _text(note)] for name, *cells, note in summary.stage_rows(report))
+    training = summary.training(report)
+    sections = ["### Stages", _table(header, "lrrrrrl", rows), f"Training: {training}." if training else ""]
+    return "\n\n".join(section for section in sections if section) if report.stages else ""
+
+
+def _checks(report: Report) -> str:
+    """All checks in one table: largest difference over largest output."""
+    done = summary.checks(report.verification)
+    if not done:
+        return "### Verification\n\nNothing was checked."
+    rows = (
+        [_text(check.name), f"{check.difference:.1e}", f"{check.tolerance:.1e}", "yes" if check.passed else "**no**"]
+        for check in done
+    )
+    return "### Verification\n\n" + _table(["check", "difference", "allowed", "passed"], "lrrl", rows)
+
+
+def _warnings(report: Report) -> str:
+    if not report.warnings:
+        return ""
+    return "### Warnings\n\n" + _bullets([_text(warning) for warning in report.warnings])
+
+
+def _layers(report: Report) -> str:
+    changed = summary.changed_layers(report)
+    if not changed:
+        return ""
+    shown = _most_saving(changed)
+    rows = (
+        [
+            _code(layer.name).replace("|", "\\|"),
+            _text(layer.kind),
+            f"{figures.shape(layer.shape)} -> {figures.shape(layer.shape_after)}",
+            f"{figures.count(layer.macs)} -> {figures.count(layer.macs_after)}",
+            f"{figures.count(layer.params)} -> {figures.count(layer.params_after)}",
+        ]
+        for layer in shown
+    )
+    table = _table(["layer", "kind", "weight", "MACs", "parameters"], "llrrr", rows)
+    title = f"### Changed layers: {len(changed)} of {len(report.layers)}"
+    if len(shown) == len(changed):
+        return f"{title}\n\n{table}"
+    return f"{title}\n\nThe {len(shown)} that saved the most MACs; all are in `report.html`.\n\n{table}"
+
+
+def _most_saving(layers: list[Layer]) -> list[Layer]:
+    """As many as the table may hold, in the order of the network."""
+    order = sorted(range(len(layers)), key=lambda i: layers[i].macs_after - layers[i].macs)
+    return [layers[i] for i in sorted(order[:MOST_LAYERS])]
+
+
+def _frozen(report: Report) -> str:
+    if not report.frozen:
+        return ""
+    return "### Not cut\n\n" + _bullets([f"{_code(part.name)}: {_text(part.reason)}" for part in report.frozen])
+
+
+def _repeat(report: Report) -> str:
+    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in report.versions.items())
+    facts = f"Seed {report.seed}, {_text(report.device)}, {figures.duration(report.seconds)}, {_text(report.created)}"
+    return f"### Repeat\n\n{_block(report.command)}\n\n{facts}. {versions}."
+
+
+def _table(header: list[str], align: str, rows: Iterable[list[str]]) -> str:
+    """`align` holds one letter a column: l or r."""
+    rule = [{"l": ":---", "r": "---:"}[side] for side in align]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows])
+
+
+def _bullets(items: list[str]) -> str:
+    shown = [f"- {item}" for item in items[:MOST_NOTES]]
+    more = len(items) - len(shown)
+    return "\n".join([*shown, f"- and {more} more in `report.html`"] if more else shown)
+
+
+def _text(text: str) -> str:
+    """On one line, with nothing in it that Markdown or HTML would take for markup; `snake_case` is safe as it is."""
+    return re.sub(r"[\\`*\[\]<|~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """A code span; its fence is longer than any run of backticks inside."""
+    text = " ".join(text.split())
+    fence = _fence(text, 1)
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _block(text: str) -> str:
+    fence = _fence(text, 3)
+    return f"{fence}sh\n{text}\n{fence}"
+
+
+def _fence(text: str, least: int) -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    return "`" * max(least, longest + 1)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

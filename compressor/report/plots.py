@@ -1,0 +1,280 @@
+"""The plots of the page, as SVG that takes its colours from the page.
+
+Matplotlib draws with stand-in colours, which become CSS variables afterwards: so one drawing serves light, dark and
+print. Text stays text (it can be searched and follows the page's font). Every plot carries its figures as CSV.
+"""
+
+import csv
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from compressor.report import figures, summary
+from compressor.report.schema import Layer, Report
+
+HALF = (460, 290)  # width and height of a plot that shares its row, in pixels of the page at full size
+WHOLE = (1040, 320)
+
+INK, BEFORE, AFTER = "#010101", "#020202", "#030303"
+SERIES = ["#040401", "#040402", "#040403", "#040404", "#040405", "#040406"]
+_PAGE_COLOURS = {
+    INK: "currentColor",
+    BEFORE: "var(--before)",
+    AFTER: "var(--after)",
+    **{colour: f"var(--series-{i})" for i, colour in enumerate(SERIES, 1)},
+}
+_STYLE: dict[Any, Any] = {  # matplotlib names every key it knows in its type, a list that grows
+    "svg.fonttype": "none",
+    "text.usetex": False,
+    "text.parse_math": False,  # a `$` in a layer's name is a `$`
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: only its widths are used, the page sets the font
+    "font.size": 12,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+}
+Table = list[Sequence[object]]  # the first row holds the names of the columns
+MOST_NAMES = 40  # more layers than this are numbered instead
+
+
+@dataclass(frozen=True)
+class Plot:
+    """`svg` is an element to put into a page; `alt` says in words what it shows; `csv` holds its figures."""
+
+    name: str
+    title: str
+    alt: str
+    svg: str
+    csv: str
+    wide: bool = False
+
+
+def plots(report: Report) -> dict[str, list[Plot]]:
+    """The plots by the section of the page they belong to. What was not measured has no plot."""
+    with matplotlib.rc_context(_STYLE):
+        sections = {
+            "overview": [what_is_left(report), stages(report)],
+            "training": [losses(report), accuracy_by_epoch(report)],
+            "layers": [widths(report), macs(report)],
+        }
+    return {section: [plot for plot in found if plot] for section, found in sections.items()}
+
+
+def what_is_left(report: Report) -> Plot:
+    """A bar for every cost: after over before."""
+    rows = [row for row in (*summary.cost_rows(report), *summary.latency_rows(report)) if row.left is not None]
+    names = [f"{row.name}, {row.detail}" if row.name == "Latency" else row.name for row in rows]
+    left = [100 * (row.left or 0) for row in rows]
+
+    def draw(axes: Axes) -> None:
+        places = range(len(rows))
+        axes.barh(places, [100] * len(rows), color=BEFORE, alpha=0.35, height=0.62)
+        axes.barh(places, left, color=AFTER, height=0.62)
+        for place, value in zip(places, left, strict=True):
+            axes.text(max(value, 100) + 2, place, f"{value:.0f} %", va="center")
+        axes.set_yticks(list(places), [figures.shorten(name, 34) for name in names])
+        axes.set_xlim(0, max(100, *left) * 1.16)
+        axes.set_xticks([0, 50, 100], ["0", "50 %", "100 %"])
+        axes.set_ylim(max(len(rows), 6) - 0.5, -0.5)  # from the top down; few bars stay slim
+        axes.spines["left"].set_visible(False)
+
+    alt = "; ".join(f"{name} {value:.0f} %" for name, value in zip(names, left, strict=True))
+    cells = ([row.label, row.before, row.after, row.left] for row in rows)
+    table: Table = [["cost", "before", "after", "left"], *cells]
+    return _plot("what-is-left", "What is left of the cost", alt, HALF, draw, table)
+
+
+def stages(report: Report) -> Plot | None:
+    """Top-1 at every stage with its interval."""
+    measured = [(stage, stage.accuracy) for stage in report.stages if stage.accuracy]
+    if not measured:
+        return None
+    top1 = [100 * accuracy.top1 for _, accuracy in measured]
+    below = [100 * (accuracy.top1 - accuracy.low) for _, accuracy in measured]
+    above = [100 * (accuracy.high - accuracy.top1) for _, accuracy in measured]
+
+    def draw(axes: Axes) -> None:
+        places = range(len(measured))
+        axes.errorbar(places, top1, (below, above), color=AFTER, marker="o", markersize=6, capsize=4, elinewidth=1.5)
+        for place, value in zip(places, top1, strict=True):
+            beside = top1[max(place - 1, 0) : place] + top1[place + 1 : place + 2]
+            in_valley = value < min(beside, default=value) - 0.1 * (max(top1) - min(top1))
+            above_or_below = (0, -18 if in_valley else 10)  # in points; never on the line
+            axes.annotate(f"{value:.2f}", (place, value), above_or_below, textcoords="offset points", ha="center")
+        axes.set_xticks(list(places), [figures.shorten(stage.name, 13) for stage, _ in measured])
+        axes.margins(x=0.1, y=0.2)
+        axes.set_ylabel("top-1, %")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.grid(axis="y", alpha=0.12, color=INK)
+
+    table: Table = [["stage", "top1", "low", "high", "n", "macs", "params", "seconds"]]
+    for stage, accuracy in measured:
+        interval = [accuracy.top1, accuracy.low, accuracy.high, accuracy.n]
+        table.append([stage.name, *interval, stage.macs, stage.params, stage.seconds])
+    alt = "; ".join(f"{stage.name} {value:.2f} %" for (stage, _), value in zip(measured, top1, strict=True))
+    return _plot("stages", "Accuracy at each stage", alt, HALF, draw, table)
+
+
+def losses(report: Report) -> Plot | None:
+    """Every named term of the loss over the epochs."""
+    names = list(dict.fromkeys(name for epoch in report.epochs for name in epoch.losses))
+    lines = {name: [(epoch.epoch, epoch.losses[name]) for epoch in report.epochs if name in epoch.losses] for name in names}
+    if not names:
+        return None
+    rows = ([epoch.epoch, epoch.lr, *(epoch.losses.get(name) for name in names)] for epoch in report.epochs)
+    table: Table = [["epoch", "lr", *names], *rows]
+    alt = "; ".join(f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in lines.items())
+    return _plot("losses", "Losses", alt, HALF, lambda axes: _draw_lines(axes, lines, "loss"), table)
+
+
+def accuracy_by_epoch(report: Report) -> Plot | None:
+    """Held-out and training top-1 over the epochs."""
+    held_out = [(e.epoch, 100 * e.held_out_top1) for e in report.epochs if e.held_out_top1 is not None]
+    train = [(e.epoch, 100 * e.train_top1) for e in report.epochs if e.train_top1 is not None]
+    lines = {name: line for name, line in (("held-out images", held_out), ("training images", train)) if line}
+    if not lines:
+        return None
+    rows = ([epoch.epoch, epoch.held_out_top1, epoch.train_top1] for epoch in report.epochs)
+    table: Table = [["epoch", "held_out_top1", "train_top1"], *rows]
+    alt = "; ".join(f"{name} from {line[0][1]:.2f} % to {line[-1][1]:.2f} %" for name, line in lines.items())
+    return _plot("accuracy", "Accuracy by epoch", alt, HALF, lambda axes: _draw_lines(axes, lines, "top-1, %"), table)
+
+
+def _draw_lines(axes: Axes, lines: dict[str, list[tuple[int, float]]], label: str) -> None:
+    for index, (name, line) in enumerate(lines.items()):
+        colour = SERIES[index % len(SERIES)]
+        dash = "-" if index < len(SERIES) else "--"
+        marker = "o" if len(line) < 3 else ""
+        axes.plot(*zip(*line, strict=True), dash, color=colour, marker=marker, label=figures.shorten(name, 28))
+    axes.margins(x=0.02)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.grid(axis="y", alpha=0.12, color=INK)
+    axes.legend(loc="best", handlelength=1.4)
+
+
+def widths(report: Report) -> Plot | None:
+    """Output channels of every layer, before and after; none when only something else than widths changed."""
+    before = [_width(layer.shape) for layer in report.layers]
+    after = [_width(layer.shape_after) for layer in report.layers]
+    if before == after:
+        return None
+    return _layer_plot("widths", "Width of each layer", "output channels", report.layers, before, after)
+
+
+def macs(report: Report) -> Plot | None:
+    """MACs of every layer, before and after."""
+    before = [layer.macs for layer in report.layers]
+    after = [layer.macs_after for layer in report.layers]
+    if not report.layers:
+        return None
+    return _layer_plot("macs", "MACs of each layer", "MACs, one image", report.layers, before, after)
+
+
+def _width(shape: list[int]) -> int:
+    return shape[0] if shape else 0
+
+
+def _layer_plot(name: str, title: str, label: str, layers: list[Layer], before: Sequence[int], after: Sequence[int]) -> Plot:
+    def draw(axes: Axes) -> None:
+        places = range(len(layers))
+        width = 0.74 if len(layers) <= MOST_NAMES else 1.0
+        axes.bar(places, before, color=BEFORE, alpha=0.45, width=width, label="before")
+        axes.bar(places, after, color=AFTER, width=width, label="after")
+        if len(layers) <= MOST_NAMES:
+            axes.set_xticks(
+                list(places),
+                [figures.shorten(layer.name, 26) for layer in layers],
+                rotation=60,
+                ha="right",
+                rotation_mode="anchor",
+            )
+            axes.tick_params(axis="x", labelsize=10.5)
+        else:
+            axes.set_xlabel("layers in the order of the network; the table below has their names")
+        axes.margins(x=0.01)
+        axes.set_ylabel(label)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: figures.count(round(value))))
+        axes.grid(axis="y", alpha=0.12, color=INK)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, handlelength=1, borderaxespad=0)
+
+    rows = ([layer.name, layer.kind, *pair] for layer, *pair in zip(layers, before, after, strict=True))
+    table: Table = [["layer", "kind", "before", "after"], *rows]
+    alt = f"{len(layers)} layers, together {figures.count(sum(before))} before and {figures.count(sum(after))} after"
+    return _plot(name, title, alt, WHOLE, draw, table)
+
+
+def _plot(
+    name: str,
+    title: str,
+    alt: str,
+    pixels: tuple[int, int],
+    draw: Callable[[Axes], None],
+    table: Table,
+) -> Plot:
+    figure = Figure(figsize=(pixels[0] / 72, pixels[1] / 72), layout="constrained")
+    draw(figure.subplots())
+    return Plot(name, title, alt, _svg(figure, name, f"{title}: {alt}"), _csv(table), pixels == WHOLE)
+
+
+def _svg(figure: Figure, name: str, alt: str) -> str:
+    """An `<svg>` without size and fonts of its own, and with the page's colours."""
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # Scripts that matplotlib's own font lacks are drawn by the browser.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
+    root = ElementTree.fromstring(file.getvalue())
+    used = set(re.findall(r"#(\w+)", " ".join(" ".join(element.attrib.values()) for element in root.iter())))
+    for element in root.iter():
+        _adopt(element, used)
+    del root.attrib["width"], root.attrib["height"]
+    root.attrib.update({"role": "img", "aria-label": alt})
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _adopt(element: ElementTree.Element, used: set[str]) -> None:
+    """Within a page an element needs no namespace, takes colours and fonts from the page, and no name twice."""
+    element.tag = _local(element.tag)
+    attributes = {_local(key): value for key, value in element.attrib.items()}
+    if attributes.get("id") not in used:
+        attributes.pop("id", None)
+    if "style" in attributes:
+        style = re.sub(r"font-family: [^;]*;", "", attributes["style"])
+        attributes["style"] = re.sub(r"#\w{6}", lambda colour: _PAGE_COLOURS[colour[0]], style)
+    element.attrib.clear()
+    element.attrib.update(attributes)
+    if element.tag == "style":
+        element.text = ""  # it would hold for the whole page
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _csv(table: Table) -> str:
+    file = io.StringIO()
+    csv.writer(file).writerows(table)
+    return file.getvalue()

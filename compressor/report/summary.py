@@ -1,0 +1,306 @@
+"""What a reader wants to know first: the verdict, what was before and is after, and whether the checks passed.
+
+The page, the Markdown and the terminal all print the rows that are made here, so they cannot disagree.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from compressor.report import figures
+from compressor.report.schema import Accuracy, Change, Latency, Layer, Profile, Report, Target, Verification
+
+FASTER = 1.05  # a smaller gain is lost in the noise of timing
+NOT_MEASURED = "not measured"
+
+Tone = Literal["good", "bad", "plain"]
+_SPEED_TONES: dict[str, Tone] = {"faster": "good", "no faster": "plain", "slower": "bad"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure before and after, ready to print.
+
+    `detail` says how it was measured; the spreads stand beside their figures (a 95 % interval, a 90th percentile);
+    `left` is after over before.
+    """
+
+    name: str
+    detail: str
+    before: str
+    after: str
+    change: str = ""
+    tone: Tone = "plain"
+    before_spread: str = ""
+    after_spread: str = ""
+    left: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Name and detail in one."""
+        return f"{self.name}, {self.detail}" if self.detail else self.name
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that ran: the largest difference over the largest output, and what was allowed."""
+
+    name: str
+    difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """A difference that is not a number fails."""
+        return self.difference <= self.tolerance
+
+
+def compare(baseline: Profile, compressed: Profile) -> Change:
+    """What changed. Where a batch size was timed in several ways, its entry is of the one listed first."""
+    speedups: dict[str, float] = {}
+    for before, after in timings(baseline, compressed):
+        if before:
+            speedups.setdefault(str(before.batch), before.median_ms / after.median_ms)
+    return Change(
+        macs=compressed.macs / baseline.macs,
+        params=compressed.params / baseline.params,
+        weight_bytes=compressed.weight_bytes / baseline.weight_bytes,
+        size_bytes=compressed.size_bytes / baseline.size_bytes if compressed.size_bytes and baseline.size_bytes else None,
+        top1=compressed.accuracy.top1 - baseline.accuracy.top1 if compressed.accuracy and baseline.accuracy else None,
+        latency=speedups,
+    )
+
+
+def timings(baseline: Profile, compressed: Profile) -> list[tuple[Latency | None, Latency]]:
+    """Before (None where it was not timed in the same way) and after; the smallest batch first."""
+    before = {_setup(latency): latency for latency in baseline.latency}
+    pairs = [(before.get(_setup(after)), after) for after in compressed.latency]
+    return sorted(pairs, key=lambda pair: pair[1].batch)
+
+
+def _setup(latency: Latency) -> tuple[int, str, int]:
+    return latency.batch, latency.provider, latency.threads
+
+
+def verdict(baseline: Profile, compressed: Profile, verification: Verification) -> str:
+    """The result in one line. What was not measured and what was not gained is said as plainly as the rest.
+
+    40.8 M -> 20.3 M MACs (-50.2 %), top-1 87.96 % -> 87.10 % (-0.86, n = 10,000),
+    CPU 1.93 ms -> 1.31 ms at batch 1 (1.5x), checks passed
+    """
+    macs = f"{figures.count(baseline.macs)} -> {figures.count(compressed.macs)} MACs"
+    return ", ".join(
+        [
+            f"{macs} ({figures.change(compressed.macs / baseline.macs)})",
+            _accuracy_verdict(baseline.accuracy, compressed.accuracy),
+            _latency_verdict(baseline, compressed),
+            checks_verdict(verification),
+        ]
+    )
+
+
+def _accuracy_verdict(before: Accuracy | None, after: Accuracy | None) -> str:
+    if after is None:
+        return "accuracy not measured (no data)"
+    n = figures.images(after.n)
+    if before is None:
+        return f"top-1 {figures.percent(after.top1)} ({n}; the original was not measured)"
+    if before.n != after.n:
+        n = f"n = {before.n:,} and {after.n:,}"
+    change = figures.points(after.top1 - before.top1)
+    return f"top-1 {figures.percent(before.top1)} -> {figures.percent(after.top1)} ({change}, {n})"
+
+
+def _latency_verdict(baseline: Profile, compressed: Profile) -> str:
+    timed = timings(baseline, compressed)
+    if not timed:
+        return "latency not measured"
+    before, after = timed[0]
+    provider, where = after.provider.upper(), f"at batch {after.batch}"
+    if before is None:
+        return f"{provider} {figures.milliseconds(after.median_ms)} {where} (the original was not measured)"
+    ratio = before.median_ms / after.median_ms
+    medians = f"{provider} {figures.milliseconds(before.median_ms)} -> {figures.milliseconds(after.median_ms)}"
+    if ratio >= FASTER:
+        return f"{medians} {where} ({figures.times(ratio)})"
+    return f"{medians}, {speed(ratio)} {where}: {figures.times(ratio)}"
+
+
+def speed(ratio: float) -> str:
+    """`faster`, `no faster` or `slower`."""
+    if ratio >= FASTER:
+        return "faster"
+    return "no faster" if ratio * FASTER > 1 else "slower"
+
+
+def checks(verification: Verification) -> list[Check]:
+    """The checks that ran."""
+    found = [
+        Check(f"ONNX Runtime against PyTorch, batch {batch}", difference, verification.onnx_tolerance)
+        for batch, difference in verification.onnx.items()
+    ]
+    if verification.masked is None:
+        return found
+    masked = Check("cut network against masked network", verification.masked, verification.masked_tolerance)
+    return [masked, *found]
+
+
+def checks_verdict(verification: Verification) -> str:
+    """`checks passed`, `CHECKS FAILED` or `not checked`."""
+    done = checks(verification)
+    if not done:
+        return "not checked"
+    return "checks passed" if all(check.passed for check in done) else "CHECKS FAILED"
+
+
+def asked_and_reached(target: Target) -> str:
+    """`asked for 50.0 % of the MACs removed (macs=50%), reached 50.2 %`, and why the two differ."""
+    names = {"macs": "MACs", "params": "parameters", "size": "ONNX file's size", "filters": "filters"}
+    asked = f"asked for {figures.share(target.asked)} of the {names.get(target.quantity, target.quantity)} removed"
+    note = f": {target.note}" if target.note else ""
+    return f"{asked} ({target.text}), reached {figures.share(target.reached)}{note}"
+
+
+def rows(report: Report) -> list[Row]:
+    """Everything measured before and after."""
+    return [*cost_rows(report), *accuracy_rows(report), *latency_rows(report)]
+
+
+def cost_rows(report: Report) -> list[Row]:
+    """What is counted and needs no clock."""
+    before, after = report.baseline, report.compressed
+    peaks = before.peak_activation_bytes, after.peak_activation_bytes
+    return [
+        _cost("MACs", "one image", before.macs, after.macs, figures.count),
+        _cost("Parameters", "", before.params, after.params, figures.count),
+        _cost("ONNX file", "", before.size_bytes, after.size_bytes, figures.size),
+        _cost("Weights", "", before.weight_bytes, after.weight_bytes, figures.size),
+        _cost("Peak activations", "one image", *peaks, figures.size),
+    ]
+
+
+def _cost(name: str, detail: str, before: int | None, after: int | None, written: Callable[[int], str]) -> Row:
+    texts = [NOT_MEASURED if value is None else written(value) for value in (before, after)]
+    row = Row(name, detail, texts[0], texts[1])
+    if not before or after is None:
+        return row
+    left = after / before
+    tone: Tone = "good" if left < 1 else "bad" if left > 1 else "plain"
+    return replace(row, change=figures.change(left), tone=tone, left=left)
+
+
+def accuracy_rows(report: Report) -> list[Row]:
+    """Top-1, and top-5 where it was measured."""
+    before, after = report.baseline.accuracy, report.compressed.accuracy
+    measured = [accuracy for accuracy in (before, after) if accuracy]
+    if not measured:
+        return [Row("Top-1", "no data", NOT_MEASURED, NOT_MEASURED)]
+    n = " and ".join(dict.fromkeys(f"{accuracy.n:,}" for accuracy in measured))
+    row = Row(
+        "Top-1",
+        f"n = {n}",
+        figures.percent(before.top1) if before else NOT_MEASURED,
+        figures.percent(after.top1) if after else NOT_MEASURED,
+        before_spread=figures.interval(before) if before else "",
+        after_spread=figures.interval(after) if after else "",
+    )
+    if before and after:
+        change = f"{figures.points(after.top1 - before.top1)} points"
+        left = after.top1 / before.top1 if before.top1 else None
+        row = replace(row, change=change, tone=_accuracy_tone(before, after), left=left)
+    found = [row]
+    if before and after and before.top5 is not None and after.top5 is not None:
+        top5 = figures.percent(before.top5), figures.percent(after.top5)
+        found.append(Row("Top-5", f"n = {n}", *top5, f"{figures.points(after.top5 - before.top5)} points"))
+    return found
+
+
+def _accuracy_tone(before: Accuracy, after: Accuracy) -> Tone:
+    """Intervals that overlap do not tell which network is better."""
+    if after.high < before.low:
+        return "bad"
+    return "good" if after.low > before.high else "plain"
+
+
+def latency_rows(report: Report) -> list[Row]:
+    """Every batch size and provider that was timed."""
+    timed = timings(report.baseline, report.compressed)
+    return [_latency(*pair) for pair in timed] or [Row("Latency", "", NOT_MEASURED, NOT_MEASURED)]
+
+
+def _latency(before: Latency | None, after: Latency) -> Row:
+    row = Row(
+        "Latency",
+        figures.timing(after),
+        NOT_MEASURED,
+        figures.milliseconds(after.median_ms),
+        after_spread=f"(p90 {figures.milliseconds(after.p90_ms)})",
+    )
+    if before is None:
+        return row
+    ratio = before.median_ms / after.median_ms
+    how = speed(ratio)
+    return replace(
+        row,
+        before=figures.milliseconds(before.median_ms),
+        before_spread=f"(p90 {figures.milliseconds(before.p90_ms)})",
+        change=f"{figures.times(ratio)} {how}" if how == "faster" else f"{how}: {figures.times(ratio)}",
+        tone=_SPEED_TONES[how],
+        left=1 / ratio,
+    )
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader must know about the rows: what the numbers in brackets are, how the time was taken, fidelity."""
+    found = [f"Fidelity: {fidelity(report)}."]
+    if report.baseline.accuracy or report.compressed.accuracy:
+        found.append("In brackets: Wilson's 95 % interval of the top-1, in per cent.")
+    if report.compressed.latency:
+        after = report.compressed.latency[0]
+        found.append(f"Latency: ONNX Runtime, median of {after.runs} runs after {after.warmup} to warm up, whole batch.")
+    return found
+
+
+def fidelity(report: Report) -> str:
+    """How often both networks answer alike, and how far their probabilities are apart."""
+    if report.fidelity is None:
+        return NOT_MEASURED
+    measured = report.fidelity
+    alike = f"{figures.percent(measured.agreement)} of {measured.n:,} {measured.inputs}"
+    return f"same top-1 answer as the original on {alike}; mean KL divergence {measured.mean_kl:.3g} nats"
+
+
+def stage_rows(report: Report) -> list[tuple[str, str, str, str, str, str, str]]:
+    """Name, MACs, parameters, top-1 with its interval, number of images, time, note of every stage."""
+    return [
+        (
+            stage.name,
+            figures.count(stage.macs),
+            figures.count(stage.params),
+            f"{figures.percent(stage.accuracy.top1)} {figures.interval(stage.accuracy)}" if stage.accuracy else "-",
+            f"{stage.accuracy.n:,}" if stage.accuracy else "-",
+            figures.duration(stage.seconds),
+            stage.note,
+        )
+        for stage in report.stages
+    ]
+
+
+def training(report: Report) -> str:
+    """`30 epochs in 12 min 04 s, 2,210 images per second`; empty without training."""
+    if not report.epochs:
+        return ""
+    seconds = sum(epoch.seconds for epoch in report.epochs)
+    images = sum(epoch.images_per_second * epoch.seconds for epoch in report.epochs)
+    pace = f", {images / seconds:,.0f} images per second" if seconds else ""
+    epochs = "1 epoch" if len(report.epochs) == 1 else f"{len(report.epochs)} epochs"
+    return f"{epochs} in {figures.duration(seconds)}{pace}"
+
+
+def changed_layers(report: Report) -> list[Layer]:
+    """The layers that lost something, in the order of the network."""
+    return [
+        layer
+        for layer in report.layers
+        if (layer.shape, layer.macs, layer.params) != (layer.shape_after, layer.macs_after, layer.params_after)
+    ]

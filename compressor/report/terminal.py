@@ -1,0 +1,69 @@
+"""The report for the terminal: a few narrow tables that fit 80 columns, and plain lines in a build log."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from compressor.report import summary
+from compressor.report.schema import Report
+
+_STYLE = {"good": "green", "bad": "red", "plain": ""}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Verdict, before and after, asked and reached, stages, warnings."""
+    _print_line(Text(report.name, "bold"), console)
+    _print_line(Text(report.verdict), console)
+    console.print()
+    console.print(_before_and_after(report))
+    for note in summary.notes(report):
+        _print_line(Text(note, "dim"), console)
+    asked = summary.asked_and_reached(report.target)
+    _print_line(Text(f"Target: {asked}."), console)
+    if report.stages:
+        console.print()
+        console.print(_stages(report))
+    training = summary.training(report)
+    if training:
+        _print_line(Text(f"Training: {training}.", "dim"), console)
+    if report.warnings:
+        console.print()
+    for warning in report.warnings:
+        _print_line(Text.assemble(("warning: ", "yellow"), warning), console)
+
+
+def _print_line(text: Text, console: Console) -> None:
+    """Wrapped for a person, whole in a log, where a search should find it."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
+def _before_and_after(report: Report) -> Table:
+    table = _table("", "before", "after", "change")
+    for row in summary.rows(report):
+        table.add_row(
+            Text.assemble(row.name, (row.label.removeprefix(row.name), "dim")),
+            _with_spread(row.before, row.before_spread),
+            _with_spread(row.after, row.after_spread),
+            Text(row.change, _STYLE[row.tone]),
+        )
+    return table
+
+
+def _with_spread(figure: str, spread: str) -> Text:
+    return Text.assemble(figure, (f"\n{spread}" if spread else "", "dim"))
+
+
+def _stages(report: Report) -> Table:
+    table = _table("stage", "MACs", "parameters", "top-1 [95 %]", "n", "time")
+    for name, macs, params, top1, n, time, _ in summary.stage_rows(report):
+        table.add_row(Text(name), macs, params, Text(top1), n, time)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """The first column holds names, the others figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    return table

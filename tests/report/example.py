@@ -1,0 +1,225 @@
+"""Whole reports to test with: a CIFAR ResNet-20 at half its MACs, and the awkward cousins of that run.
+
+The figures are such as a real run has; layers and costs add up, the training curves are made by a formula.
+"""
+
+import math
+from dataclasses import replace
+
+from compressor.report import (
+    Accuracy,
+    Epoch,
+    Fidelity,
+    Frozen,
+    Latency,
+    Layer,
+    Profile,
+    Report,
+    Stage,
+    Target,
+    Verification,
+    compare,
+    verdict,
+)
+
+EPOCHS = 30
+N = 10_000
+
+
+def accuracy(top1: float, n: int = N, top5: float | None = None) -> Accuracy:
+    """With Wilson's interval at 95 %."""
+    z = 1.96
+    centre = (top1 + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(top1 * (1 - top1) / n + z * z / (4 * n * n))
+    return Accuracy(top1, centre - half, centre + half, n, top5)
+
+
+def conv(name: str, out: int, into: int, out_after: int, into_after: int, side: int, group: str) -> Layer:
+    """A 3x3 convolution whose output is `side` x `side`."""
+    params, params_after = 9 * out * into, 9 * out_after * into_after
+    return Layer(
+        name,
+        "Conv2d",
+        [out, into, 3, 3],
+        [out_after, into_after, 3, 3],
+        params * side * side,
+        params_after * side * side,
+        params,
+        params_after,
+        group,
+    )
+
+
+def resnet20_layers() -> list[Layer]:
+    """Streams of 13, 25 and 51 channels; inside the blocks about half the channels are left."""
+    streams, inner = {1: (16, 13), 2: (32, 25), 3: (64, 51)}, {1: [12, 9, 11], 2: [21, 20, 17], 3: [45, 42, 27]}
+    layers = [conv("conv1", 16, 3, 13, 3, 32, "residual stream 1")]
+    width, width_after = streams[1]
+    for stage, (out, out_after) in streams.items():
+        side = 64 >> stage
+        for block, kept in enumerate(inner[stage]):
+            name = f"layer{stage}.{block}"
+            layers.append(conv(f"{name}.conv1", out, width, kept, width_after, side, f"{name}.conv1"))
+            layers.append(conv(f"{name}.conv2", out, out, out_after, kept, side, f"residual stream {stage}"))
+            width, width_after = out, out_after
+    layers.append(Layer("linear", "Linear", [10, 64], [10, 51], 640, 510, 650, 520, "frozen: output of the network"))
+    return layers
+
+
+def profile(layers: list[Layer], after: bool, peak: int, top1: Accuracy | None, latency: list[Latency]) -> Profile:
+    """What the layers add up to."""
+    macs = sum(layer.macs_after if after else layer.macs for layer in layers)
+    params = sum(layer.params_after if after else layer.params for layer in layers)
+    return Profile(macs, params, 4 * params, 4 * params + 21_407, peak, top1, latency)
+
+
+def timed(batch: int, median: float, provider: str = "cpu", threads: int = 1) -> Latency:
+    """The median of 50 runs."""
+    return Latency(batch, median, 1.06 * median, 50, 10, provider, threads)
+
+
+def training() -> list[Epoch]:
+    """A fine-tune that flattens out; its loss has two named terms."""
+    epochs = []
+    for epoch in range(1, EPOCHS + 1):
+        share = epoch / EPOCHS
+        wobble = 0.012 * math.sin(7 * epoch) * (1 - share)
+        left = math.exp(-4 * share)
+        losses = {"cross_entropy": 0.21 + 0.9 * left + 2 * wobble, "distillation": 0.34 + 1.3 * left - 3 * wobble}
+        lr = 0.05 * (1 + math.cos(math.pi * share)) / 2
+        train, held_out = 0.945 - 0.28 * left + wobble, 0.874 - 0.22 * left + 2 * wobble
+        epochs.append(Epoch(epoch, lr, losses, train, held_out, 41.3, 1089.6))
+    return epochs
+
+
+def example() -> Report:
+    """The whole run: data, training, two batch sizes on the CPU."""
+    layers = resnet20_layers()
+    before = profile(
+        layers, False, 131_072, accuracy(0.8796, top5=0.9933), [timed(1, 1.93), timed(32, 41.7), timed(1, 1.31, "cuda")]
+    )
+    after = profile(
+        layers, True, 106_496, accuracy(0.8710, top5=0.9926), [timed(1, 1.31), timed(32, 23.9), timed(1, 1.33, "cuda")]
+    )
+    verification = Verification(2.4e-7, 1e-4, {"1": 3.1e-7, "2": 4.4e-7, "3": 4.0e-7}, 1e-4)
+    cut = after.macs, after.params
+    return Report(
+        name="resnet20-half",
+        verdict=verdict(before, after, verification),
+        model="checkpoints/resnet20.pt",
+        arch="examples/cifar/resnet.py:resnet20",
+        data="imagefolder:data/cifar10",
+        input_shape=[3, 32, 32],
+        method="pgmpf",
+        settings={
+            "rate": 0.5,
+            "epochs": EPOCHS,
+            "lr": 0.05,
+            "batch_size": 128,
+            "residual": "coupled",
+            "round_to": 1,
+            "keep": None,
+            "amp": False,
+            "floor": 1e-5,
+            "drop": 0.1,
+        },
+        seed=0,
+        target=Target("macs", 0.5, 1 - after.macs / before.macs, "--rate 0.5"),
+        baseline=before,
+        compressed=after,
+        change=compare(before, after),
+        stages=[
+            Stage("original", before.macs, before.params, before.accuracy, 0.0),
+            Stage("cut", *cut, accuracy(0.3127), 212.4, "soft filters removed for good"),
+            Stage("recalibrated", *cut, accuracy(0.7385), 3.2, "batch norm statistics from 2,048 images"),
+            Stage("fine-tuned", *cut, accuracy(0.8712), 1239.0),
+            Stage("ONNX", *cut, after.accuracy, 9.7, "ONNX Runtime, float32"),
+        ],
+        epochs=training(),
+        layers=layers,
+        frozen=[Frozen("linear", "its output is the output of the network: 10 classes")],
+        fidelity=Fidelity(0.9231, 0.0874, N, "test images"),
+        verification=verification,
+        warnings=["no faster on CUDA at batch 1: 0.98x; the network is too small to fill the GPU"],
+        versions={"compressor": "0.1.0", "torch": "2.11.0", "onnxruntime": "1.23.0", "python": "3.11.9"},
+        device="cpu (Intel Xeon, 2 cores)",
+        command="compress prune checkpoints/resnet20.pt --arch examples/cifar/resnet.py:resnet20 "
+        "--data imagefolder:data/cifar10 --rate 0.5 --method pgmpf --epochs 30 --seed 0",
+        created="2026-03-14T09:26:53Z",
+        seconds=1464.3,
+    )
+
+
+def without_data() -> Report:
+    """Only weights to go by: no accuracy, no training, no latency; nothing but random inputs for the fidelity."""
+    report = example()
+    before = replace(report.baseline, accuracy=None, latency=[], size_bytes=None, peak_activation_bytes=None)
+    after = replace(report.compressed, accuracy=None, latency=[], peak_activation_bytes=None)
+    return replace(
+        report,
+        name="resnet20-blind",
+        verdict=verdict(before, after, report.verification),
+        data=None,
+        baseline=before,
+        compressed=after,
+        change=compare(before, after),
+        stages=[replace(stage, accuracy=None) for stage in report.stages[:2]],
+        epochs=[],
+        fidelity=Fidelity(0.41, 1.93, 64, "random inputs"),
+        warnings=["accuracy was not measured: give images with --data"],
+    )
+
+
+def bare() -> Report:
+    """Nothing but what a report must have."""
+    return replace(
+        without_data(),
+        stages=[],
+        layers=[],
+        frozen=[],
+        settings={},
+        fidelity=None,
+        verification=Verification(None, 1e-4, {}, 1e-4),
+        warnings=[],
+        versions={},
+    )
+
+
+NASTY = '<script>alert("|x|")</script> `a` & *b* $x$ [bold]{{ 7*7 }}'
+
+
+def nasty() -> Report:
+    """Every text of the user is something that Markdown, HTML, LaTeX, rich or a table could trip over."""
+    report = example()
+    return replace(
+        report,
+        name=NASTY,
+        model=NASTY,
+        arch=NASTY,
+        data=NASTY,
+        method=NASTY,
+        settings={NASTY: NASTY},
+        target=replace(report.target, text=NASTY, note=NASTY),
+        stages=[replace(stage, name=f"{stage.name} {NASTY}", note=NASTY) for stage in report.stages],
+        epochs=[replace(epoch, losses={NASTY: 1.0}) for epoch in report.epochs],
+        layers=[replace(layer, name=f"{i}{NASTY}", kind=NASTY, group=NASTY) for i, layer in enumerate(report.layers)],
+        frozen=[Frozen(NASTY, NASTY)],
+        fidelity=replace(report.fidelity, inputs=NASTY) if report.fidelity else None,
+        warnings=[NASTY],
+        versions={NASTY: NASTY},
+        device=NASTY,
+        command=NASTY,
+        created=NASTY,
+    )
+
+
+def deep(layers: int = 200) -> Report:
+    """A network of many layers with long names, all of them cut."""
+    name = "backbone.features.encoder.stage{0}.block{1}.attention.projection.convolution.depthwise"
+    return replace(
+        example(),
+        name="a-deep-network-with-a-name-that-is-long-enough-to-wrap-on-a-telephone",
+        layers=[conv(name.format(i // 20, i % 20), 64, 64, 20 + i % 40, 30, 8, f"group {i}") for i in range(layers)],
+        frozen=[Frozen(name.format(i, 0), "its channels are reshaped into heads") for i in range(40)],
+        warnings=[f"layer {i} is at its floor of one channel" for i in range(30)],
+    )

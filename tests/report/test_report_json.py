@@ -1,0 +1,187 @@
+"""report.json: what is written comes back the same, and what is wrong in it is named with its place."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import example
+import pytest
+
+from compressor.errors import CompressError, UsageError
+from compressor.report import VERSION, Profile, Report, from_json, json_schema, to_json
+
+EVERY = [example.example, example.without_data, example.bare, example.nasty, example.deep]
+
+
+def edited(edit: Callable[[dict[str, Any]], object]) -> str:
+    data = json.loads(to_json(example.example()))
+    edit(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_a_report_comes_back_as_it_was(make: Callable[[], Report]) -> None:
+    assert from_json(to_json(make())) == make()
+
+
+def test_whole_and_broken_numbers_and_truth_keep_their_type() -> None:
+    settings = from_json(to_json(example.example())).settings
+    assert [type(settings[name]) for name in ("epochs", "rate", "amp", "keep")] == [int, float, bool, type(None)]
+
+
+def test_a_whole_number_is_read_where_a_number_is_expected() -> None:
+    text = edited(lambda data: data["baseline"]["accuracy"].update(top1=1))
+    accuracy = from_json(text).baseline.accuracy
+    assert accuracy is not None
+    assert type(accuracy.top1) is float
+
+
+def test_keys_with_a_default_may_be_absent() -> None:
+    text = edited(lambda data: data["baseline"].pop("latency"))
+    assert from_json(text).baseline.latency == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("baseline.accuracy.top1", "x", 'expected a number, found "x"'),
+        ("baseline.accuracy.n", 1.5, "expected a whole number, found 1.5"),
+        ("baseline.accuracy.n", True, "expected a whole number, found true"),
+        ("baseline.accuracy.top5", [], "expected a number or null, found a list"),
+        ("baseline", 3, "expected an object, found 3"),
+        ("baseline.accuracy", 3, "expected an object, found 3"),
+        ("layers", {}, "expected a list, found an object"),
+        ("layers[2].shape[1]", "a", 'expected a whole number, found "a"'),
+        ("epochs[1].losses.cross_entropy", None, "expected a number, found null"),
+        ("seed", "n" * 99, 'expected a whole number, found "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn...'),
+        (
+            "settings.rate",
+            {},
+            "expected a string or a number or a whole number or true or false or null, found an object",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(path: str, value: object, message: str) -> None:
+    def spoil(data: Any) -> None:
+        *way, last = [int(key) if key.isdigit() else key for key in re.findall(r"\w+", path)]
+        for key in way:
+            data = data[key]
+        data[last] = value
+
+    with pytest.raises(UsageError) as error:
+        from_json(edited(spoil))
+    assert str(error.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda data: data["stages"][0].pop("macs"), 'stages[0]: the key "macs" is missing'),
+        (lambda data: data.pop("name"), 'report: the key "name" is missing'),
+        (lambda data: data["target"].update(colour=1), 'target: unknown key "colour"'),
+    ],
+)
+def test_missing_and_unknown_keys_are_told(edit: Callable[[dict[str, Any]], object], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        from_json(edited(edit))
+    assert str(error.value) == message
+
+
+def test_a_misspelt_key_gets_a_suggestion() -> None:
+    def misspell(data: dict[str, Any]) -> None:
+        data["baseline"]["acuracy"] = data["baseline"].pop("accuracy")
+
+    with pytest.raises(UsageError) as error:
+        from_json(edited(misspell))
+    assert str(error.value) == "baseline: unknown key \"acuracy\"; did you mean 'accuracy'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"not a report: Expecting value \(line 1, column 1\)"),
+        ("[]", "not a report: expected an object, found a list"),
+        ("{}", 'not a report: the key "version" is missing'),
+        ('{"version": NaN}', "not a report: NaN is not JSON; write null"),
+        ('{"version": 2}', f"the report has version 2, this release reads version {VERSION}; read it with"),
+        ('{"version": "1"}', 'the report has version "1", this release reads'),
+    ],
+)
+def test_what_is_no_report_of_this_version_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_json(text)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_never_written(value: float) -> None:
+    report = example.example()
+    epochs = [replace(report.epochs[0], losses={"cross_entropy": value}), *report.epochs[1:]]
+    with pytest.raises(CompressError, match=r"epochs\[0\]\.losses\.cross_entropy is (nan|inf)"):
+        to_json(replace(report, epochs=epochs))
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_the_schema_accepts_what_is_written(make: Callable[[], Report]) -> None:
+    assert list(problems(json_schema(), json.loads(to_json(make())))) == []
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda d: d.pop("version"),
+        lambda d: d.update(version=2),
+        lambda d: d.update(colour=1),
+        lambda d: d["stages"][0].pop("macs"),
+        lambda d: d["baseline"]["accuracy"].update(top1="x"),
+        lambda d: d["layers"][2]["shape"].append("a"),
+        lambda d: d["epochs"][1]["losses"].update(cross_entropy=None),
+    ],
+)
+def test_the_schema_refuses_what_the_reader_refuses(edit: Callable[[dict[str, Any]], object]) -> None:
+    assert list(problems(json_schema(), json.loads(edited(edit))))
+
+
+def test_the_schema_says_what_things_are() -> None:
+    schema = json_schema()
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["description"] == Report.__doc__
+    assert schema["$defs"]["Profile"]["description"] == Profile.__doc__
+    assert schema["$defs"]["Profile"]["properties"]["accuracy"] == {"anyOf": [{"$ref": "#/$defs/Accuracy"}, {"type": "null"}]}
+    assert json.loads(json.dumps(schema)) == schema
+
+
+PYTHON_TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
+
+
+def problems(schema: dict[str, Any], value: Any, root: dict[str, Any] | None = None) -> list[str]:
+    """As much of a JSON Schema validator as the report's schema needs: it knows exactly the words used there."""
+    root = root or schema
+    if "$ref" in schema:
+        return problems(root["$defs"][schema["$ref"].removeprefix("#/$defs/")], value, root)
+    if "anyOf" in schema:
+        return [] if any(not problems(part, value, root) for part in schema["anyOf"]) else ["fits none"]
+    if "const" in schema:
+        return [] if value == schema["const"] else [f"{value} is not {schema['const']}"]
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if not any(is_of(name, value) for name in types):
+        return [f"{value!r} is none of {types}"]
+    if isinstance(value, list):
+        return [problem for part in value for problem in problems(schema["items"], part, root)]
+    if not isinstance(value, dict):
+        return []
+    found = [f"{key} is missing" for key in schema.get("required", []) if key not in value]
+    known, other = schema.get("properties", {}), schema["additionalProperties"]
+    for key, part in value.items():
+        if key in known or other:
+            found += problems(known.get(key, other), part, root)
+        else:
+            found.append(f"{key} is unknown")
+    return found
+
+
+def is_of(name: str, value: object) -> bool:
+    if name == "null" or value is None:
+        return name == "null" and value is None
+    return isinstance(value, PYTHON_TYPES[name]) and (name == "boolean" or not isinstance(value, bool))
