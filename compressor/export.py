@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from compressor import __version__
-from compressor.errors import Infeasible, OutputError, UsageError, VerificationFailed
+from compressor.errors import Infeasible, UsageError, VerificationFailed
+from compressor.files import write_whole
 from compressor.measure import tensors_in, weight_bytes
 from compressor.runtime import first_line, open_session, run_session
 
@@ -33,24 +33,23 @@ def export_onnx(model: nn.Module, input_shape: Sequence[int], path: Path) -> Non
 
     The input is `images` [batch, *input_shape] with any batch size; the output is `logits`, or `output0`, `output1`,
     ... where the network returns several tensors. Batch norms that follow a convolution are folded into it.
-    Raises Infeasible when ONNX cannot hold the network, and OutputError when the file cannot be written.
+    Raises Infeasible when ONNX cannot hold the network, VerificationFailed when what the exporter made of it is not
+    valid, and OutputError when the file cannot be written.
     """
     network = _inference_copy(model)
     if weight_bytes(network) > LARGEST:
         size = weight_bytes(network) / 1e9
         raise Infeasible(f"One ONNX file holds 2.1 GB, but the network's weights take {size:.1f} GB: remove more of them.")
     proto = _convert(network, input_shape)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+
+    def write(unfinished: Path) -> None:
         onnx.save_model(proto, unfinished)
         onnx.checker.check_model(unfinished, full_check=True)
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}. Choose a place that can with --out.") from error
+
+    try:
+        write_whole(path, write)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationFailed(f"PyTorch's exporter made an invalid ONNX network of this.\n{first_line(error)}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def check_onnx(

@@ -185,8 +185,20 @@ def test_exporting_is_silent(path: Path, capfd: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="absent"):
-        export_onnx(Small(), SHAPE, tmp_path / "absent" / "model.onnx")
+    (tmp_path / "taken").write_text("a file, not a folder")
+    with pytest.raises(OutputError, match="taken"):
+        export_onnx(Small(), SHAPE, tmp_path / "taken" / "model.onnx")
+
+
+def test_an_invalid_file_is_not_published(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def to_nonsense(network: nn.Module, shape: object) -> onnx.ModelProto:
+        text = '<ir_version: 8, opset_import: ["" : 18]> net (float[n] images) => (float[n] y) { y = Lost(absent) }'
+        return onnx.parser.parse_model(text)
+
+    monkeypatch.setattr(export, "_convert", to_nonsense)
+    with pytest.raises(VerificationFailed, match="invalid"):
+        export_onnx(Small(), SHAPE, path)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_too_many_weights_for_one_file_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,181 @@
+"""One image after another: read it, give it the shape that all images have, or say which one is broken and why.
+
+An image is a tensor of bytes (uint8, 0 to 255), [channels, height, width], until a batch of them is normalised: that is a
+quarter of the memory of floats, and what the files hold anyway.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from compressor.errors import DataError
+from compressor.runtime import first_line
+
+SMALL = 64  # pixels; images up to this size are shown whole and are augmented by shifts, as is the custom for CIFAR
+CROP_SHARE = 0.875  # of a larger image's shorter side is seen in evaluation, as is the custom for ImageNet: 224 of 256
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The shape that all images get. `resize`: whether images of another size are resized, or are an error."""
+
+    channels: int
+    height: int
+    width: int
+    resize: bool
+
+    @property
+    def size(self) -> list[int]:
+        """Height and width, as torchvision likes them."""
+        return [self.height, self.width]
+
+    @property
+    def small(self) -> bool:
+        return max(self.size) <= SMALL
+
+    def color(self, image: Tensor, name: str) -> Tensor:
+        """`image` [..., c, h, w] with this frame's channels: grey is repeated, and red, green and blue become grey."""
+        found = image.shape[-3]
+        if not self.resize and list(image.shape[-2:]) != self.size:
+            raise DataError(
+                f"{name} is {image.shape[-1]}x{image.shape[-2]} pixels, but the images looked at first are all "
+                f"{self.width}x{self.height}: give the size that all are to be resized to."
+            )
+        if found == self.channels:
+            return image
+        if found == 1:
+            return image.expand(*image.shape[:-3], self.channels, *image.shape[-2:])
+        if found == 3 and self.channels == 1:
+            grey: Tensor = TF.rgb_to_grayscale(image)
+            return grey
+        raise DataError(f"{name} has {found} channels, but {self.channels} were asked for: convert the images first.")
+
+    def fit(self, image: Tensor, name: str) -> Tensor:
+        """The middle of `image` [..., c, h, w] in this frame's shape; an image that has its size stays as it is."""
+        image = self.color(image, name)
+        height, width = image.shape[-2:]
+        if [height, width] == self.size:
+            return image
+        scale = max(self.height / height, self.width / width) / (1 if self.small else CROP_SHARE)
+        shorter = math.ceil(round(min(height, width) * scale, 6))  # rounded first: 256.00000001 is 256
+        middle: Tensor = TF.center_crop(TF.resize(image, [shorter], antialias=True), self.size)
+        return middle
+
+
+class Images(ABC):
+    """A set of labelled images. `labels` [n] are class numbers, int64."""
+
+    labels: Tensor
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether several images can be read at the same time, and that is faster. A user's data set might not stand it."""
+        return False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int) -> Tensor:
+        """Image number `index`, uint8 [channels, height, width]. Raises DataError when it cannot be read."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call image number `index` in a message."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of image number `index`."""
+        height, width = self.read(index).shape[-2:]
+        return height, width
+
+    def read_all(self, frame: Frame) -> Tensor:
+        """All images in the shape of `frame`, uint8 [n, channels, height, width]."""
+        pixels = torch.empty(len(self), frame.channels, *frame.size, dtype=torch.uint8)
+
+        def keep(index: int) -> None:
+            pixels[index] = frame.fit(self.read(index), self.name(index))
+
+        with ThreadPoolExecutor() as pool:
+            for _ in (pool.map if self.in_threads else map)(keep, range(len(self))):
+                pass
+        return pixels
+
+
+class ImageFiles(Images):
+    """Image files that Pillow can read."""
+
+    def __init__(self, paths: Sequence[str], labels: Sequence[int]) -> None:
+        self.paths = paths
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+
+    @property
+    def in_threads(self) -> bool:
+        # A small image is read in less time than threads need to hand Python's lock to each other.
+        return max(self.size(0)) > SMALL
+
+    def read(self, index: int) -> Tensor:
+        try:
+            with Image.open(self.paths[index]) as image:
+                return to_pixels(image)
+        except Exception as error:
+            raise self._broken(index, error) from error
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, from the head of the file alone."""
+        try:
+            with Image.open(self.paths[index]) as image:
+                return image.height, image.width
+        except Exception as error:
+            raise self._broken(index, error) from error
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def _broken(self, index: int, error: Exception) -> DataError:
+        path = self.paths[index]
+        if isinstance(error, FileNotFoundError):
+            return DataError(
+                f"{path} was there when its folder was listed, but is gone now: keep the data in place during a run."
+            )
+        return DataError(f"{path} cannot be read as an image: replace it, or take it out of its folder.\n{first_line(error)}")
+
+
+class ImageTensor(Images):
+    """Images of one size that are in memory already: `pixels` uint8 [n, channels, height, width]."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, title: str) -> None:
+        self.pixels = pixels
+        self.labels = labels.to(torch.int64)
+        self.title = title
+
+    def read(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+    def name(self, index: int) -> str:
+        return f"image {index} of {self.title}"
+
+    def read_all(self, frame: Frame) -> Tensor:
+        return frame.fit(self.pixels, self.title).contiguous()
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """A Pillow image as uint8 [1 or 3, height, width]. Raises ValueError for pixels of 32 bits, whose range is unknown."""
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits; save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion would make everything above 255 white.
+        pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.uint8, scale=True)
+    elif image.mode in ("1", "L", "LA", "La"):
+        pixels = TF.pil_to_tensor(image.convert("L"))
+    else:
+        # Pillow wants the palette's transparency to be looked up before it is thrown away.
+        with_palette = image.mode == "P" and "transparency" in image.info
+        pixels = TF.pil_to_tensor((image.convert("RGBA") if with_palette else image).convert("RGB"))
+    return torch.as_tensor(pixels)

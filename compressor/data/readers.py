@@ -1,0 +1,150 @@
+"""Many images at a time, as bytes of one shape: kept in memory if they fit, or else streamed from where they are.
+
+Both readers answer the same question, "the images at these positions, please", and answer alike for evaluation. Training
+images are changed a little each time: in memory by shifting and flipping a whole batch at once on the device that trains;
+streamed by torchvision's transforms, image by image, in worker processes. Chance comes from a seed for the epoch and the
+image's own position, never from the global generators: batches are the same for any number of workers and can be repeated.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from compressor.data.images import Frame, Images
+from compressor.errors import DataError
+
+
+def seed_from(*numbers: int) -> int:
+    """One seed from several numbers, such as a run's seed and an epoch."""
+    sequence = np.random.SeedSequence([number % 2**32 for number in numbers])
+    return int(sequence.generate_state(1)[0])
+
+
+class Reader(ABC):
+    """Reads `images` in the shape of `frame`; `flip`: whether a mirrored image still shows its class."""
+
+    def __init__(self, images: Images, frame: Frame, flip: bool) -> None:
+        self.images = images
+        self.frame = frame
+        self.flip = flip
+
+    @property
+    def shift(self) -> int:
+        """How many pixels a training image moves at most: 4 at 32x32, the custom for CIFAR."""
+        return min(self.frame.size) // 8
+
+    @abstractmethod
+    def read(self, plan: Sequence[Tensor], augment: int | None, device: torch.device) -> Iterator[Tensor]:
+        """For each tensor of positions [n] in `plan` its images, uint8 [n, channels, height, width] on `device`.
+
+        `augment` is the seed of what happens to training images; None leaves them as they are.
+        Raises DataError when an image cannot be read.
+        """
+
+
+class InMemory(Reader):
+    """Reads all images at the first use and keeps them on the device that used them last."""
+
+    pixels: Tensor | None = None
+
+    def read(self, plan: Sequence[Tensor], augment: int | None, device: torch.device) -> Iterator[Tensor]:
+        if self.pixels is None:
+            self.pixels = self.images.read_all(self.frame)
+        pixels = self.pixels = self.pixels.to(device)  # [n, c, h, w]
+        moves = None if augment is None else draw_moves(len(self.images), self.shift, self.flip, augment).to(device)
+        for positions in plan:
+            positions = positions.to(device)
+            images = pixels[positions]
+            yield images if moves is None else move(images, moves[positions], self.shift)
+
+
+def draw_moves(n: int, shift: int, flip: bool, seed: int) -> Tensor:
+    """A random move for each of `n` images, [n, 3]: rows and columns to leave out (0 to 2·shift), and 1 to flip."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.randint(2 * shift + 1, (n, 2), generator=generator)
+    flipped = torch.randint(2, (n, 1), generator=generator) * flip
+    return torch.cat([corner, flipped], dim=1)
+
+
+def move(images: Tensor, moves: Tensor, shift: int) -> Tensor:
+    """`images` [n, c, h, w] in a black border of `shift` pixels, each cut out again where its row of `moves` [n, 3] says."""
+    n, _, height, width = images.shape
+    windows = F.pad(images, [shift] * 4).unfold(2, height, 1).unfold(3, width, 1)  # [n, c, 2·shift+1, 2·shift+1, h, w]
+    top, left, flipped = moves.unbind(1)
+    cropped = windows[torch.arange(n, device=images.device), :, top, left]  # [n, c, h, w]
+    return torch.where(flipped.bool()[:, None, None, None], cropped.flip(3), cropped)
+
+
+class Streamed(Reader):
+    """Reads images again for each batch, in `workers` processes (0: in this one)."""
+
+    def __init__(self, images: Images, frame: Frame, flip: bool, workers: int) -> None:
+        super().__init__(images, frame, flip)
+        self.workers = workers
+
+    def read(self, plan: Sequence[Tensor], augment: int | None, device: torch.device) -> Iterator[Tensor]:
+        cuda = device.type == "cuda"
+        loader = DataLoader(
+            _Rows(self.images, self.frame, self._transform(), augment),
+            batch_sampler=[positions.tolist() for positions in plan],
+            num_workers=self.workers,
+            collate_fn=_stack,
+            pin_memory=cuda,
+            generator=torch.Generator(),  # otherwise starting the loader would move the global generator on
+        )
+        for images in self._guarded(iter(loader)):
+            if isinstance(images, DataError):
+                raise images
+            yield images.to(device, non_blocking=cuda)
+
+    def _transform(self) -> nn.Module:
+        crop: nn.Module = v2.RandomResizedCrop(self.frame.size, antialias=True)
+        if self.frame.small:
+            crop = v2.RandomCrop(self.frame.size, padding=self.shift)
+        return nn.Sequential(crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0))
+
+    def _guarded(self, batches: Iterator[Tensor | DataError]) -> Iterator[Tensor | DataError]:
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"One of the {self.workers} processes that read images ended without a word, perhaps for want of memory: "
+                "ask for fewer workers, or none."
+            ) from error
+
+
+class _Rows(Dataset[Tensor | DataError]):
+    """What a worker does. Errors are returned, because a loader would wrap what is raised into a page of text."""
+
+    def __init__(self, images: Images, frame: Frame, transform: nn.Module, augment: int | None) -> None:
+        self.images = images
+        self.frame = frame
+        self.transform = transform
+        self.augment = augment
+
+    def __getitem__(self, index: int) -> Tensor | DataError:
+        try:
+            image, name = self.images.read(index), self.images.name(index)
+            if self.augment is None:
+                return self.frame.fit(image, name)
+            image = self.frame.fit(image, name) if self.frame.small else self.frame.color(image, name)
+        except DataError as error:
+            return error
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the GPU as well.
+            torch.default_generator.manual_seed(seed_from(self.augment, index))
+            changed: Tensor = self.transform(image)
+        return changed
+
+
+def _stack(rows: list[Tensor | DataError]) -> Tensor | DataError:
+    errors = [row for row in rows if isinstance(row, DataError)]
+    return errors[0] if errors else torch.stack([row for row in rows if isinstance(row, Tensor)])

@@ -1,0 +1,69 @@
+"""The sets of images that libraries read: scikit-learn's digits, which come with it, and torchvision's, if downloaded.
+
+Digits and clothes are not mirrored in training: a mirrored 3 is no digit, and Fashion-MNIST's shoes all point
+to the left.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision import datasets
+
+from compressor.data.folders import check_folder
+from compressor.data.images import ImageTensor
+from compressor.data.splits import TEST_SEED, TEST_SHARE, Source, cut, whole
+from compressor.errors import DataError
+
+
+def read_digits() -> Source:
+    """1797 handwritten digits of 8x8 pixels, of which a fifth are for the test."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.images)[:, None]  # [1797, 1, 8, 8], 0 to 16
+    images = ImageTensor((pixels * 255 / 16).round().to(torch.uint8), torch.from_numpy(digits.target), "digits")
+    train, test = cut(whole(images), TEST_SHARE, TEST_SEED)
+    return Source([str(digit) for digit in range(10)], train, test, channels=1, flip=False, mean=0.305, std=0.376)
+
+
+def read_cifar10(root: Path) -> Source:
+    """50,000 and 10,000 photographs of 32x32 pixels in 10 classes: Krizhevsky, 2009."""
+    return _read_cifar(datasets.CIFAR10, root)
+
+
+def read_cifar100(root: Path) -> Source:
+    """The same in 100 classes."""
+    return _read_cifar(datasets.CIFAR100, root)
+
+
+def read_fashionmnist(root: Path) -> Source:
+    """60,000 and 10,000 grey images of 28x28 pixels in 10 classes: Xiao et al., arXiv 1708.07747."""
+    train, test = _open(datasets.FashionMNIST, root, Path("FashionMNIST", "raw"))
+    sets = [whole(ImageTensor(part.data[:, None], part.targets, "FashionMNIST")) for part in (train, test)]  # [n, 1, 28, 28]
+    return Source(train.classes, train=sets[0], test=sets[1], channels=1, flip=False, mean=0.286, std=0.353)
+
+
+def _read_cifar(kind: Any, root: Path) -> Source:
+    train, test = _open(kind, root, Path(kind.base_folder))
+    sets = []
+    for part in (train, test):
+        pixels = torch.from_numpy(part.data).permute(0, 3, 1, 2)  # [n, 3, 32, 32]
+        sets.append(whole(ImageTensor(pixels, torch.tensor(part.targets), kind.__name__)))
+    return Source(train.classes, train=sets[0], test=sets[1])
+
+
+def _open(kind: Any, root: Path, files: Path) -> tuple[Any, Any]:
+    """Both parts of torchvision's data set `kind`, whose files lie in `root / files`."""
+    if root.absolute().match(f"*/{files}"):
+        root = root.absolute().parents[len(files.parts) - 1]
+    check_folder(root)
+    try:
+        return kind(root, train=True), kind(root, train=False)
+    except RuntimeError as error:
+        remedy = f"download them once with torchvision.datasets.{kind.__name__}({str(root)!r}, download=True)"
+        if (root / "train").is_dir():
+            remedy = f"for the images in its train/ give imagefolder:{root}"
+        raise DataError(
+            f"{kind.__name__} was looked for in {root / files}, but its files are missing or damaged: {remedy}."
+        ) from error
