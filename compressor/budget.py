@@ -95,7 +95,7 @@ def uniform(channels: Channels, scores: Scores) -> Scores:
 class Shelf:
     """Channels in the order in which they would go, the weakest first, with the bounds that every choice respects."""
 
-    def __init__(self, channels: Channels, scores: Scores, round_to: int, most: float) -> None:
+    def __init__(self, channels: Channels, scores: Scores, round_to: int | None, most: float) -> None:
         self.sizes = np.array([group.size for group in channels.groups], np.int64)
         self.group = np.repeat(np.arange(len(self.sizes)), self.sizes)  # [atoms]
         order = np.argsort(scores, kind="stable")
@@ -103,34 +103,55 @@ class Shelf:
         by_group = order[np.argsort(self.group[order], kind="stable")]
         self.place = np.empty(len(scores), np.int64)  # place of each atom in its own group, the weakest first
         self.place[by_group] = np.arange(len(scores)) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
-        self.round_to = round_to
+        self.units = units(self.sizes) if round_to is None else np.full(len(self.sizes), round_to)
         self.least = np.maximum(1, np.ceil(self.sizes * (1 - most) - 1e-9)).astype(np.int64)
 
     def without(self, drops: npt.NDArray[np.int64]) -> Mask:
         """The mask when each group gives its `drops` [groups] weakest, bounded and rounded."""
         kept = np.maximum(self.sizes - drops, self.least)
-        kept = np.minimum(-(-kept // self.round_to) * self.round_to, self.sizes)
+        kept = np.minimum(-(-kept // self.units) * self.units, self.sizes)
         mask: Mask = self.place >= (self.sizes - kept)[self.group]
         return mask
 
+    def drops(self, count: int) -> npt.NDArray[np.int64]:
+        """How many of the `count` weakest channels of all groups together lie in each group [groups]."""
+        return np.bincount(self.group[self.order[:count]], minlength=len(self.sizes))
+
     def without_weakest(self, count: int) -> Mask:
-        return self.without(np.bincount(self.group[self.order[:count]], minlength=len(self.sizes)))
+        return self.without(self.drops(count))
+
+
+def units(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The multiple that each group's width is rounded to [groups]: 8 where there are 32 channels or more, fewer below.
+
+    Processors compute several channels at once; odd widths can make a network slower than it was before channels were cut.
+    A quarter of the width is the coarsest step that still leaves a choice.
+    """
+    quarter = np.clip(sizes // 4, 1, 8)
+    return np.asarray(2 ** np.floor(np.log2(quarter)), np.int64)
 
 
 def choose(
-    channels: Channels, scores: Scores, goal: Goal, *, round_to: int = 1, most: float = 0.95, overhead: float = 0.0
+    channels: Channels,
+    scores: Scores,
+    goal: Goal,
+    *,
+    round_to: int | None = None,
+    most: float = 0.95,
+    overhead: float = 0.0,
 ) -> Mask:
     """Remove the lowest-scoring atoms until the goal is met; at most the share `most` of one group goes.
 
-    `scores` [atoms]; `overhead` is added to the cost of any choice (an ONNX file's bytes beside its weights).
+    `scores` [atoms]; widths become multiples of `round_to`, or of what `units` says; `overhead` is added to the cost of any choice (an ONNX file's bytes beside its weights).
     Raises Infeasible, telling the nearest point that can be reached.
     """
     if not channels.atoms:
         raise Infeasible("Nothing can be cut from this model: see `compress inspect` for what is frozen, and why.")
-    shelf = Shelf(channels, scores, round_to, most)
     if goal.quantity == "filters":
         assert goal.share is not None
+        shelf = Shelf(channels, scores, round_to or 1, most)  # papers round down to whole filters, and to nothing else
         return shelf.without(np.floor(shelf.sizes * goal.share + 1e-9).astype(np.int64))
+    shelf = Shelf(channels, scores, round_to, most)
     table = cost_of(channels, goal.quantity)
     full = table.total(channels.all_kept()) + overhead
     limit = full * (1 - goal.asked(full))
@@ -150,7 +171,32 @@ def choose(
         low, high = (low, middle) if cost(middle) <= limit else (middle + 1, high)
     if goal.share is not None and low and cost(low - 1) - limit < limit - cost(low):
         low -= 1  # one removal fewer lies nearer to what was asked
-    return shelf.without_weakest(low)
+    mask = shelf.without_weakest(low)
+    if goal.share is None or abs(table.total(mask) + overhead - limit) <= WITHIN * full:
+        return mask
+    return _nearer(shelf, table, shelf.drops(low), limit - overhead, WITHIN * full)
+
+
+def _nearer(shelf: Shelf, table: Cost, drops: npt.NDArray[np.int64], limit: float, within: float) -> Mask:
+    """Move single groups by one unit until the cost is `within` the limit, or no move brings it nearer.
+
+    One step of a wide stream can cost many points at once; a few narrow groups then make up for the rest.
+    """
+    best = shelf.without(drops)
+    gap = abs(table.total(best) - limit)
+    while gap > within:
+        moves = []
+        for group, unit in enumerate(shelf.units):
+            for step in (unit, -unit):
+                moved = drops.copy()
+                moved[group] = min(max(moved[group] + step, 0), shelf.sizes[group])
+                mask = shelf.without(moved)
+                moves.append((abs(table.total(mask) - limit), group, moved, mask))
+        nearest, _, drops, best = min(moves, key=lambda move: move[:2])
+        if nearest >= gap:
+            break
+        gap = nearest
+    return best
 
 
 def reached(channels: Channels, mask: Mask, goal: Goal, overhead: float = 0.0) -> float:

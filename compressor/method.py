@@ -59,7 +59,7 @@ class Job:
     channels: Channels  # what can be cut
     goal: Goal  # what is to be reached
     task: Classify  # the loss
-    round_to: int = 1  # widths are multiples of this where they can be
+    round_to: int | None = None  # widths are multiples of this; None: of what suits each group (see budget.units)
     most: float = 0.95  # at most this share of one group's channels goes
     overhead: float = 0.0  # bytes of the ONNX file beside its weights, for a goal of size
 

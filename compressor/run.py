@@ -71,7 +71,7 @@ class Wish:
     settings: Mapping[str, Value] = field(default_factory=dict)
     residual: Residual = "coupled"
     keep: tuple[str, ...] = ()
-    round_to: int = 1
+    round_to: int | None = None
     most: float = 0.95
 
 
@@ -395,7 +395,7 @@ class Pruning:
         if goal.limit is not None and asked == 0:
             note = "the original already meets it"
         elif abs(reached - asked) > budget.WITHIN and (goal.share is not None or reached < asked):
-            why = f"widths are multiples of {self.wish.round_to}" if self.wish.round_to > 1 else "whole channels only"
+            why = f"widths are multiples of {self.wish.round_to or 'up to 8'}" if self.wish.round_to != 1 else "whole channels only"
             if goal.quantity == "filters":
                 why = "each layer gives a whole number of filters"
             elif channels.held:

@@ -54,7 +54,10 @@ def prune(
     keep: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Layers to leave whole, as in 'head.*'.", rich_help_panel=CUT)
     ] = None,
-    round_to: Annotated[int, typer.Option(help="Widths are multiples of this.", min=1, rich_help_panel=CUT)] = 1,
+    round_to: Annotated[
+        int | None,
+        typer.Option(help="Widths are multiples of this; by default of 8 where they can be.", min=1, rich_help_panel=CUT),
+    ] = None,
     most: Annotated[float, typer.Option(help="At most this share of one group goes.", rich_help_panel=CUT)] = 0.95,
     residual: Annotated[
         Residual, typer.Option(help="Cut a stream's channels together, or keep it wide.", rich_help_panel=CUT)
