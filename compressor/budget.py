@@ -23,6 +23,7 @@ from compressor.errors import Infeasible, UsageError, did_you_mean
 Quantity = Literal["macs", "params", "size", "filters"]
 Scores = npt.NDArray[np.float64]
 WITHIN = 0.01  # a goal is met within one percentage point of the original
+UNIT = {"macs": "MACs", "params": "parameters", "size": "bytes"}
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
@@ -142,7 +143,8 @@ def choose(
 ) -> Mask:
     """Remove the lowest-scoring atoms until the goal is met; at most the share `most` of one group goes.
 
-    `scores` [atoms]; widths become multiples of `round_to`, or of what `units` says; `overhead` is added to the cost of any choice (an ONNX file's bytes beside its weights).
+    `scores` [atoms]; widths become multiples of `round_to`, or of what `units` says; `overhead` is added to the cost of any
+    choice (an ONNX file's bytes beside its weights).
     Raises Infeasible, telling the nearest point that can be reached.
     """
     if not channels.atoms:
@@ -155,6 +157,8 @@ def choose(
     table = cost_of(channels, goal.quantity)
     full = table.total(channels.all_kept()) + overhead
     limit = full * (1 - goal.asked(full))
+    if limit >= full:
+        raise Infeasible(f"{goal.text} is met already: the model has {full:,.0f} {UNIT[goal.quantity]}. Ask for less.")
 
     def cost(count: int) -> float:
         return table.total(shelf.without_weakest(count)) + overhead
@@ -164,7 +168,7 @@ def choose(
         raise Infeasible(
             f"{goal.text} asks for {1 - limit / full:.1%} fewer {goal.quantity}, but at most {1 - least / full:.1%} can go "
             f"(frozen layers, and at most {most:.0%} of any group's channels).\n"
-            f"Ask for at most {math.floor((1 - least / full) * 1000) / 1000:g}, or see `compress inspect` for what is frozen."
+            f"{_feasible(goal, least, full)} can be reached; `compress inspect` tells what is frozen, and why."
         )
     while low < high:  # the smallest number of removals that meets the limit
         middle = (low + high) // 2
@@ -175,6 +179,14 @@ def choose(
     if goal.share is None or abs(table.total(mask) + overhead - limit) <= WITHIN * full:
         return mask
     return _nearer(shelf, table, shelf.drops(low), limit - overhead, WITHIN * full)
+
+
+def _feasible(goal: Goal, least: float, full: float) -> str:
+    """The goal that can just be reached, in the words of the one that was asked; `least` and `full` are costs."""
+    if goal.limit is not None:
+        return f"--target {goal.quantity}<={math.ceil(least)}"
+    share = math.floor((1 - least / full) * 1000) / 1000
+    return f"--rate {share:g}" if goal.text.startswith("--rate") else f"--target {goal.quantity}={share * 100:g}%"
 
 
 def _nearer(shelf: Shelf, table: Cost, drops: npt.NDArray[np.int64], limit: float, within: float) -> Mask:
@@ -192,10 +204,10 @@ def _nearer(shelf: Shelf, table: Cost, drops: npt.NDArray[np.int64], limit: floa
                 moved[group] = min(max(moved[group] + step, 0), shelf.sizes[group])
                 mask = shelf.without(moved)
                 moves.append((abs(table.total(mask) - limit), group, moved, mask))
-        nearest, _, drops, best = min(moves, key=lambda move: move[:2])
+        nearest, _, moved, mask = min(moves, key=lambda move: move[:2])
         if nearest >= gap:
             break
-        gap = nearest
+        gap, drops, best = nearest, moved, mask
     return best
 
 
@@ -221,6 +233,6 @@ def hold(channels: Channels, patterns: list[str]) -> Channels:
         if not any(fnmatch(layer, pattern) for layer in layers):
             raise UsageError(f"--keep {pattern!r} matches no layer{did_you_mean(pattern, layers)}: see `compress inspect`.")
         for group in channels.groups:
-            if any(fnmatch(member.tensor.rpartition(".")[0], pattern) for member in group.members if member.dim == 0):
+            if any(fnmatch(member.tensor.rpartition(".")[0], pattern) for member in group.members if member.role != "in"):
                 held[group.name] = f"kept as asked (--keep {pattern})"
     return channels.without(held) if held else channels

@@ -61,7 +61,7 @@ def train_digits(checkpoint: Path, journal: Journal, epochs: int = 15) -> None:
     job = Job(model, data.shape, analyse(model, data.shape), budget.parse_rate(0.5), Classify())
     method = Method(job)
     recipe = Recipe(epochs=epochs, batch_size=64, lr=0.05, warmup=1)
-    Training(method, data, recipe, torch.device("cpu"), None).run(journal)
+    Training(method, data, recipe, torch.device("cpu")).run(journal)
     write_whole(checkpoint, lambda path: torch.save(method.model.state_dict(), path))
 
 

@@ -3,46 +3,52 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from compressor import budget, measure
-from compressor.channels import Residual, analyse
-from compressor.checkpoint import Loaded, kind_of, load_model
+from compressor.channels import Channels, Residual, analyse
+from compressor.checkpoint import kind_of, load_model
+from compressor.data import Data, check_classes
+from compressor.errors import UsageError
 from compressor.export import check_onnx, export_onnx
-from compressor.report import Accuracy, Latency
-from compressor.run import EVALUATION_BATCH, ONNX_TOLERANCE, Wish
-from compressor.sources import Images, Source, pick_device, settle_input
+from compressor.files import write_whole
+from compressor.measure import Predict
+from compressor.method import Job
+from compressor.report import Accuracy, Latency, figures
+from compressor.runtime import open_session
+from compressor.sources import Images, Opened, Shape, Source, open_both, pick_device
+from compressor.stages import EVALUATION_BATCH
 
 
-def load(run: str | Path, arch: str | None = None) -> nn.Module:
+def load(run: str | Path, arch: str | None = None, arch_args: Mapping[str, object] | None = None) -> nn.Module:
     """The small network of a run directory (or any MODEL), in eval mode on the CPU; nothing pickled is opened.
 
-    `arch` names the code that builds the original, when the run does not lie below code that is trusted. Raises a
-    CompressError.
+    `arch` and `arch_args` name the code that builds the original, when the run does not lie below code that is trusted.
+    Raises a CompressError.
     """
-    return load_model(str(run), arch=arch).model
+    return load_model(str(run), arch=arch, arch_args=arch_args).model
 
 
-def export_checked(
-    source: Source, asked: tuple[int, int, int] | None, out: Path
-) -> tuple[Loaded, tuple[int, int, int], dict[str, float]]:
-    """Write a model as ONNX and check it. Returns the model, the image shape, and the differences by batch size."""
-    loaded = source.load()
-    shape, _ = settle_input(loaded, None, asked)
-    analyse(loaded.model, shape)  # says in one line when the model does not run on such images
-    unchecked = out.with_name(f".{out.name}.unchecked")
-    try:
-        export_onnx(loaded.model, shape, unchecked)
-        differences = check_onnx(loaded.model, unchecked, shape, tolerance=ONNX_TOLERANCE)
-        unchecked.replace(out)
-    finally:
-        unchecked.unlink(missing_ok=True)
-    return loaded, shape, differences
+def export_checked(source: Source, asked: Shape | None, out: Path) -> tuple[Opened, dict[str, float]]:
+    """Write a model as ONNX and check it. Returns the model and the differences by batch size. Raises a CompressError."""
+    opened = open_both(source, Images(), asked)
+    model, shape = opened.loaded.model, opened.shape
+    measure.count_macs(model, shape)  # says in one line when the model does not run on such images
+    differences: dict[str, float] = {}
+
+    def write(path: Path) -> None:
+        export_onnx(model, shape, path)
+        differences.update(check_onnx(model, path, shape))
+
+    write_whole(out, write)
+    return opened, differences
 
 
 @dataclass(frozen=True)
@@ -50,58 +56,103 @@ class Evaluation:
     """What `compress eval` measured; None where it does not apply."""
 
     model: str
+    input_shape: Shape
     macs: int | None
     params: int | None
     size_bytes: int
     torch: Accuracy | None
     onnx: Accuracy | None
     latency: list[Latency]
+    notes: list[str]
 
 
-def evaluate(source: Source, images: Images, asked: tuple[int, int, int] | None, device_name: str = "auto") -> Evaluation:
-    """Accuracy, cost, file size and latency of a model, a run directory, or an ONNX file."""
-    device, data = pick_device(device_name), images.open(seed=0)
-
-    def test() -> Any:
-        assert data is not None
-        return data.batches("test", batch_size=EVALUATION_BATCH, device=device)
-
+def evaluate(source: Source, images: Images, asked: Shape | None, device_name: str = "auto") -> Evaluation:
+    """Accuracy, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError."""
+    device = pick_device(device_name)
     path = Path(source.model)
     if path.is_file() and kind_of(path) == "onnx":
-        found = measure.accuracy(measure.onnx_predict(path), test()) if data is not None else None
-        shape = data.shape if data is not None else asked
-        times = measure.latency(path, shape, seconds=2.0) if shape is not None else []
-        return Evaluation(source.model, None, None, path.stat().st_size, None, found, times)
-    loaded = source.load()
-    shape, _ = settle_input(loaded, data, asked)
-    analyse(loaded.model, shape)  # says in one line when the model does not run on such images
+        return _evaluate_onnx(path, images, asked)
+    opened = open_both(source, images, asked)
+    model, shape, data = opened.loaded.model, opened.shape, opened.data
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        export_onnx(loaded.model, shape, file)
+        macs = measure.count_macs(model, shape)
+        export_onnx(model, shape, file)
         return Evaluation(
-            source.model,
-            measure.count_macs(loaded.model, shape),
-            measure.count_params(loaded.model),
-            file.stat().st_size,
-            measure.accuracy(measure.torch_predict(loaded.model, device), test()) if data is not None else None,
-            measure.accuracy(measure.onnx_predict(file), test()) if data is not None else None,
-            measure.latency(file, shape, seconds=2.0),
+            model=source.model,
+            input_shape=shape,
+            macs=macs,
+            params=measure.count_params(model),
+            size_bytes=file.stat().st_size,
+            onnx=_accuracy(measure.onnx_predict(file), data, torch.device("cpu")),
+            torch=_accuracy(measure.torch_predict(model, device), data, device),
+            latency=measure.latency(file, shape, seconds=2.0),
+            notes=opened.notes,
         )
 
 
-def look(source: Source, asked: tuple[int, int, int] | None, residual: Residual) -> dict[str, Any]:
-    """What `compress inspect` shows, as plain values."""
-    loaded = source.load()
-    shape, origin = settle_input(loaded, None, asked)
-    channels = analyse(loaded.model, shape, residual)
+def _evaluate_onnx(path: Path, images: Images, asked: Shape | None) -> Evaluation:
+    fixed = open_session(path).get_inputs()[0].shape[1:]
+    own: Shape | None = (fixed[0], fixed[1], fixed[2]) if [type(size) for size in fixed] == [int] * 3 else None
+    data = images.open(own[0] if own is not None else None, seed=0)
+    shape = data.shape if data is not None else asked or own
+    if shape is None:
+        raise UsageError(f"{path} takes images of several sizes: say with --input 3x224x224 which to measure, or give --data.")
+    if own is not None and shape != own:
+        raise UsageError(
+            f"{path} takes images of {figures.shape([*own])}, and was to be given {figures.shape([*shape])}: "
+            "set --size, or leave --input away."
+        )
+    return Evaluation(
+        model=str(path),
+        input_shape=shape,
+        macs=None,
+        params=None,
+        size_bytes=path.stat().st_size,
+        torch=None,
+        onnx=_accuracy(measure.onnx_predict(path), data, torch.device("cpu")),
+        latency=measure.latency(path, shape, seconds=2.0),
+        notes=data.notes if data is not None else [],
+    )
+
+
+def _accuracy(predict: Predict, data: Data | None, device: torch.device) -> Accuracy | None:
+    """On the test images. Raises DataError when the network is not for as many classes as `data` has."""
+    if data is None:
+        return None
+    check_classes(data, predict(torch.zeros(1, *data.shape)).shape[-1])
+    return measure.accuracy(predict, data.batches("test", batch_size=EVALUATION_BATCH, device=device))
+
+
+def look(source: Source, asked: Shape | None, residual: Residual) -> dict[str, Any]:
+    """What `compress inspect` shows, as plain values. Raises a CompressError."""
+    opened = open_both(source, Images(), asked)
+    channels = analyse(opened.loaded.model, opened.shape, residual)
     whole = channels.all_kept()
     macs, params = channels.macs.total(whole), channels.params.total(whole)
+    least = budget.Shelf(channels, np.zeros(channels.atoms), 1, Job.most).without_weakest(channels.atoms)
+    return {
+        "model": source.model,
+        "arch": opened.loaded.arch,
+        "notes": opened.notes,
+        "input_shape": list(opened.shape),
+        "macs": round(macs),
+        "params": round(params),
+        "groups": _groups(channels, macs, params),
+        "frozen": [asdict(row) for row in channels.frozen()],
+        "unknown_operators": channels.unknown_operators(),
+        "smallest": {"macs": channels.macs.total(least) / macs, "params": channels.params.total(least) / params},
+    }
+
+
+def _groups(channels: Channels, macs: float, params: float) -> list[dict[str, Any]]:
+    """Each group, with the shares of the whole that go when all of it goes."""
     own = channels.split(np.arange(channels.atoms))
-    groups = []
+    rows = []
     for group in channels.groups:
-        without = whole.copy()
+        without = channels.all_kept()
         without[own[group.name]] = False
-        groups.append(
+        rows.append(
             {
                 "name": group.name,
                 "channels": group.size,
@@ -111,17 +162,4 @@ def look(source: Source, asked: tuple[int, int, int] | None, residual: Residual)
                 "params": 1 - channels.params.total(without) / params,
             }
         )
-    least = budget.Shelf(channels, np.zeros(channels.atoms), 1, Wish.most).without_weakest(channels.atoms)
-    return {
-        "model": source.model,
-        "arch": loaded.arch,
-        "notes": loaded.notes,
-        "input_shape": list(shape),
-        "input_from": origin,
-        "macs": round(macs),
-        "params": round(params),
-        "groups": groups,
-        "frozen": [asdict(row) for row in channels.frozen()],
-        "unknown_operators": channels.unknown_operators(),
-        "smallest": {"macs": channels.macs.total(least) / macs, "params": channels.params.total(least) / params},
-    }
+    return rows

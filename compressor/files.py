@@ -27,12 +27,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError from its own file writer
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in ("write", "space", "file")):
+        cause = _of_the_system(error)
+        if cause is None:
             raise
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise OutputError(
-            f"{path} could not be written: {cause}.\nFree some space or give another place with --out."
+            f"{path} could not be written: {cause.strerror or cause}.\nFree some space or give another place with --out."
         ) from error
     finally:
         if temporary is not None:
@@ -42,6 +41,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_whole` for text."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _of_the_system(error: BaseException | None) -> OSError | None:
+    """The operating system's own complaint: `torch.save` meets a full disk and then raises a RuntimeError of other words."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _umask() -> int:

@@ -30,7 +30,7 @@ def energies(model: nn.Module, channels: Channels, roles: Iterable[Role] = ("out
         if place.role not in wanted or tensor is None or tensor.dim() < 2:
             continue
         others = [dim for dim in range(tensor.dim()) if dim != place.dim]
-        power = tensor.double().abs().pow(p).sum(dim=others).cpu().numpy()  # [size of the dimension]
+        power = tensor.float().abs().pow(p).sum(dim=others, dtype=torch.float64).cpu().numpy()  # [size of the dimension]
         owned = place.atoms >= 0
         np.add.at(total, place.atoms[owned], power[owned])
     return total

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from compressor.errors import OutputError
+from compressor.report import figures
 from compressor.report.schema import Epoch
 
 
@@ -24,7 +27,6 @@ class Journal:
 
     def __init__(self, console: Console | None = None, file: Path | None = None) -> None:
         self.console, self.file = console, file
-        self.began = time.perf_counter()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._shown = 0.0
@@ -36,10 +38,10 @@ class Journal:
         self._stop_bar()
 
     def event(self, kind: str, **fields: object) -> None:
-        """Append one line to the log."""
+        """Append one line to the log. Raises OutputError when it cannot be written."""
         if self.file is None:
             return
-        line = {"event": kind, "seconds": round(time.perf_counter() - self.began, 3), **fields}
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **fields}
         try:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -76,11 +78,11 @@ class Journal:
 
     def epoch_ended(self, epoch: Epoch, epochs: int) -> None:
         self._stop_bar()
-        held_out = "" if epoch.held_out_top1 is None else f", held-out top-1 {epoch.held_out_top1:.2%}"
+        held_out = "" if epoch.held_out_top1 is None else f", held-out top-1 {figures.percent(epoch.held_out_top1)}"
         left = (epochs - epoch.epoch) * epoch.seconds
-        remaining = f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left" if left > 0 else ""
+        remaining = f", about {figures.duration(left)} left" if left else ""
         self.say(f"  epoch {epoch.epoch}/{epochs}: {_terms(epoch.losses)}{held_out}, {epoch.seconds:.1f} s{remaining}")
-        self.event("epoch", epoch=epoch.epoch, lr=epoch.lr, losses=epoch.losses, held_out_top1=epoch.held_out_top1)
+        self.event("epoch", **asdict(epoch))
 
     def _stop_bar(self) -> None:
         if self._bar is not None:

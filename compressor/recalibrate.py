@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -15,12 +16,13 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Replace running means and variances by plain averages over `batches` (unaugmented training images, labels unused).
 
     Only batch norms run in train mode, so dropout stays off and no weight moves. Returns how many images were used; 0 when the
-    model has no batch norm with statistics.
+    model has no batch norm with statistics, or there were no images: then the old statistics stay.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
-    was_training, momenta = model.training, [norm.momentum for norm in norms]
+    modes = [(module, module.training) for module in model.modules()]
+    before = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -33,7 +35,10 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
                 model(batch.images)
                 images += len(batch.images)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, state in before:
             norm.momentum = momentum
-        model.train(was_training)
+            if not images:
+                norm.load_state_dict(state)
+        for module, training in modes:
+            module.training = training
     return images

@@ -7,59 +7,43 @@ Nothing is published before every check has passed: results are made in `state/n
 
 from __future__ import annotations
 
-import copy
-import json
-import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from compressor import __version__, budget, catalogue, measure
+from compressor import budget, catalogue, measure, outcome
 from compressor.budget import Goal
 from compressor.catalogue import Value
-from compressor.channels import Channels, Mask, Residual, Verified, analyse
+from compressor.channels import Channels, Residual, Verified, analyse
 from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
-from compressor.data import check_classes
-from compressor.errors import OutputError, UsageError, VerificationFailed
+from compressor.config import Setting, to_toml
+from compressor.data import Data
+from compressor.directory import RunDirectory
+from compressor.errors import Infeasible, UsageError
 from compressor.export import check_onnx, export_onnx
-from compressor.files import write_text
 from compressor.filters import FilterPruning
 from compressor.journal import Journal
-from compressor.method import Batch, Job
+from compressor.method import Job
 from compressor.recalibrate import recalibrate
-from compressor.report import (
-    Accuracy,
-    Fidelity,
-    Layer,
-    Profile,
-    Report,
-    Stage,
-    Target,
-    Verification,
-    compare,
-    read_report,
-    verdict,
-    write_reports,
-)
-from compressor.report.summary import FASTER
-from compressor.sources import Images, Source, pick_device, settle_input
-from compressor.task import Classify, logits_of
+from compressor.report import Epoch, Report, Verification, compare, figures, read_report, verdict, write_reports
+from compressor.sources import Images, Opened, Shape, Source, check_answers, open_both, pick_device
+from compressor.stages import Stages
+from compressor.task import Classify
 from compressor.train import Recipe, Training, seed_all
 
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime against torch, both in float32
 RECALIBRATION_IMAGES = 2048
-EVALUATION_BATCH = 250
-RESULTS = ("model.onnx", "model.safetensors", "plan.json", "report.json", "report.md", "report.html")
+CHECKED_IMAGES = 16  # test images on which the ONNX file is compared with the network, beside random ones
 
 
 @dataclass(frozen=True)
@@ -74,52 +58,13 @@ class Wish:
     round_to: int | None = None
     most: float = 0.95
 
-
-def claim(out: Path, config: str, *, force: bool, resume: bool) -> Path:
-    """The directory of a run, checked and prepared; its working directory is `state/`. Raises OutputError or UsageError."""
-    state, record = out / "state", out / "config.toml"
-    try:
-        if out.exists() and not out.is_dir():
-            raise OutputError(f"--out {out} is a file: give a directory.")
-        finished = (out / "report.json").exists()
-        begun = record.exists()
-        if resume:
-            if begun and record.read_text(encoding="utf-8") != config:
-                raise UsageError(f"--resume: {out} was begun with other settings:\n{_first_change(record, config)}")
-        elif not force and out.is_dir() and any(out.iterdir()):
-            what = "a finished run" if finished else "an unfinished run" if begun else "other files"
-            advice = "--resume goes on with it, --force starts it anew" if begun and not finished else "--force replaces it"
-            raise OutputError(f"{out} exists and holds {what}: {advice}, --out DIR goes elsewhere.")
-        if not resume and (state / "training.pt").exists():
-            (state / "training.pt").unlink()
-        state.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            (out / "log.jsonl").write_text("", encoding="utf-8")
-        write_text(record, config)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be used: {error.strerror}. Give another directory with --out.") from error
-    return state
-
-
-def _first_change(record: Path, config: str) -> str:
-    before, now = record.read_text(encoding="utf-8").splitlines(), config.splitlines()
-    changed = next((pair for pair in zip(before, now, strict=False) if pair[0] != pair[1]), ("", ""))
-    return f"then {changed[0]!r}, now {changed[1]!r}. Use the same settings, or --force to start anew."
-
-
-def _toml(settings: Mapping[str, object]) -> str:
-    """One `key = value` line a setting."""
-    lines = []
-    for key, value in settings.items():
-        if value is None:
-            continue
-        value = dict(value) if isinstance(value, Mapping) else value
-        if isinstance(value, dict):
-            inside = ", ".join(f"{name} = {json.dumps(item)}" for name, item in value.items())
-            lines.append(f"{key} = {{ {inside} }}")
-        else:
-            lines.append(f"{key} = {json.dumps(list(value) if isinstance(value, tuple) else value)}")
-    return "\n".join(lines) + "\n"
+    def __post_init__(self) -> None:
+        if not 0 < self.most < 1:
+            raise UsageError(
+                f"--most is the largest share of a group that may go, between 0 and 1, both excluded; found {self.most:g}."
+            )
+        if self.round_to is not None and self.round_to < 1:
+            raise UsageError(f"--round-to must be 1 or more; found {self.round_to}.")
 
 
 class Pruning:
@@ -134,7 +79,7 @@ class Pruning:
         *,
         out: Path,
         device: str = "auto",
-        input_shape: tuple[int, int, int] | None = None,
+        input_shape: Shape | None = None,
         console: Console | None = None,
         force: bool = False,
         resume: bool = False,
@@ -142,315 +87,221 @@ class Pruning:
     ) -> None:
         self.source, self.wish, self.images, self.recipe = source, wish, images, recipe.checked()
         self.out, self.force, self.resume, self.console = out, force, resume, console
-        self.device_name, self.asked_shape = device, input_shape
+        self.device_name, self.input_shape = device, input_shape
         self.command = command or shlex.join(["compress", *sys.argv[1:]])
         self.entry = catalogue.find(wish.method, "prune")
-        self.stages: list[Stage] = []
-        self.warnings: list[str] = []
-        self.settings: dict[str, Any] = {
+        self._check_training()
+
+    def _check_training(self) -> None:
+        epochs, spec = self.recipe.epochs, self.images.spec
+        if self.entry.trains and (epochs == 0 or spec is None):
+            raise UsageError(
+                f"--method {self.wish.method} prunes while it trains: give it --data and at least one of --epochs, "
+                "or take --method magnitude, which needs neither."
+            )
+        if epochs and spec is None:
+            raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Everything that was decided, under the names of the command line's options."""
+        source, wish, images = self.source, self.wish, self.images
+        size = list(images.size) if isinstance(images.size, tuple) else images.size
+        is_rate = wish.goal.text.startswith("--rate")
+        return {
             "model": source.model,
             "arch": source.arch,
-            "arch_args": dict(source.arch_args) or None,
+            "arch_arg": [f"{name}={value!r}" for name, value in source.arch_args.items()] or None,
             "key": source.key,
+            "ema": source.ema or None,
+            "rate": wish.goal.share if is_rate else None,
+            "target": None if is_rate else wish.goal.text,
             "method": wish.method,
-            "set": dict(wish.settings) or None,
-            "goal": wish.goal.text,
+            "set": [f"{name}={value}" for name, value in self._method_settings().items()] or None,
             "residual": wish.residual,
             "keep": list(wish.keep) or None,
             "round_to": wish.round_to,
             "most": wish.most,
             "data": images.spec,
-            "size": images.size,
-            "mean": images.mean,
-            "std": images.std,
-            "input": input_shape,
-            **asdict(recipe),
+            "size": size,
+            "mean": None if images.mean is None else list(images.mean),
+            "std": None if images.std is None else list(images.std),
+            "input": None if self.input_shape is None else figures.shape([*self.input_shape]),
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
         }
+
+    def _method_settings(self) -> dict[str, Value]:
+        return {**{setting.name: setting.default for setting in self.entry.settings}, **self.wish.settings}
 
     def run(self) -> Report:
         """Do it all. Raises a CompressError; what was published before stays as it was."""
-        if self.entry.trains and (self.recipe.epochs == 0 or self.images.spec is None):
-            raise UsageError(
-                f"--method {self.wish.method} prunes while it trains: give it --data and at least one of --epochs, "
-                "or take --method magnitude, which needs neither."
-            )
-        if self.recipe.epochs and self.images.spec is None:
-            raise UsageError(f"--epochs {self.recipe.epochs} needs images to train on: give --data, or --epochs 0.")
-        if self.resume and (self.out / "report.json").exists():
+        place = RunDirectory(self.out, to_toml(self.settings))
+        place.check(force=self.force, resume=self.resume)
+        if self.resume and place.is_finished and not place.can_resume:
             return read_report(self.out)
-        state = claim(self.out, _toml(self.settings), force=self.force, resume=self.resume)
-        with Journal(self.console, self.out / "log.jsonl") as self.journal:
-            return self._run(state)
+        with place.claimed(force=self.force, resume=self.resume), _memory_in_plain_words():
+            if not place.is_unpublished:
+                with Journal(self.console, place.log) as journal:
+                    self._make(place, journal)
+            place.publish()
+        return read_report(self.out)
 
     # The run, step by step --------------------------------------------------------------------------------------------
 
-    def _run(self, state: Path) -> Report:
-        self.began = self.marked = time.perf_counter()
-        self.device = pick_device(self.device_name)
-        self.loaded = self.source.load()
-        self.data = self.images.open(self.recipe.seed)
-        self.shape, origin = settle_input(self.loaded, self.data, self.asked_shape)
-        self.journal.event("loaded", arch=self.loaded.arch, notes=self.loaded.notes, input_shape=self.shape)
-        self.journal.say(f"{self.source.model}: {self.loaded.arch}, images {'x'.join(map(str, self.shape))} ({origin})")
-        for note in [*self.loaded.notes, *(self.data.notes if self.data else [])]:
-            self.journal.say(f"  {note}")
-        model = self.loaded.model
-        channels = budget.hold(analyse(model, self.shape, self.wish.residual), list(self.wish.keep))
-        self._warn_unknown(channels)
-        if self.data is not None:
-            with torch.no_grad():
-                outputs = logits_of(copy.deepcopy(model)(torch.zeros(1, *self.shape))).shape[-1]
-            check_classes(self.data, outputs)
-        new = state / "new"
-        new.mkdir(exist_ok=True)
-        original_onnx = new / "original.onnx"
-        export_onnx(model, self.shape, original_onnx)
-        model.to(self.device)
-        self._stage("original", model)
+    def _make(self, place: RunDirectory, journal: Journal) -> None:
+        """Write all results into `place.new`, the report last."""
+        began = time.perf_counter()
+        device = pick_device(self.device_name)
+        opened = self._open(journal)
+        model, shape = opened.loaded.model, opened.shape
+        channels = budget.hold(analyse(model, shape, self.wish.residual), list(self.wish.keep))
+        check_answers(model, opened.data, shape)
+        export_onnx(model, shape, place.new / "original.onnx")
+        method = self._method(opened, channels, place.new / "original.onnx").to(device)
+        stages = Stages(shape, opened.data, device, journal, place.stages, opened.loaded.sha256)
+        stages.original(model)
+        small, history = self._compress(method, stages, place, journal)
+        assert method.removed is not None, "finish() cuts"
+        report = self._prove(opened, small, method.removed, stages, history, place.new)
+        plan = opened.loaded.plan or Plan(opened.loaded.arch, opened.loaded.arch_args, shape)
+        save_model(place.new, small, plan.then(method.removed.cut))
+        journal.event("done", verdict=report.verdict)
+        write_reports(replace(report, seconds=time.perf_counter() - began), place.new)
 
-        job = Job(
-            model,
-            self.shape,
-            channels,
-            self.wish.goal,
-            Classify(self.recipe.label_smoothing),
-            self.wish.round_to,
-            self.wish.most,
-            original_onnx.stat().st_size - measure.weight_bytes(model),
-        )
-        seed_all(self.recipe.seed)
-        method = catalogue.create(self.entry, job, self.wish.settings)
-        assert isinstance(method, FilterPruning)
-        method.to(self.device)
-        method.prepare()
-        training = None
-        if self.recipe.epochs and self.data is not None:
-            method.model.requires_grad_(True)
-            training = Training(method, self.data, self.recipe, self.device, state / "training.pt")
-        resumed = training is not None and self.resume and training.resume()
-        if method.removed is not None and not resumed:
-            self._stage("cut", method.model)
-            self._recalibrate(method.model)
-        if training is not None:
-            if resumed:
-                self.journal.say(f"resumed after epoch {len(training.history)} of {self.recipe.epochs}")
-            training.run(self.journal)
-            self._stage("fine-tuned" if method.removed is not None else "trained", method.model)
-        cut_before = method.removed is not None
+    def _compress(
+        self, method: FilterPruning, stages: Stages, place: RunDirectory, journal: Journal
+    ) -> tuple[nn.Module, list[Epoch]]:
+        """The small network, on the CPU, and its epochs of training. Methods cut before they train, or after."""
+        cut_first = method.removed is not None
+        if cut_first:
+            self._measure_cut(method.model, stages)
+        history = self._train(method, stages, place, journal)
+        if history:
+            stages.add("fine-tuned" if cut_first else "trained", method.model)
         small = method.finish()
-        removed = method.removed
-        assert removed is not None
-        if not cut_before:
-            self._stage("cut", small)
-            self._recalibrate(small)
-        return self._publish(small, removed, original_onnx, new, training)
+        if not cut_first:
+            self._measure_cut(small, stages)
+        return small.cpu().float().eval().to(memory_format=torch.contiguous_format), history
 
-    def _publish(
-        self, small: nn.Module, removed: Verified, original_onnx: Path, new: Path, training: Training | None
+    def _prove(
+        self, opened: Opened, small: nn.Module, removed: Verified, stages: Stages, history: list[Epoch], new: Path
     ) -> Report:
-        small_onnx = new / "model.onnx"
-        small = small.eval().float().to(memory_format=torch.contiguous_format)
-        export_onnx(small, self.shape, small_onnx)
-        small.cpu()
-        differences = check_onnx(small, small_onnx, self.shape, images=self._test_images(), tolerance=ONNX_TOLERANCE)
-        ask_original, ask_small = measure.onnx_predict(original_onnx), measure.onnx_predict(small_onnx)
-        accuracy = measure.accuracy(ask_small, self._test()) if self.data is not None else None
-        self._stage("ONNX", small, accuracy)
-        fidelity = self._fidelity(ask_original, ask_small)
-        self.journal.say("measuring latency in ONNX Runtime")
-        times = measure.compare_latency([original_onnx, small_onnx], self.shape, seconds=2.0)
-        channels, mask = removed.channels, removed.mask
-        baseline = self._profile(self.loaded.model.cpu(), original_onnx, self.stages[0].accuracy, times[0])
-        compressed = self._profile(small, small_onnx, accuracy, times[1])
-        self._check_cost(compressed, channels, mask)
+        """Write the small network as ONNX, check it, measure it, and report. Raises VerificationFailed."""
+        wish, shape, model = self.wish, opened.shape, opened.loaded.model
+        before, after = new / "original.onnx", new / "model.onnx"
+        export_onnx(small, shape, after)
+        differences = check_onnx(small, after, shape, images=_some_images(opened.data), tolerance=ONNX_TOLERANCE)
+        fidelity = stages.written(small, before, after, self.recipe.seed)
+        times = measure.compare_latency([before, after], shape, seconds=2.0)
+        baseline = outcome.profile(model, shape, before, stages.rows[0].accuracy, times[0])
+        compressed = outcome.profile(small, shape, after, stages.rows[-1].accuracy, times[1])
+        outcome.check_cost(compressed, removed.channels, removed.mask)
         verification = Verification(removed.difference, TOLERANCE, differences, ONNX_TOLERANCE)
-        target = self._target(channels, mask, baseline, compressed)
-        plan = self.loaded.plan or Plan(self.loaded.arch, self.loaded.arch_args, self.shape)
+        target = outcome.target(wish.goal, removed.channels, removed.mask, baseline, compressed, wish.round_to)
         change = compare(baseline, compressed)
-        for batch, ratio in change.latency.items():
-            if ratio < FASTER:
-                self.warnings.append(f"no faster at batch {batch}: {change.macs - 1:+.0%} MACs, {1 / ratio - 1:+.0%} time")
-        report = Report(
-            name=self.out.name,
+        return Report(
+            name=self.out.resolve().name,
             verdict=verdict(baseline, compressed, verification),
             model=self.source.model,
-            arch=self.loaded.arch,
+            arch=opened.loaded.arch,
             data=self.images.spec,
-            input_shape=list(self.shape),
-            method=self.wish.method,
-            settings={
-                key: value if isinstance(value, str | int | float) else str(value) for key, value in self._decided().items()
-            },
+            input_shape=list(shape),
+            method=wish.method,
+            settings={name: _in_one(value) for name, value in self.settings.items()},
             seed=self.recipe.seed,
             target=target,
             baseline=baseline,
             compressed=compressed,
             change=change,
-            stages=self.stages,
-            epochs=training.history if training else [],
-            layers=self._layers(channels, mask, small),
-            frozen=channels.frozen(),
+            stages=stages.rows,
+            epochs=history,
+            layers=outcome.layers(model, small, removed.channels, removed.mask),
+            frozen=removed.channels.frozen(),
             fidelity=fidelity,
             verification=verification,
-            warnings=self.warnings,
-            versions=_versions(),
-            device=_device_name(self.device),
+            warnings=[*opened.notes, *outcome.warnings(removed.channels, target, change)],
+            versions=outcome.versions(),
+            device=outcome.device_name(stages.device),
             command=self.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=time.perf_counter() - self.began,
+            seconds=0.0,
         )
-        save_model(new, small, plan.then(removed.cut))
-        write_reports(report, new)
-        try:
-            for name in RESULTS:  # the report last: a directory with a report is a finished run
-                (new / name).replace(self.out / name)
-            original_onnx.unlink()
-            new.rmdir()
-        except OSError as error:
-            raise OutputError(f"the results cannot be put into {self.out}: {error.strerror}. They lie in {new}.") from error
-        self.journal.event("published", verdict=report.verdict)
-        return report
 
-    # Parts ------------------------------------------------------------------------------------------------------------
+    def _open(self, journal: Journal) -> Opened:
+        opened = open_both(self.source, self.images, self.input_shape, self.recipe.seed)
+        journal.event("opened", arch=opened.loaded.arch, input_shape=opened.shape, notes=opened.notes)
+        journal.say(f"{self.source.model}: {opened.loaded.arch}, images {figures.shape([*opened.shape])}")
+        if opened.data is not None:
+            parts = ", ".join(f"{n:,} {part.replace('_', '-')}" for part, n in opened.data.counts.items())
+            journal.say(f"{opened.data.spec}: {parts} images")
+        for note in opened.notes:
+            journal.say(f"  {note}")
+        return opened
 
-    def _decided(self) -> dict[str, Any]:
-        return {key: value for key, value in self.settings.items() if value is not None}
+    def _method(self, opened: Opened, channels: Channels, onnx: Path) -> FilterPruning:
+        """The method, prepared: one-shot methods have cut by now. Raises Infeasible when the wish cannot be met."""
+        model = opened.loaded.model
+        overhead = onnx.stat().st_size - measure.weight_bytes(model)
+        _check_not_met(self.wish.goal, channels, overhead)
+        task = Classify(self.recipe.label_smoothing)
+        job = Job(model, opened.shape, channels, self.wish.goal, task, self.wish.round_to, self.wish.most, overhead)
+        seed_all(self.recipe.seed)
+        method = catalogue.create(self.entry, job, self.wish.settings)
+        assert isinstance(method, FilterPruning)
+        method.prepare()
+        return method
 
-    def _warn_unknown(self, channels: Channels) -> None:
-        for operator, count in channels.unknown_operators().items():
-            self.warnings.append(f"operator {operator} has no rule ({count} times): what it touches was left whole")
+    def _train(self, method: FilterPruning, stages: Stages, place: RunDirectory, journal: Journal) -> list[Epoch]:
+        if not self.recipe.epochs or stages.data is None:
+            return []
+        method.model.requires_grad_(True)
+        training = Training(method, stages.data, self.recipe, stages.device, place.training)
+        if self.resume and training.resume():
+            journal.say(f"resumed after epoch {len(training.history)} of {self.recipe.epochs}")
+        return training.run(journal)
 
-    def _test(self) -> Any:
-        assert self.data is not None
-        return self.data.batches("test", batch_size=EVALUATION_BATCH, device=self.device)
-
-    def _test_images(self) -> Tensor | None:
-        if self.data is None:
-            return None
-        batches = self.data.batches("test", batch_size=16, device=self.device, limit=16)
-        return next(iter(batches)).images.cpu()
-
-    def _stage(self, name: str, model: nn.Module, accuracy: Accuracy | None = None, note: str = "") -> None:
-        if accuracy is None and self.data is not None:
-            accuracy = measure.accuracy(measure.torch_predict(model, self.device), self._test())
-        macs, params = measure.count_macs(model, self.shape), measure.count_params(model)
-        now = time.perf_counter()
-        self.stages.append(Stage(name, macs, params, accuracy, now - self.marked, note))
-        self.marked = now
-        top1 = "" if accuracy is None else f", top-1 {accuracy.top1:.2%} of {accuracy.n} test images"
-        self.journal.say(f"{name}: {macs / 1e6:,.1f} M MACs, {params / 1e6:,.3f} M parameters{top1}")
-        self.journal.event("stage", **asdict(self.stages[-1]))
-
-    def _recalibrate(self, model: nn.Module) -> None:
-        if self.data is None:
+    def _measure_cut(self, model: nn.Module, stages: Stages) -> None:
+        """Measure a network that was just cut, and again with batch-norm statistics of its own."""
+        stages.add("cut", model)
+        if stages.data is None:
             return
-        batches = self.data.batches(
-            "train", batch_size=128, device=self.device, seed=self.recipe.seed, augment=False, limit=RECALIBRATION_IMAGES
+        batches = stages.data.batches(
+            "train", batch_size=128, device=stages.device, seed=self.recipe.seed, augment=False, limit=RECALIBRATION_IMAGES
         )
         if images := recalibrate(model, batches):
-            self._stage("recalibrated", model, note=f"batch-norm statistics of {images} training images")
-
-    def _fidelity(self, original: measure.Predict, small: measure.Predict) -> Fidelity:
-        if self.data is not None:
-            return measure.fidelity(original, small, self._test(), "test images")
-        generator = torch.Generator().manual_seed(self.recipe.seed)
-        images = torch.randn(8, 8, *self.shape, generator=generator)
-        nothing = torch.zeros(8, dtype=torch.int64)
-        return measure.fidelity(original, small, [Batch(part, nothing, nothing) for part in images], "random inputs")
-
-    def _profile(self, model: nn.Module, path: Path, accuracy: Accuracy | None, times: Sequence[Any]) -> Profile:
-        return Profile(
-            macs=measure.count_macs(model, self.shape),
-            params=measure.count_params(model),
-            weight_bytes=measure.weight_bytes(model),
-            size_bytes=path.stat().st_size,
-            peak_activation_bytes=measure.peak_activation_bytes(model, self.shape),
-            accuracy=accuracy,
-            latency=list(times),
-        )
-
-    def _check_cost(self, compressed: Profile, channels: Channels, mask: Mask) -> None:
-        """The table that the budget was met with must agree with the network that came out."""
-        for name, counted, table in (
-            ("MACs", compressed.macs, channels.macs),
-            ("parameters", compressed.params, channels.params),
-        ):
-            if abs(table.total(mask) - counted) > max(1.0, 1e-6 * counted):
-                raise VerificationFailed(
-                    f"the small network has {counted} {name}, but {table.total(mask):.0f} were planned.\nNothing was written."
-                )
-
-    def _target(self, channels: Channels, mask: Mask, baseline: Profile, compressed: Profile) -> Target:
-        goal = self.wish.goal
-        full = {"macs": baseline.macs, "params": baseline.params, "size": baseline.size_bytes, "filters": 1}[goal.quantity]
-        assert full is not None
-        asked = goal.asked(full)
-        gone = {
-            "macs": 1 - compressed.macs / baseline.macs,
-            "params": 1 - compressed.params / baseline.params,
-            "size": 1 - (compressed.size_bytes or 0) / (baseline.size_bytes or 1),
-        }
-        reached = gone[goal.quantity] if goal.quantity in gone else budget.reached(channels, mask, goal)
-        note = ""
-        if goal.limit is not None and asked == 0:
-            note = "the original already meets it"
-        elif abs(reached - asked) > budget.WITHIN and (goal.share is not None or reached < asked):
-            why = f"widths are multiples of {self.wish.round_to or 'up to 8'}" if self.wish.round_to != 1 else "whole channels only"
-            if goal.quantity == "filters":
-                why = "each layer gives a whole number of filters"
-            elif channels.held:
-                why = f"{len(channels.held)} groups had to stay whole"
-            note = why
-            self.warnings.append(f"asked for {asked:.1%} fewer {goal.quantity}, reached {reached:.1%}: {why}")
-        return Target(goal.quantity, asked, reached, goal.text, note)
-
-    def _layers(self, channels: Channels, mask: Mask, small: nn.Module) -> list[Layer]:
-        whole = channels.all_kept()
-        macs, macs_after = channels.macs.by_layer(whole), channels.macs.by_layer(mask)
-        params, params_after = channels.params.by_layer(whole), channels.params.by_layer(mask)
-        group_of = {layer: group.name for group in channels.groups for layer in group.layers}
-        why = {row.name: row.reason for row in channels.frozen()}
-        after = dict(small.named_modules())
-        rows = []
-        for name, module in self.loaded.model.named_modules():
-            weight = getattr(module, "weight", None)
-            if name not in macs or not isinstance(weight, Tensor):
-                continue
-            rows.append(
-                Layer(
-                    name,
-                    type(module).__name__,
-                    list(weight.shape),
-                    list(after[name].weight.shape),
-                    round(macs[name]),
-                    round(macs_after[name]),
-                    round(params.get(name, 0)),
-                    round(params_after.get(name, 0)),
-                    group_of.get(name) or why.get(name, ""),
-                )
-            )
-        return rows
+            stages.add("recalibrated", model, note=f"batch-norm statistics of {images} training images")
 
 
-def _versions() -> dict[str, str]:
-    import onnx
-    import onnxruntime
-    import torchvision
-
-    return {
-        "compressor": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
+def _check_not_met(goal: Goal, channels: Channels, overhead: float) -> None:
+    """Raise Infeasible when there is nothing to do."""
+    if goal.limit is None:
+        return
+    size = budget.cost_of(channels, goal.quantity).total(channels.all_kept()) + overhead * (goal.quantity == "size")
+    if size <= goal.limit:
+        raise Infeasible(f"{goal.text}: the model has {figures.count(round(size))} as it is. Ask for less than that.")
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+def _some_images(data: Data | None) -> Tensor | None:
+    """Test images [n, channels, height, width] on the CPU."""
+    if data is None:
+        return None
+    return next(iter(data.batches("test", batch_size=CHECKED_IMAGES, device="cpu", limit=CHECKED_IMAGES))).images
+
+
+def _in_one(setting: Setting) -> str | float | int | bool | None:
+    """A setting as a report holds it: a list becomes one text."""
+    return ", ".join(map(str, setting)) if isinstance(setting, list) else setting
+
+
+@contextmanager
+def _memory_in_plain_words() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"The GPU's memory is full ({str(error).splitlines()[0][:120]}).\n"
+            "Lower --batch-size (--accumulate makes up for it), or use --device cpu."
+        ) from error
 
 
 def prune(

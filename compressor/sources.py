@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,8 +10,13 @@ import torch
 from torch import nn
 
 from compressor.checkpoint import Loaded, load_model
-from compressor.data import Data, open_data
+from compressor.data import Data, check_classes, open_data
 from compressor.errors import UsageError
+from compressor.report import figures
+from compressor.task import logits_of
+
+Shape = tuple[int, int, int]  # channels, height, width of one image
+USUAL = 224  # pixels, where nobody says how large images are
 
 
 @dataclass(frozen=True)
@@ -45,16 +51,62 @@ class Images:
     std: tuple[float, ...] | None = None
     workers: int = 0
 
-    def open(self, seed: int) -> Data | None:
+    def open(self, channels: int | None, seed: int) -> Data | None:
+        """The images, with `channels` where images can have so many, that is 1 or 3; None without a spec."""
         if self.spec is None:
             return None
-        return open_data(self.spec, size=self.size, mean=self.mean, std=self.std, seed=seed, workers=self.workers)
+        channels = channels if channels in (1, 3) else None
+        return open_data(
+            self.spec, size=self.size, channels=channels, mean=self.mean, std=self.std, seed=seed, workers=self.workers
+        )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with its images, known to fit. `notes` are sentences on what was found, done and assumed."""
+
+    loaded: Loaded
+    data: Data | None
+    shape: Shape
+    notes: list[str]
+
+
+def open_both(source: Source, images: Images, asked: Shape | None, seed: int = 0) -> Opened:
+    """Open a model and the images it is for; `asked` is the shape of one image, if the user gave it.
+
+    Raises a UsageError when one cannot be read, or when they do not belong together.
+    """
+    loaded = source.load()
+    data = images.open(_channels(loaded.model), seed)
+    notes = [*loaded.notes, *(data.notes if data is not None else [])]
+    if data is not None:
+        if asked is not None and asked != data.shape:
+            found = figures.shape([*data.shape])
+            raise UsageError(
+                f"--input {figures.shape([*asked])} does not fit {data.spec}, whose images are {found}: "
+                "leave --input away, or give --size."
+            )
+        return Opened(loaded, data, data.shape, notes)
+    shape = asked or loaded.input_shape
+    if shape is None:
+        shape = _channels(loaded.model) or 3, USUAL, USUAL
+        notes.append(f"images are assumed to be {figures.shape([*shape])}: give --input or --data to say what they are")
+    return Opened(loaded, None, shape, notes)
+
+
+def check_answers(model: nn.Module, data: Data | None, shape: Shape) -> None:
+    """Raise DataError when `model` is not for as many classes as `data` has. The model is on the CPU and runs on `shape`."""
+    if data is not None:
+        with torch.no_grad():
+            check_classes(data, logits_of(model.eval()(torch.zeros(1, *shape))).shape[-1])
 
 
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU when there is one. Raises UsageError for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device {name} is none of auto, cpu, cuda and cuda:1.")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -63,13 +115,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def settle_input(loaded: Loaded, data: Data | None, asked: tuple[int, int, int] | None) -> tuple[tuple[int, int, int], str]:
-    """The shape of one image, and where it comes from."""
-    if data is not None:
-        return data.shape, "the data"
-    if asked is not None:
-        return asked, "--input"
-    if loaded.input_shape is not None:
-        return loaded.input_shape, loaded.arch
-    first = next((m for m in loaded.model.modules() if isinstance(m, nn.Conv2d)), None)
-    return (first.in_channels if first is not None else 3, 224, 224), "an assumption: give --input or --data"
+def _channels(model: nn.Module) -> int | None:
+    """How many channels the images of `model` have, as far as its first convolution tells."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return None if first is None else first.in_channels

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from pickle import UnpicklingError
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,11 +22,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compressor.data import Data
-from compressor.errors import UsageError
+from compressor.data.readers import seed_from
+from compressor.errors import CheckpointError, UsageError
 from compressor.files import write_whole
 from compressor.method import Batch, Method, Progress
 from compressor.report.schema import Epoch
+from compressor.runtime import first_line
 from compressor.task import logits_of
+
+LOOK_EVERY = 50  # batches, after which the loss is read to see whether it is still a number
+HELD_OUT_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Recipe:
     batch_size: int = 128
     lr: float | None = None  # None: 0.02 for SGD, 5e-4 for AdamW
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
+    momentum: float = 0.9  # of SGD
     weight_decay: float | None = None  # None: 1e-4 for SGD, 0.05 for AdamW
     schedule: Literal["cosine", "step"] = "cosine"
     warmup: float = 0.0  # epochs of linear warm-up
@@ -44,48 +50,56 @@ class Recipe:
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     channels_last: bool | None = None  # None: on a GPU
     accumulate: int = 1  # batches to one optimizer step
-    ema: float | None = None  # decay of the averaged weights, None: no average
+    ema_decay: float | None = None  # of the averaged weights; None: no average
     label_smoothing: float = 0.0
     seed: int = 0
 
-    def checked(self) -> Self:
-        """Itself, or UsageError naming the setting that makes no sense."""
+    def checked(self) -> Recipe:
+        """The same with every number filled in, or UsageError naming the setting that makes no sense."""
+        sgd = self.optimizer == "sgd"
+        lr = self.lr if self.lr is not None else (0.02 if sgd else 5e-4)
+        weight_decay = self.weight_decay if self.weight_decay is not None else (1e-4 if sgd else 0.05)
+        longest = self.epochs if self.epochs else math.inf
         rules = {
             "--epochs": (self.epochs, self.epochs >= 0, "0 or more"),
             "--batch-size": (self.batch_size, self.batch_size >= 1, "1 or more"),
-            "--lr": (self.lr, self.lr is None or 0 < self.lr < math.inf, "above 0"),
-            "--weight-decay": (self.weight_decay, self.weight_decay is None or 0 <= self.weight_decay < math.inf, "0 or more"),
-            "--warmup": (self.warmup, 0 <= self.warmup < math.inf, "0 or more epochs"),
+            "--lr": (lr, 0 < lr < math.inf, "above 0"),
+            "--momentum": (self.momentum, 0 <= self.momentum < 1, "from 0 to below 1"),
+            "--weight-decay": (weight_decay, 0 <= weight_decay < math.inf, "0 or more"),
+            "--warmup": (self.warmup, 0 <= self.warmup < longest, "0 or more epochs, and fewer than --epochs"),
             "--accumulate": (self.accumulate, self.accumulate >= 1, "1 or more"),
-            "--ema": (self.ema, self.ema is None or 0 < self.ema < 1, "between 0 and 1, for example 0.999"),
+            "--ema-decay": (
+                self.ema_decay,
+                self.ema_decay is None or 0 < self.ema_decay < 1,
+                "between 0 and 1, for example 0.999",
+            ),
             "--label-smoothing": (self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1"),
         }
         for name, (value, fine, wanted) in rules.items():
             if not fine:
                 raise UsageError(f"{name} must be {wanted}; found {value}.")
-        return self
+        return replace(self, lr=lr, weight_decay=weight_decay)
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
-        top = self.lr if self.lr is not None else {"sgd": 0.02, "adamw": 5e-4}[self.optimizer]
+        assert self.lr is not None, "checked() fills it in"
         total, warm = self.epochs * steps_per_epoch, self.warmup * steps_per_epoch
         if step < warm:
-            return top * (step + 1) / (warm + 1)
+            return self.lr * (step + 1) / (warm + 1)
         if self.schedule == "cosine":
-            return top * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, total - warm)))
-        return top * 0.1 ** sum(step >= share * total for share in self.milestones)
+            return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, total - warm)))
+        return self.lr * 0.1 ** sum(step >= share * total for share in self.milestones)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer. Norms and biases, which are one-dimensional, are not what AdamW's decay is meant for."""
+        assert self.weight_decay is not None, "checked() fills it in"
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if self.optimizer == "sgd":
-            decay = 1e-4 if self.weight_decay is None else self.weight_decay
-            return torch.optim.SGD(trained, lr=0.0, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=decay)
-        # Norms and biases are one-dimensional; decaying them is not what AdamW's decay is meant for.
-        flat = [p for p in trained if p.dim() < 2]
-        decay = 0.05 if self.weight_decay is None else self.weight_decay
+            nesterov = self.momentum > 0
+            return torch.optim.SGD(trained, lr=0.0, momentum=self.momentum, nesterov=nesterov, weight_decay=self.weight_decay)
         groups = [
-            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": decay},
-            {"params": flat, "weight_decay": 0.0},
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=0.0)
 
@@ -100,78 +114,84 @@ class Watcher(Protocol):
 
 def seed_all(seed: int, epoch: int = 0) -> None:
     """Seed every random number generator for one epoch."""
-    mixed = (seed * 1_000_003 + epoch * 7919) % 2**32
+    mixed = seed_from(seed, epoch)
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
 
 
-@dataclass
 class Precision:
-    """Mixed precision on a GPU: the type of autocast, and the scaler that fp16 needs."""
+    """Mixed precision: the type of autocast, and the scaler that fp16 needs."""
 
-    device: torch.device
-    dtype: torch.dtype | None
-    scaler: torch.amp.GradScaler = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-
-    @classmethod
-    def of(cls, amp: str, device: torch.device) -> Precision:
+    def __init__(self, amp: str, device: torch.device) -> None:
         if amp == "auto":
-            fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-            amp = "bf16" if fast else "none"
+            amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "none"
         if amp == "fp16" and device.type == "cpu":
             raise UsageError("--amp fp16 needs a GPU, and this run is on the CPU: use --amp bf16 or none.")
-        return cls(device, {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
+        self.device = device
+        self.dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
-    def autocast(self) -> Any:
+    def autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of `model` whose weights and statistics follow its own slowly; whole numbers are copied as they are."""
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def follow(means: Sequence[Tensor], values: Sequence[Tensor], steps: Tensor | int) -> None:
+        if means[0].is_floating_point():
+            average(means, values, steps)
+        else:  # torch would round an average of 7 and 7 down to 6
+            for mean, value in zip(means, values, strict=True):
+                mean.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
 
 
 def top1(model: nn.Module, batches: Iterable[Batch]) -> float | None:
     """Share of `batches` that `model` in eval mode gets right; None when there are none."""
-    right = torch.zeros((), dtype=torch.int64)
-    n, was_training = 0, model.training
+    n, hits, was_training = 0, [], model.training
     model.eval()
     with torch.inference_mode():
         for batch in batches:
-            right = right.to(batch.images.device) + (logits_of(model(batch.images)).argmax(1) == batch.targets).sum()
+            hits.append((logits_of(model(batch.images)).argmax(1) == batch.targets).sum())
             n += len(batch.targets)
     model.train(was_training)
-    return int(right) / n if n else None
+    return int(torch.stack(hits).sum()) / n if n else None
 
 
 class Training:
-    """Training of one method: `run()` goes from where the saved state left off, or from the start, to the last epoch."""
+    """Training of one method: `run()` goes from where the saved state left off, or from the start, to the last epoch.
 
-    def __init__(self, method: Method, data: Data, recipe: Recipe, device: torch.device, state: Path | None) -> None:
-        self.method, self.data, self.recipe, self.device, self.state = method, data, recipe, device, state
-        self.precision = Precision.of(recipe.amp, device)
-        self.optimizer = recipe.build(method.parameters())
-        self.history: list[Epoch] = []
-        # torch leaves this one untyped
-        average = get_ema_multi_avg_fn(recipe.ema) if recipe.ema is not None else None  # type: ignore[no-untyped-call]
-        self.ema = AveragedModel(method.model, multi_avg_fn=average, use_buffers=True) if average else None
-        self.last = recipe.channels_last if recipe.channels_last is not None else device.type == "cuda"
-        if self.last:
+    `state` is the file of the newest state; None keeps none.
+    """
+
+    def __init__(self, method: Method, data: Data, recipe: Recipe, device: torch.device, state: Path | None = None) -> None:
+        self.method, self.data, self.recipe, self.device, self.state = method, data, recipe.checked(), device, state
+        self.precision = Precision(recipe.amp, device)
+        self.channels_last = recipe.channels_last if recipe.channels_last is not None else device.type == "cuda"
+        if self.channels_last:
             method.to(memory_format=torch.channels_last)
+        self.optimizer = self.recipe.build(method.parameters())
+        self.ema = averaged(method.model, recipe.ema_decay) if recipe.ema_decay is not None else None
+        self.history: list[Epoch] = []
 
-    def resume(self) -> bool:
-        """Take up the saved state. False when there is none."""
-        if self.state is None or not self.state.exists():
-            return False
-        saved = torch.load(self.state, map_location=self.device, weights_only=True)
-        self.method.load_state_dict(saved["method"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.precision.scaler.load_state_dict(saved["scaler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(saved["ema"])
-        self.history = [Epoch(**row) for row in saved["history"]]
-        return True
+    def run(self, watcher: Watcher) -> list[Epoch]:
+        """Train to the last epoch; then the method's network is the one to keep. Raises UsageError when it diverges."""
+        for epoch in range(len(self.history), self.recipe.epochs):
+            self.history.append(self._epoch(epoch, watcher))
+            self.save()
+            watcher.epoch_ended(self.history[-1], self.recipe.epochs)
+        if self.ema is not None and self.history:
+            self.method.model.load_state_dict(self.ema.module.state_dict())
+        return self.history
+
+    # The state between two epochs -------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        """Write the state, whole or not at all. Raises OutputError when it cannot be written."""
         if self.state is None:
             return
         saved = {
@@ -181,68 +201,117 @@ class Training:
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "history": [asdict(row) for row in self.history],
         }
-        write_whole(self.state, lambda path: torch.save(saved, path))
 
-    def run(self, watcher: Watcher) -> list[Epoch]:
-        for epoch in range(len(self.history), self.recipe.epochs):
-            self.history.append(self._epoch(epoch, watcher))
-            self.save()
-            watcher.epoch_ended(self.history[-1], self.recipe.epochs)
-        if self.ema is not None and self.recipe.epochs:
-            self.method.model.load_state_dict(self.ema.module.state_dict())
-        return self.history
+        def write(path: Path) -> None:
+            with path.open("wb") as file:  # by its name alone, torch would hide what the system says of a full disk
+                torch.save(saved, file)
+
+        write_whole(self.state, write)
+
+    def resume(self) -> bool:
+        """Take up the saved state. False when there is none; CheckpointError when it cannot be read."""
+        if self.state is None or not self.state.exists():
+            return False
+        try:
+            saved = torch.load(self.state, map_location=self.device, weights_only=True)
+            self.method.load_state_dict(saved["method"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.precision.scaler.load_state_dict(saved["scaler"])
+            if self.ema is not None:
+                self.ema.load_state_dict(saved["ema"])
+        except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"--resume: {self.state} is damaged, or of another network ({first_line(error)}). --force starts anew."
+            ) from error
+        self.history = [Epoch(**row) for row in saved["history"]]
+        return True
+
+    # One epoch --------------------------------------------------------------------------------------------------------
 
     def _epoch(self, epoch: int, watcher: Watcher) -> Epoch:
-        method, recipe = self.method, self.recipe
+        recipe, progress, began = self.recipe, Progress(epoch, self.recipe.epochs), time.perf_counter()
         seed_all(recipe.seed, epoch + 1)
-        progress, began = Progress(epoch, recipe.epochs), time.perf_counter()
         batches = self.data.batches("train", batch_size=recipe.batch_size, device=self.device, epoch=epoch, seed=recipe.seed)
-        count = len(batches)
-        watcher.epoch_began(epoch, recipe.epochs, count)
-        steps = math.ceil(count / recipe.accumulate)
-        method.train()
-        method.begin_epoch(progress)
-        totals: dict[str, Tensor] = {}
-        images = 0
+        sizes = [len(positions) for positions in batches.plan]
+        steps = math.ceil(len(sizes) / recipe.accumulate)
+        watcher.epoch_began(epoch, recipe.epochs, len(sizes))
+        self.method.train()
+        self.method.begin_epoch(progress)
+        losses = Losses()
         for number, batch in enumerate(self._laid_out(batches)):
-            step = epoch * steps + number // recipe.accumulate
-            rate = recipe.rate(step, steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            first = number % recipe.accumulate == 0
-            final = number % recipe.accumulate == recipe.accumulate - 1 or number == count - 1
-            if first:
+            step, turn = divmod(number, recipe.accumulate)
+            together = sum(sizes[step * recipe.accumulate :][: recipe.accumulate])  # images of this optimizer step
+            if turn == 0:
+                self._set_rate(recipe.rate(epoch * steps + step, steps))
                 self.optimizer.zero_grad(set_to_none=True)
-                share = min(recipe.accumulate, count - number)
-            with self.precision.autocast():
-                losses = method.loss(batch)
-            loss = torch.stack([term.float() for term in losses.values()]).sum()
-            self.precision.scaler.scale(loss / share).backward()  # type: ignore[no-untyped-call]  # untyped in torch
-            if final:
-                self.precision.scaler.unscale_(self.optimizer)
-                method.edit_gradients()
-                self.precision.scaler.step(self.optimizer)
-                self.precision.scaler.update()
-                method.end_step(batch)
-                if self.ema is not None:
-                    self.ema.update_parameters(method.model)
-            for name, term in losses.items():  # kept on the device: reading them would stall a GPU
-                value = term.detach().float() * len(batch.images)
-                totals[name] = totals[name] + value if name in totals else value
-            images += len(batch.images)
-            watcher.step_ended(lambda seen=images: {name: float(total) / seen for name, total in totals.items()})  # type: ignore[misc]
-        method.end_epoch(progress)
-        averages = {name: float(total) / images for name, total in totals.items()}
-        if not all(map(math.isfinite, averages.values())):
-            raise UsageError(
-                f"training diverged in epoch {epoch + 1}: the loss is {sum(averages.values())}.\n"
-                f"Lower --lr (it was {recipe.rate(epoch * steps, steps):.3g}), or add --warmup."
-            )
+            losses.add(self._backward(batch, share=len(batch.images) / together), len(batch.images))
+            if turn == recipe.accumulate - 1 or number == len(sizes) - 1:
+                self._step(batch)
+            watcher.step_ended(losses.averages)
+            if number % LOOK_EVERY == LOOK_EVERY - 1:
+                self._check(losses.averages(), epoch)
+        averages = losses.averages()
+        self._check(averages, epoch)
+        self.method.end_epoch(progress)
         seconds = time.perf_counter() - began
-        held_out = self.data.batches("held_out", batch_size=500, device=self.device)
-        network = self.ema.module if self.ema is not None else method.model
-        return Epoch(epoch + 1, rate, averages, None, top1(network, self._laid_out(held_out)), seconds, images / seconds)
+        rate = recipe.rate(epoch * steps + steps - 1, steps)
+        return Epoch(epoch + 1, rate, averages, None, self._held_out_top1(), seconds, losses.images / seconds)
+
+    def _backward(self, batch: Batch, share: float) -> dict[str, Tensor]:
+        """Add the gradients of `batch`, which is this share of the images of its optimizer step. Returns the loss terms."""
+        with self.precision.autocast():
+            terms = self.method.loss(batch)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        self.precision.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        return terms
+
+    def _step(self, batch: Batch) -> None:
+        scaler = self.precision.scaler
+        scaler.unscale_(self.optimizer)
+        self.method.edit_gradients()
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.method.end_step(batch)
+        if self.ema is not None:
+            self.ema.update_parameters(self.method.model)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _check(self, losses: dict[str, float], epoch: int) -> None:
+        """Raise UsageError, and forget the saved state, when the loss is no number any more: the rest would be in vain."""
+        if all(map(math.isfinite, losses.values())):
+            return
+        if self.state is not None:
+            self.state.unlink(missing_ok=True)  # taken up, it would diverge again
+        raise UsageError(
+            f"training diverged in epoch {epoch + 1} of {self.recipe.epochs}: the loss is {sum(losses.values())}.\n"
+            f"Lower --lr (it was {self.recipe.lr:g}), or add --warmup."
+        )
+
+    def _held_out_top1(self) -> float | None:
+        network = self.ema.module if self.ema is not None else self.method.model
+        return top1(network, self._laid_out(self.data.batches("held_out", batch_size=HELD_OUT_BATCH, device=self.device)))
 
     def _laid_out(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            yield batch._replace(images=batch.images.to(memory_format=torch.channels_last)) if self.last else batch
+            layout = torch.channels_last if self.channels_last else torch.contiguous_format
+            yield batch._replace(images=batch.images.to(memory_format=layout))
+
+
+class Losses:
+    """The average of each loss term over the images so far, kept on the device: reading it would stall a GPU."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, terms: dict[str, Tensor], images: int) -> None:
+        self.images += images
+        for name, term in terms.items():
+            value = term.detach().float() * images
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def averages(self) -> dict[str, float]:
+        return {name: float(total) / self.images for name, total in self._sums.items()}

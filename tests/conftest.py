@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest_plugins = ["small"]  # the fixtures of tests/small.py
+
 SHARED = Path(os.environ.get("COMPRESS_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+torch.set_num_threads(1)  # several workers share the machine: threads that wait for one another would cost minutes
 
 
 @pytest.fixture(scope="session")

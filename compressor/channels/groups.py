@@ -11,6 +11,7 @@ Two ways to treat a residual stream:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -201,6 +202,7 @@ class Channels:
         stream = np.zeros(self._component.max() + 1, bool)
         for added in trace.sums:
             stream[self._component[added[added > 0]]] = True
+        uses = Counter(norm.tensors[0] for norm in trace.norms)
         segments = []
         for name, steps in runs.items():
             ids = self._made(name)
@@ -209,7 +211,7 @@ class Channels:
             (step,) = steps
             tensors, module, wrote = list(step.tensors), name.rpartition(".")[0], step.wrote
             norms = [norm for norm in trace.norms if norm.read == wrote]
-            if len(norms) == 1 and trace.reads[wrote] == 1:
+            if len(norms) == 1 and trace.reads[wrote] == 1 and uses[norms[0].tensors[0]] == 1:
                 tensors += norms[0].tensors
                 module, wrote = norms[0].tensors[0].rpartition(".")[0], norms[0].wrote
             if wrote in trace.outputs or trace.reads[wrote] == 0 or not module:

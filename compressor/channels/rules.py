@@ -30,7 +30,8 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 
 def unknown(trace: Trace, call: Call) -> None:
     """No rule: whatever it touches stays."""
-    trace.unknown[call.name] += 1
+    if trace.first or call.name not in trace.unknown:  # the second pass tells of what only training runs
+        trace.unknown[call.name] += 1
     for tensor in call.inputs:
         trace.freeze_all(tensor, f"operator {call.name} has no rule")
 
@@ -54,6 +55,9 @@ def convolution(trace: Trace, call: Call) -> None:
     out: Tensor = call.out
     channels = 1 if x.dim() == weight.dim() else 0
     x_ids, w_ids = trace.labels(x)[channels], trace.labels(weight)
+    for dim, ids in enumerate(trace.labels(x)):
+        if dim != channels:
+            trace.freeze(ids, "a convolution takes it for images or for places in space")
     for kernel in w_ids[2:]:
         trace.freeze(kernel, "it is a place in a kernel")
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
@@ -265,13 +269,18 @@ def cat(trace: Trace, call: Call) -> None:
 
 
 def _piece(trace: Trace, ids: Ids | None, start: int, stop: int, step: int = 1) -> Ids | None:
-    """A slice. Equal aligned chunks of one tensor stay equal, so they are joined index by index."""
+    """A slice. Equal aligned chunks of one tensor stay equal, so they are joined index by index; any other part stays."""
     if ids is None:
         return None
-    length = stop - start
-    if step == 1 and 0 < length < len(ids) and len(ids) % length == 0 and start % length == 0:
-        trace.alike(ids.reshape(-1, length))
-    return ids[start:stop:step]
+    piece = ids[start:stop:step]
+    if 0 < len(piece) < len(ids):
+        if len(piece) == 1:
+            trace.freeze(ids, "the model picks it by its place")
+        elif step == 1 and len(ids) % len(piece) == 0 and start % len(piece) == 0:
+            trace.alike(ids.reshape(-1, len(piece)))
+        else:
+            trace.freeze(ids, "the model takes an uneven part of it, by number")
+    return piece
 
 
 @rule("slice")
@@ -373,6 +382,37 @@ def rearrange(trace: Trace, call: Call) -> None:
     trace.set(call.out, labels)
 
 
+@rule("pixel_shuffle", "pixel_unshuffle")
+def pixel_shuffle(trace: Trace, call: Call) -> None:
+    """r x r channels in a row become one channel of larger images; unshuffled, one becomes r x r."""
+    x, factor = call.args[:2]
+    labels = trace.labels(x)
+    for place in labels[-2:]:
+        trace.freeze(place, "it is used as a place in space")
+    ids = labels[-3]
+    if ids is not None:
+        unshuffle = "unshuffle" in call.name
+        ids = ids.repeat(factor**2) if unshuffle else trace.alike(ids.reshape(-1, factor**2).T)  # [r * r, channels]
+    trace.set(call.out, [*labels[:-3], ids, None, None])
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(trace: Trace, call: Call) -> None:
+    """Groups of channels are dealt out in turn, so index j of all groups goes together."""
+    x, groups = call.args[:2]
+    labels = trace.labels(x)
+    if labels[1] is not None:
+        labels[1] = trace.alike(labels[1].reshape(groups, -1)).repeat(groups)  # [groups, channels of each]
+    trace.set(call.out, labels)
+
+
+@rule("index_copy")
+def index_copy(trace: Trace, call: Call) -> None:
+    """What is put in at numbered places keeps its width; so does a network whose layers were scattered before."""
+    for tensor in call.inputs:
+        trace.freeze_all(tensor, "the model puts it at numbered places of a wider tensor")
+
+
 @rule("constant_pad_nd")
 def pad(trace: Trace, call: Call) -> None:
     """Padded places are constants: code that pads by a number keeps padding by it."""
@@ -382,6 +422,8 @@ def pad(trace: Trace, call: Call) -> None:
         dim, before, after = x.dim() - 1 - i, amounts[2 * i], amounts[2 * i + 1]
         ids = labels[dim]
         if ids is not None:
+            if before < 0 or after < 0:
+                trace.freeze(ids, "the model crops it by number")
             ids = ids[max(0, -before) : len(ids) - max(0, -after)]
             labels[dim] = np.concatenate([np.zeros(max(0, before), np.int64), ids, np.zeros(max(0, after), np.int64)])
     trace.set(call.out, labels)
@@ -461,7 +503,7 @@ def _separate(trace: Trace, ids: Ids | None, sizes: Sequence[int]) -> Labels:
       "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
       "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
       "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
-      "replication_pad1d", "replication_pad2d", "replication_pad3d", "grid_sampler_2d", "pixel_unshuffle")  # fmt: skip
+      "replication_pad1d", "replication_pad2d", "replication_pad3d", "grid_sampler_2d")  # fmt: skip
 def space(trace: Trace, call: Call) -> None:
     """Works on places, channel by channel."""
     x = call.args[0]
@@ -474,7 +516,7 @@ def space(trace: Trace, call: Call) -> None:
 
 
 def _reduced(call: Call, dims: int) -> set[int]:
-    dim = call.arg(2 if "linalg_vector_norm" in call.name else 1, "dim")
+    dim = call.arg(2 if "norm" in call.name else 1, "dim")  # a norm's second argument is its order
     if dim is None or dim == []:
         return set(range(dims))
     return {_normal(d, dims) for d in ([dim] if isinstance(dim, int) else dim)}

@@ -104,17 +104,15 @@ def plan(model: nn.Module, channels: Channels, mask: Mask) -> Cut:
         if group.scatter is not None and not own.all():
             weight = model.get_parameter(group.members[0].tensor)
             spread[group.scatter] = Spread(tuple(np.flatnonzero(own).tolist()), group.size, -1 if weight.dim() == 2 else 1)
-    modules = dict(model.named_modules())
+    first_names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     counts: dict[str, dict[str, Count]] = {}
-    for owner in dict.fromkeys(name.rpartition(".")[0] for name in kept):
-        tensors = {leaf: kept[f"{owner}.{leaf}" if owner else leaf] for leaf in _leaves(kept, owner)}
-        if changed := _counts(modules[owner], tensors):
+    for owner, module in model.named_modules():
+        here = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        names = {leaf: first_names[id(tensor)] for leaf, tensor in here}
+        tensors = {leaf: kept[name] for leaf, name in names.items() if name in kept}
+        if tensors and (changed := _counts(module, tensors)):
             counts[owner] = changed
     return Cut(kept, counts, spread)
-
-
-def _leaves(kept: dict[str, dict[int, Ids]], owner: str) -> list[str]:
-    return [name.rpartition(".")[2] for name in kept if name.rpartition(".")[0] == owner]
 
 
 def _counts(module: nn.Module, kept: dict[str, dict[int, Ids]]) -> dict[str, Count]:

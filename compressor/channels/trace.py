@@ -12,11 +12,13 @@ Number 0 stands for an index that no parameter makes and that must therefore sta
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,7 @@ class Call:
     kwargs: dict[str, Any]
     out: Any
 
-    @property
+    @cached_property
     def inputs(self) -> list[Tensor]:
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
@@ -124,7 +126,9 @@ class Trace:
         return ids
 
     def set(self, tensor: Tensor, labels: Sequence[Ids | None]) -> None:
-        assert len(labels) == tensor.dim(), (labels, tensor.shape)
+        sizes = tuple(tensor.shape)
+        fits = (ids is None or len(ids) == size for ids, size in zip(labels, sizes, strict=True))
+        assert all(fits), (labels, sizes)
         if id(tensor) in self.names:  # written in place, as batch norm does with its statistics
             return
         tensor._channels = list(labels)  # type: ignore[attr-defined]  # labels ride on the tensor itself
@@ -190,6 +194,22 @@ VIEWS = {
 }  # fmt: skip
 
 
+COUNTED = {f"aten.{name}.default" for name in ("mm", "bmm", "addmm", "baddbmm", "convolution")}  # they cost, whatever they read
+BATCH_NORMS = {"aten.native_batch_norm.default", "aten._native_batch_norm_legit_no_training.default"}
+
+
+def _run(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """What the operator returns. A batch norm on `meta` is dozens of steps in Python to torch, though its shapes are known."""
+    if name in BATCH_NORMS and args[0].is_meta:
+        width = args[0].shape[1]
+        return torch.empty_like(args[0]), args[0].new_empty(width), args[0].new_empty(width)
+    return func(*args, **kwargs)
+
+
+class RuleFailed(Exception):
+    """A rule of ours could not follow a call: a fault of ours, which must not be taken for one of the model."""
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its __init_subclass__ untyped
     """Runs each operator, then its rule."""
 
@@ -198,15 +218,19 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.trace, self.rules, self.unknown = trace, rules, unknown
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         trace, name = self.trace, str(func)
+        out = _run(func, name, args, kwargs or {})
         call = Call(name, args, kwargs or {}, out)
         inputs = call.inputs
         if trace.first:
             trace.reads.update(trace.serial(tensor) for tensor in inputs)
-        if any(map(trace.carries, inputs)):
+        if any(map(trace.carries, inputs)) or name in COUNTED:
             rule = self.rules.get(name) or self.rules.get(name.rpartition(".")[0])
-            (rule or self.unknown)(trace, call)
+            try:
+                (rule or self.unknown)(trace, call)
+            except Exception as error:
+                shapes = [tuple(tensor.shape) for tensor in inputs]
+                raise RuleFailed(f"the rule of {name} failed on tensors of {shapes}: {error!r}") from error
             if name in VIEWS and isinstance(out, Tensor) and (origin := trace.tensor_name(inputs[0])):
                 out._origin = origin  # type: ignore[attr-defined]
         return out
@@ -223,11 +247,11 @@ def _slow_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _forward(trace: Trace, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+def _forward(trace: Trace, model: nn.Module, images: Tensor) -> None:
     from compressor.channels.rules import RULES, unknown
 
     with torch.no_grad(), _slow_attention(), _Watch(trace, RULES, unknown):
-        out = model(*inputs)
+        out = model(images)
     for tensor in tree_leaves(out):
         if isinstance(tensor, Tensor):
             trace.freeze_all(tensor, "it is an output of the model")
@@ -239,38 +263,51 @@ def _names(model: nn.Module) -> dict[int, str]:
     return {id(tensor): name for name, tensor in tensors}
 
 
+def _real_copy(model: nn.Module) -> nn.Module:
+    """A copy that shares the weights' memory: the pass moves its flags and statistics and marks its tensors, not ours."""
+    memo: dict[int, object] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    memo.update({id(buffer): buffer.clone() for buffer in model.buffers()})
+    return copy.deepcopy(model, memo)
+
+
 def trace_model(model: nn.Module, input_shape: Sequence[int]) -> Trace:
     """Trace `model` on images [2, *input_shape]: once in eval mode, once in train mode for heads that only train.
 
-    Raises UsageError when the model does not run on images of this shape.
+    The model stays as it is. Raises UsageError when it does not run on images of this shape.
     """
-    shape = (2, *input_shape)
-    twin = meta_copy(model).eval()
-    trace = Trace(_names(twin))
     try:
-        _forward(trace, twin, [torch.empty(shape, device="meta")])
-    except Exception as on_meta:
-        # Its control flow reads values, or it makes tensors on a fixed device: use real tensors and the model itself.
-        trace = Trace(_names(model))
-        was_training = model.training
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        try:
-            _forward(trace, model.eval(), [torch.randn(shape, device=device)])
-        except Exception as error:
-            size = "x".join(map(str, input_shape))
-            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UsageError(
-                f"the model does not run on an image of {size} (channels x height x width): {cause}\n"
-                "Give the size it was trained on with --input, for example --input 3x224x224."
-            ) from (error if error is not on_meta else None)
-        finally:
-            model.train(was_training)
-        return trace
+        return _trace(meta_copy(model), input_shape)
+    except RuleFailed:
+        raise
+    except Exception:  # its control flow reads values, or it makes tensors on a fixed device: use real tensors
+        pass
+    try:
+        return _trace(_real_copy(model), input_shape)
+    except RuleFailed:
+        raise
+    except Exception as error:
+        size = "x".join(map(str, input_shape))
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"the model does not run on an image of {size} (channels x height x width): {cause}\n"
+            "Give the size it was trained on with --input, for example --input 3x224x224."
+        ) from error
+
+
+def _trace(twin: nn.Module, input_shape: Sequence[int]) -> Trace:
+    weight = next((p for p in twin.parameters() if p.is_floating_point()), torch.empty(0))
+    images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(weight)  # its device and type
+    trace = Trace(_names(twin))
+    _forward(trace, twin.eval(), images)
+    trace.first = False
     twin.train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()  # its noise has the width of its input but comes from nowhere
-    trace.first = False
-    with suppress(Exception):  # some models want targets when they train; what eval showed stands
-        _forward(trace, twin, [torch.empty(shape, device="meta")])
+    try:
+        _forward(trace, twin, images)
+    except RuleFailed:
+        raise
+    except Exception:  # some models want targets when they train; what eval showed stands
+        pass
     return trace

@@ -15,7 +15,9 @@ Building the network again needs no pickle and executes nothing but the code tha
 
 from __future__ import annotations
 
+import ast
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,15 +26,21 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from compressor.channels.surgery import COUNTS, Count, Cut, Spread, attach, set_counts
-from compressor.errors import ArchitectureError, CheckpointError
+from compressor.checkpoint import Loaded, build
+from compressor.checkpoint.kinds import in_one_line
+from compressor.errors import ArchitectureError, CheckpointError, UsageError
 from compressor.files import write_text, write_whole
+from compressor.measure import count_macs
 
 VERSION = 1
-BUILT_IN = ("torchvision:", "timm:")
+KEYS = ("arch", "arch_args", "input_shape", "counts", "scatter", "kept", "indices")
+BUILT_IN = ("torchvision", "timm")
+FROM_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}  # timm would open the files these name
+OUR_OWN = ("compressor.demo:DigitsNet",)
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,9 @@ class Plan:
         counts = {**self.cut.counts}
         for module, changed in cut.counts.items():
             counts[module] = {**counts.get(module, {}), **changed}
-        spread = {**self.cut.spread, **cut.spread}
-        return Plan(self.arch, self.arch_args, self.input_shape, Cut(kept, counts, spread))
+        twice = self.cut.spread.keys() & cut.spread.keys()
+        assert not twice, f"{twice} are scattered twice: what is scattered once is frozen for the second cut"
+        return Plan(self.arch, self.arch_args, self.input_shape, Cut(kept, counts, {**self.cut.spread, **cut.spread}))
 
 
 def to_json(plan: Plan) -> str:
@@ -94,25 +103,26 @@ def from_json(text: str, where: str) -> Plan:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise wrong(f"it is not JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(data, dict) or "arch" not in data:
-        raise wrong("it names no `arch`")
-    if data.get("version") != VERSION:
+    if not isinstance(data, dict) or "version" not in data:
+        raise wrong("it has no `version`")
+    if data["version"] != VERSION:
         raise CheckpointError(
-            f"{where} has version {data.get('version')!r}, and this version of compress reads {VERSION}: update compress."
+            f"{where} has version {data['version']!r}, and this version of compress reads {VERSION}: update compress."
         )
+    if missing := [key for key in KEYS if key not in data]:
+        raise wrong(f"it has no `{missing[0]}`")
     try:
-        indices = {str(name): np.array([_natural(i) for i in places], np.int64) for name, places in data["indices"].items()}
+        indices = {str(name): _places(places) for name, places in data["indices"].items()}
         kept = {
-            str(name): {_natural(int(dim)): indices[index] for dim, index in dims.items()}
+            str(name): {int(dim): np.array(indices[index], np.int64) for dim, index in dims.items()}
             for name, dims in data["kept"].items()
         }
         counts = {str(module): _counts(changed) for module, changed in data["counts"].items()}
         spread = {str(module): _spread(row) for module, row in data["scatter"].items()}
-        shape = data["input_shape"]
-        input_shape = None if shape is None else (_natural(shape[0]), _natural(shape[1]), _natural(shape[2]))
+        input_shape = None if data["input_shape"] is None else _shape(data["input_shape"])
         arch, arch_args = str(data["arch"]), dict(data["arch_args"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise wrong(f"{type(error).__name__}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise wrong(in_one_line(error)) from None
     return Plan(arch, arch_args, input_shape, Cut(kept, counts, spread))
 
 
@@ -120,6 +130,18 @@ def _natural(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
         raise ValueError(f"{value!r} is not a count")
     return value
+
+
+def _places(values: Any) -> list[int]:
+    places = [_natural(value) for value in values]
+    if not places or places != sorted(set(places)):
+        raise ValueError("places that are kept must be named in order")
+    return places
+
+
+def _shape(values: Any) -> tuple[int, int, int]:
+    channels, height, width = (_natural(value) for value in values)
+    return channels, height, width
 
 
 def _counts(changed: dict[str, Any]) -> dict[str, Count]:
@@ -132,8 +154,8 @@ def _counts(changed: dict[str, Any]) -> dict[str, Count]:
 
 
 def _spread(row: dict[str, Any]) -> Spread:
-    kept, width, dim = tuple(_natural(i) for i in row["kept"]), _natural(row["width"]), row["dim"]
-    if dim not in (1, -1) or not kept or list(kept) != sorted(set(kept)) or kept[-1] >= width:
+    kept, width, dim = tuple(_places(row["kept"])), _natural(row["width"]), row["dim"]
+    if dim not in (1, -1) or kept[-1] >= width:
         raise ValueError("a scatter that does not fit")
     return Spread(kept, width, dim)
 
@@ -145,56 +167,69 @@ def save_model(directory: Path, model: nn.Module, plan: Plan) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if first.setdefault(id(tensor), name) == name:
             weights[name] = tensor.detach().cpu().contiguous()
-    write_whole(directory / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    packed = save(weights, metadata={"format": "pt"})
+    write_whole(directory / "model.safetensors", lambda path: path.write_bytes(packed))
     write_text(directory / "plan.json", to_json(plan))
 
 
 def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
     """Turn the original network (its weights do not matter) into the small one, in place. Raises CheckpointError."""
-    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
-    names: dict[str, int] = {}
-    for owner, module in model.named_modules(remove_duplicate=False):
-        for table in (module._parameters, module._buffers):
-            for leaf, tensor in table.items():
-                if tensor is not None:
-                    places.setdefault(id(tensor), []).append((table, leaf))
-                    names[f"{owner}.{leaf}" if owner else leaf] = id(tensor)
-    unexpected = [name for name in weights if name not in names]
-    known = {names[name] for name in weights if name in names}
-    missing = [name for name in model.state_dict() if names[name] not in known]
-    if unexpected or missing:
-        raise CheckpointError(
-            f"the weights do not belong to {plan.arch}: {len(missing)} missing ({', '.join(missing[:3]) or 'none'}), "
-            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3]) or 'none'}).\n"
-            "Name the code it was made from with --arch."
-        )
-    for name, dims in plan.cut.kept.items():
-        if name in weights or name not in names:
-            continue
-        table, leaf = places[names[name]][0]
-        for dim, kept in dims.items():  # a buffer that is not saved is cut here
-            table[leaf] = table[leaf].index_select(dim, torch.from_numpy(kept))
-    for name, value in weights.items():
-        table, leaf = places[names[name]][0]
-        old = table[leaf]
-        if value.dim() != old.dim() or any(new > size for new, size in zip(value.shape, old.shape, strict=True)):
-            raise CheckpointError(
-                f"{name} has the shape {list(value.shape)}, which cannot be cut from {list(old.shape)} of {plan.arch}.\n"
-                "Name the code it was made from with --arch."
-            )
-        new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
-        for table, leaf in places[names[name]]:
-            table[leaf] = new
+    tensors: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    _check_names(model, tensors, weights, plan.arch)
     try:
+        for name, value in weights.items():
+            _check_shape(name, tensors[name], value, plan)
+            tensors[name].data = value  # in place, so that a tensor with several names stays one
+        for name, dims in plan.cut.kept.items():
+            if name not in weights:  # a buffer that is not saved
+                for dim, kept in dims.items():
+                    tensors[name].data = tensors[name].data.index_select(dim, torch.from_numpy(kept))
         set_counts(model, plan.cut.counts)
         for name, spread in plan.cut.spread.items():
             attach(model.get_submodule(name), spread)
-    except AttributeError as error:
-        raise CheckpointError(f"the plan does not belong to {plan.arch}: {error}. Name its code with --arch.") from None
+        if plan.input_shape is not None:
+            count_macs(model.eval(), plan.input_shape)  # one forward pass, of shapes alone where that is possible
+    except (AttributeError, KeyError, IndexError, RuntimeError, UsageError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"the plan does not belong to {plan.arch} ({in_one_line(error)}).\nName the code it was made from with --arch."
+        ) from error
     return model.eval()
 
 
+def _check_names(model: nn.Module, tensors: dict[str, Tensor], weights: Mapping[str, Tensor], arch: str) -> None:
+    """Every tensor of the network that is saved must have a value, under one of its names."""
+    unexpected = [name for name in weights if name not in tensors]
+    known = {id(tensors[name]) for name in weights if name in tensors}
+    missing = [name for name in model.state_dict() if name in tensors and id(tensors[name]) not in known]
+    if unexpected or missing:
+        raise CheckpointError(
+            f"the weights do not belong to {arch}: {len(missing)} missing ({', '.join(missing[:3]) or 'none'}), "
+            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3]) or 'none'}).\n"
+            "Name the code it was made from with --arch."
+        )
+
+
+def _check_shape(name: str, tensor: Tensor, value: Tensor, plan: Plan) -> None:
+    """A tensor has as many places as the plan keeps of the original's."""
+    wanted = list(tensor.shape)
+    for dim, kept in plan.cut.kept.get(name, {}).items():
+        if kept[-1] >= wanted[dim]:
+            raise IndexError(f"it keeps place {kept[-1]} of {wanted[dim]} in {name}")
+        wanted[dim] = len(kept)
+    if list(value.shape) != wanted:
+        raise CheckpointError(
+            f"{name} has the shape {list(value.shape)}, but {plan.arch} and the plan make it {wanted}.\n"
+            "Name the code it was made from with --arch."
+        )
+
+
 def read_plan(directory: Path) -> Plan:
+    """The plan of a run directory. Raises CheckpointError."""
     path = directory / "plan.json"
     try:
         return from_json(path.read_text(encoding="utf-8"), str(path))
@@ -202,37 +237,71 @@ def read_plan(directory: Path) -> Plan:
         raise CheckpointError(f"{directory} is not a finished run: {path.name} cannot be read ({error}).") from None
 
 
-def load_run(directory: Path, arch: str | None, arch_args: Mapping[str, object] | None = None) -> Any:
-    """The network of a run directory, as `Loaded`. Raises CheckpointError or ArchitectureError."""
-    from compressor.checkpoint import Loaded, build
-
+def load_run(directory: Path, arch: str | None, arch_args: Mapping[str, object] | None = None) -> Loaded:
+    """The network of a run directory. Raises CheckpointError or ArchitectureError."""
     plan = read_plan(directory)
     if arch is None:
-        _check_trusted(plan, directory)
+        check_trusted(plan, directory)
     plan = Plan(arch or plan.arch, dict(arch_args or plan.arch_args), plan.input_shape, plan.cut)
+    file = directory / "model.safetensors"
     try:
-        weights = load_file(directory / "model.safetensors")
+        weights = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{directory / 'model.safetensors'} cannot be read: {error}.") from None
-    model = rebuild(build(plan.arch, plan.arch_args), plan, weights)
+        raise CheckpointError(f"{file} cannot be read: {in_one_line(error)}. Make the run again.") from None
+    try:
+        model = rebuild(build(plan.arch, plan.arch_args), plan, weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
     return Loaded(model, str(directory), plan.arch, plan.arch_args, plan.input_shape, [f"a run of {plan.arch}"], None, plan)
 
 
-def _check_trusted(plan: Plan, directory: Path) -> None:
-    """A run that came from elsewhere must not choose what code is executed here: only code below the working directory."""
+def check_trusted(plan: Plan, directory: Path) -> None:
+    """A run may come from anyone, so it must not choose what code is executed here.
+
+    Trusted are torchvision, timm, and a class or function that a file below the working directory defines, unless that file
+    came with the run. Raises ArchitectureError for anything else. No code is imported to find out.
+    """
     where, _, name = plan.arch.rpartition(":")
-    if plan.arch.startswith(BUILT_IN):
+    if plan.arch in OUR_OWN or (where in BUILT_IN and not FROM_FILES & plan.arch_args.keys()):
         return
-    if plan.arch.startswith(("pickle:", "pt2:")):
+    if where in ("pickle", "pt2"):
         raise ArchitectureError(
             f"{directory} was made from {plan.arch}, whose code lies in that file.\n"
             "Name the code that builds the network: --arch path/to/file.py:NAME, or compressor.load(run, arch=...)."
         )
     here = Path.cwd().resolve()
-    place = Path(where) if where.endswith(".py") else Path(*where.split("."))
-    candidates = [place] if where.endswith(".py") else [place.with_suffix(".py"), place / "__init__.py"]
-    if not any(path.resolve().is_relative_to(here) and path.is_file() for path in candidates):
-        raise ArchitectureError(
-            f"{directory} was made from {plan.arch}, which is not below {here}: code from elsewhere is not executed unasked.\n"
-            f"Go to that directory, or name the code: --arch {where or 'path/to/file.py'}:{name}."
-        )
+    for path in _files(where):
+        inside = path.is_relative_to(here) and not path.is_relative_to(directory.resolve())
+        if inside and path.is_file() and _defines(path, name, called_with=plan.arch_args):
+            return
+    raise ArchitectureError(
+        f"{directory} was made from {plan.arch}, which is no class or function of a file below {here}: "
+        "code from elsewhere is not executed unasked.\n"
+        "Go to the directory it was made in, or name the code: --arch path/to/file.py:NAME, or compressor.load(run, arch=...)."
+    )
+
+
+def _files(where: str) -> list[Path]:
+    """Where the code of `path/to/file.py` or `package.module` may lie, links followed."""
+    if where.endswith(".py"):
+        return [Path(where).resolve()]
+    parts = where.split(".")
+    if parts[0] in sys.stdlib_module_names or not all(part.isidentifier() for part in parts):
+        return []
+    place = Path(*parts)
+    return [place.with_suffix(".py").resolve(), (place / "__init__.py").resolve()]
+
+
+def _defines(path: Path, name: str, called_with: Mapping[str, object]) -> bool:
+    """Whether the file itself defines a class, function or, when it is not called with anything, a value of this name.
+
+    `os.system` is no such name, even where the file imports os.
+    """
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return False
+    defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    values = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    ready = {target.id for target in values if isinstance(target, ast.Name)}
+    return name in defined or (name in ready and not called_with)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import typer
 
 from compressor import __version__
@@ -44,4 +46,6 @@ def _options(
 
 
 def main() -> None:
+    """`compress`, as a process: SIGTERM, with which schedulers stop a job, is as Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -26,7 +26,7 @@ def evaluate(
     workers: options.Workers = 0,
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
-    input_: Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, as in 3x224x224.")] = None,
+    input_: options.Input = None,
     key: options.Key = None,
     ema: options.Ema = False,
     trust_pickle: options.Trust = False,
@@ -50,6 +50,7 @@ def evaluate(
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     rows = {
+        "Images": figures.shape([*result.input_shape]),
         "MACs, one image": None if result.macs is None else figures.count(result.macs),
         "Parameters": None if result.params is None else figures.count(result.params),
         "ONNX file": figures.size(result.size_bytes),
@@ -63,5 +64,7 @@ def evaluate(
         if text is not None:
             table.add_row(name, text)
     Console().print(table)
+    for note in result.notes:
+        print(f"note: {note}")
     if data is None:
         print("accuracy not measured (no data): give --data")

@@ -17,7 +17,7 @@ def export(
     out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
-    input_: Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, as in 3x224x224.")] = None,
+    input_: options.Input = None,
     key: options.Key = None,
     ema: options.Ema = False,
     trust_pickle: options.Trust = False,
@@ -30,9 +30,13 @@ def export(
     if out.exists() and not force:
         raise OutputError(f"--out {out} exists: --force replaces it.")
     from compressor.evaluate import export_checked
+    from compressor.report import figures
 
-    loaded, shape, differences = export_checked(options.source(model, arch, arch_arg, key, ema, trust_pickle), image_shape, out)
-    if not quiet:
-        worst = max(differences.values())
-        print(f"{out}: {loaded.arch}, images {'x'.join(map(str, shape))}, {out.stat().st_size / 1e6:.2f} MB")
-        print(f"ONNX Runtime answers as PyTorch does at batch {', '.join(differences)} (largest difference {worst:.1e})")
+    opened, differences = export_checked(options.source(model, arch, arch_arg, key, ema, trust_pickle), image_shape, out)
+    if quiet:
+        return
+    print(f"{out}: {opened.loaded.arch}, images {figures.shape([*opened.shape])}, {figures.size(out.stat().st_size)}")
+    for note in opened.notes:
+        print(f"  {note}")
+    worst = max(differences.values())
+    print(f"ONNX Runtime answers as PyTorch does at batch {', '.join(differences)} (largest difference {worst:.1e})")

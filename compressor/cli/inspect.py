@@ -18,7 +18,7 @@ def inspect(
     model: options.Model,
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
-    input_: Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, as in 3x224x224.")] = None,
+    input_: options.Input = None,
     residual: Annotated[Residual, typer.Option(help="Cut a stream's channels together, or keep it wide.")] = Residual.coupled,
     key: options.Key = None,
     ema: options.Ema = False,
@@ -36,7 +36,11 @@ def inspect(
         print(json_.dumps(view, indent=2))
         return
     console = Console()
-    console.print(f"{view['model']}: {view['arch']}, images {'x'.join(map(str, view['input_shape']))} ({view['input_from']})")
+    console.print(
+        f"{view['model']}: {view['arch']}, images {figures.shape(view['input_shape'])}", highlight=False, markup=False
+    )
+    for note in view["notes"]:
+        console.print(f"  {note}", highlight=False, markup=False)
     console.print(f"{figures.count(view['macs'])} MACs, {figures.count(view['params'])} parameters\n", highlight=False)
     groups = Table("group", "channels", "MACs", "parameters", "layers cut together", box=None, pad_edge=False)
     for group in view["groups"]:

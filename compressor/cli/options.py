@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -42,7 +41,8 @@ Mean = Annotated[str | None, typer.Option(help="Mean of each channel, for exampl
 Std = Annotated[str | None, typer.Option(help="Standard deviation of each channel.")]
 Workers = Annotated[int, typer.Option(help="Processes that read images when they do not fit into memory.")]
 Input = Annotated[
-    str | None, typer.Option(metavar="CxHxW", help="Shape of one image, for example 3x224x224, when no data tell it.")
+    str | None,
+    typer.Option("--input", metavar="CxHxW", help="Shape of one image, for example 3x224x224, when no data tell it."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, all else on standard error.")]
@@ -51,38 +51,34 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 def answers(command: Callable[..., None]) -> Callable[..., None]:
-    """Every error becomes one or two lines and the exit status of `errors.py`; SIGTERM is as Ctrl-C."""
+    """Every error becomes one or two lines and the exit status of `errors.py`."""
 
     @functools.wraps(command)
     def answered(*args: Any, **kwargs: Any) -> None:
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _interrupt)
-        debug = bool(kwargs.get("debug"))
         try:
             command(*args, **kwargs)
-        except CompressError as error:
-            if debug:
-                traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("interrupted: --resume goes on after the last finished epoch", file=sys.stderr)
-            raise typer.Exit(130) from None
         except (typer.Exit, typer.Abort):
             raise
+        except KeyboardInterrupt:
+            print("interrupted" + (": --resume goes on after the last finished epoch" * ("resume" in kwargs)), file=sys.stderr)
+            raise typer.Exit(130) from None
         except Exception as error:
-            if debug:
+            if kwargs["debug"]:
                 traceback.print_exc()
-            cause = (str(error).strip().splitlines() or [""])[0]
-            print(f"error: a fault of ours: {type(error).__name__}: {cause}", file=sys.stderr)
-            print("Run it again with --debug and send us what it prints.", file=sys.stderr)
-            raise typer.Exit(5) from None
+            raise typer.Exit(_told(error)) from None
 
     return answered
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _told(error: Exception) -> int:
+    """Say what went wrong on standard error. Returns the exit status."""
+    if isinstance(error, CompressError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    first = (str(error).strip().splitlines() or [""])[0]
+    print(f"error: a fault of ours: {type(error).__name__}: {first}", file=sys.stderr)
+    print("Run it again with --debug and send us what it prints.", file=sys.stderr)
+    return 5
 
 
 def console(quiet: bool, json: bool) -> Console | None:

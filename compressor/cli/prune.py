@@ -91,7 +91,7 @@ def prune(
     seed: Annotated[int, typer.Option(rich_help_panel=TRAINING)] = 0,
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
-    input_: Annotated[str | None, typer.Option("--input", metavar="CxHxW", help="Shape of one image, as in 3x224x224.")] = None,
+    input_: options.Input = None,
     key: options.Key = None,
     ema: options.Ema = False,
     trust_pickle: options.Trust = False,
@@ -109,8 +109,6 @@ def prune(
     if (rate is None) == (target is None):
         raise UsageError("Say how much is to go: give either --rate 0.5 (share of the MACs) or --target, see --help.")
     goal = budget.parse_rate(rate) if rate is not None else budget.parse_target(str(target))
-    if not 0 < most < 1:
-        raise UsageError(f"--most must be between 0 and 1, both excluded; found {most:g}.")
     entry = catalogue.find(method, "prune")
     settings = catalogue.parse_settings(entry, set_ or [])
     image_shape = options.shape(input_)
@@ -131,7 +129,7 @@ def prune(
         amp=amp.value,
         channels_last=channels_last,
         accumulate=accumulate,
-        ema=ema_decay,
+        ema_decay=ema_decay,
         label_smoothing=label_smoothing,
         seed=seed,
     )

@@ -1,0 +1,166 @@
+"""A run's directory: who may write there, what is kept until the run is done, and how the results are put in place.
+
+    runs/NAME/         the results of the run that was finished last, and nothing else of ours
+    runs/NAME/state/   the run in progress: its settings, its log, the newest training state, and in `new/` its results
+
+A finished run moves its results up, the report last: a directory with a `report.json` holds a whole run. A run that replaces
+another leaves the old results alone until then, and one that fails leaves nothing behind, or just what `--resume` needs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from compressor.config import first_change
+from compressor.errors import OutputError, UsageError
+from compressor.files import write_text
+
+# The report last: where it is, all the rest is.
+RESULTS = (
+    "model.onnx",
+    "model.safetensors",
+    "plan.json",
+    "report.md",
+    "report.html",
+    "log.jsonl",
+    "config.toml",
+    "report.json",
+)
+
+
+class RunDirectory:
+    """The directory `out`, for a run whose settings are `config` (the text of its config.toml)."""
+
+    def __init__(self, out: Path, config: str) -> None:
+        self.out, self.config = out, config
+        self.state = out / "state"
+        self.new = self.state / "new"
+        self.training = self.state / "training.pt"
+        self.stages = self.state / "stages.json"
+        self.log = self.state / "log.jsonl"
+        self._record = self.state / "config.toml"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the results of a whole run lie here."""
+        return (self.out / "report.json").exists()
+
+    @property
+    def is_unpublished(self) -> bool:
+        """Whether a run was done, but interrupted while its results were put in place."""
+        return (self.new / "report.json").exists()
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether an unfinished run lies here that is worth going on with."""
+        return self._record.exists() and (self.training.exists() or self.is_unpublished)
+
+    def check(self, *, force: bool, resume: bool) -> None:
+        """Raise OutputError when something lies here that must not be lost, UsageError when a run of other settings does."""
+        if not self.out.is_dir():
+            if self.out.exists():
+                raise OutputError(f"--out {self.out} is a file: give a directory.")
+            return
+        others = sorted(path.name for path in self.out.iterdir() if path.name not in {*RESULTS, "state"})
+        if resume and (self.can_resume or self.is_finished):
+            record = self._record if self.can_resume else self.out / "config.toml"
+            if change := first_change(record.read_text(encoding="utf-8"), self.config):
+                raise UsageError(
+                    f"--resume: {self.out} was begun with other settings: {change}.\n"
+                    "Use the same settings, or --force to start anew."
+                )
+        elif not force and self.can_resume:
+            raise OutputError(
+                f"{self.out} holds an unfinished run: --resume goes on with it, --force starts anew, --out DIR goes elsewhere."
+            )
+        elif not force and (self.is_finished or others):
+            what = "a finished run: --force replaces it"
+            if not self.is_finished:
+                what = f"other files ({', '.join(others[:3])}): --force writes beside them"
+            raise OutputError(f"{self.out} exists and holds {what}, --out DIR goes elsewhere.")
+
+    @contextmanager
+    def claimed(self, *, force: bool, resume: bool) -> Iterator[None]:
+        """Have the directory to oneself. What an unfinished run left is taken up with `resume`, and thrown away without.
+
+        Raises OutputError or UsageError when the directory cannot be had.
+        """
+        existed = self.out.exists()
+        lock = FileLock(self.state / "lock", timeout=0)
+        with self._in_plain_words():
+            self.check(force=force, resume=resume)
+            self.state.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise OutputError(f"{self.out} is being written by another run: wait for it, or give another --out.") from None
+        try:
+            with self._in_plain_words():
+                self._begin(resume)
+            yield
+        finally:
+            with self._in_plain_words():
+                self._tidy()
+                if not self._inside():
+                    _remove(self.state)
+            lock.release()
+            if not existed:
+                with suppress(OSError):  # it is not empty: good
+                    self.out.rmdir()
+
+    def publish(self) -> None:
+        """Put the results in `new` in place. Interrupted, it can be done again: what was moved stays moved."""
+        with self._in_plain_words():
+            for path in (self.log, self._record):
+                shutil.copyfile(path, self.new / path.name)
+            (self.out / "report.json").unlink(missing_ok=True)
+            for name in RESULTS:
+                if (self.new / name).exists():
+                    (self.new / name).replace(self.out / name)
+            for path in (self.new, self.log, self.stages, self._record):
+                _remove(path)
+
+    def _begin(self, resume: bool) -> None:
+        """Throw away what is of no use, and write down the settings."""
+        going_on = resume and self.can_resume
+        for path in self._inside():
+            half_written = path.name.startswith(".")
+            if half_written or not going_on:
+                _remove(path)
+        if not self.is_unpublished:
+            _remove(self.new)
+        self.new.mkdir(exist_ok=True)
+        write_text(self._record, self.config)
+
+    def _tidy(self) -> None:
+        """Leave nothing of a run that failed and cannot be taken up."""
+        if self.is_unpublished:
+            return
+        _remove(self.new)
+        if self._record.exists() and not self.can_resume:
+            for path in self._inside():
+                _remove(path)
+
+    def _inside(self) -> list[Path]:
+        return [path for path in self.state.iterdir() if path.name != "lock"]
+
+    @contextmanager
+    def _in_plain_words(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.out} cannot be used: {error.strerror or error}. Give another directory with --out."
+            ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,145 @@
+"""The network at each point of a run, always measured on the same test images: original, cut, recalibrated, fine-tuned, ONNX.
+
+Measuring a large network takes minutes, so nothing is measured twice: a run that is taken up reads what its first half wrote
+down, and what the original answers to the test images is kept for the comparison at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor import measure
+from compressor.data import Batches, Data
+from compressor.errors import UsageError
+from compressor.files import write_text
+from compressor.journal import Journal
+from compressor.measure import Predict
+from compressor.method import Batch
+from compressor.report import Accuracy, Fidelity, Stage, figures
+
+EVALUATION_BATCH = 250
+
+
+class Stages:
+    """Measures a network of `shape` [channels, height, width], and tells the journal.
+
+    `file` is where stages are written down, for a model that `identity` tells from all others (the hash of its file).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        data: Data | None,
+        device: torch.device,
+        journal: Journal,
+        file: Path,
+        identity: str | None,
+    ) -> None:
+        self.shape, self.data, self.device, self.journal, self.file, self.identity = (
+            shape,
+            data,
+            device,
+            journal,
+            file,
+            identity,
+        )
+        self.rows: list[Stage] = []
+        self._known = self._read()
+        self._original: list[Tensor] = []  # what the original answered to each batch of test images
+        self._marked = time.perf_counter()
+
+    def original(self, model: nn.Module) -> None:
+        """The first stage. Raises UsageError when an earlier half of this run was of another model."""
+        if self.data is None:
+            self._add("original", model, None)
+            return
+        predict = _remembering(measure.torch_predict(model, self.device), self._original)
+        self._add("original", model, measure.accuracy(predict, self.test()))
+
+    def add(self, name: str, model: nn.Module, note: str = "") -> None:
+        """Measure `model` through PyTorch, unless that was done before the run was interrupted."""
+        if name in self._known:
+            self.rows.append(self._known[name])
+            self._marked = time.perf_counter()
+            return
+        predict = measure.torch_predict(model, self.device)
+        self._add(name, model, None if self.data is None else measure.accuracy(predict, self.test()), note)
+
+    def written(self, model: nn.Module, before: Path, after: Path, seed: int) -> Fidelity | None:
+        """The last stage: the ONNX file `after` of the small `model`, and how close it answers to the original, `before`.
+
+        Without test images both files answer for random ones; None when the answers are not one row an image.
+        """
+        ask = measure.onnx_predict(after)
+        if self.data is None:
+            self._add("ONNX", model, None)
+            return _on_random_images(measure.onnx_predict(before), ask, self.shape, seed)
+        answers: list[Tensor] = []
+        self._add("ONNX", model, measure.accuracy(_remembering(ask, answers), self.test()))
+        return measure.fidelity(_recalling(self._original), _recalling(answers), _blank(answers), "test images")
+
+    def test(self) -> Batches:
+        """All test images, in order."""
+        assert self.data is not None
+        return self.data.batches("test", batch_size=EVALUATION_BATCH, device=self.device)
+
+    def _add(self, name: str, model: nn.Module, accuracy: Accuracy | None, note: str = "") -> None:
+        macs, params = measure.count_macs(model, self.shape), measure.count_params(model)
+        now = time.perf_counter()
+        row = Stage(name, macs, params, accuracy, now - self._marked, note)
+        self._marked = now
+        self.rows.append(row)
+        write_text(self.file, json.dumps({"identity": self.identity, "stages": [asdict(row) for row in self.rows]}))
+        top1 = "" if accuracy is None else f", top-1 {figures.percent(accuracy.top1)} of {accuracy.n:,} test images"
+        self.journal.say(f"{name}: {figures.count(macs)} MACs, {figures.count(params)} parameters{top1}")
+        self.journal.event("stage", **asdict(row))
+
+    def _read(self) -> dict[str, Stage]:
+        if not self.file.exists():
+            return {}
+        saved = json.loads(self.file.read_text(encoding="utf-8"))
+        if saved["identity"] != self.identity:
+            raise UsageError("--resume: the model's file is not the one this run was begun with. --force starts anew.")
+        return {row["name"]: _stage(row) for row in saved["stages"]}
+
+
+def _stage(row: dict[str, Any]) -> Stage:
+    accuracy = row["accuracy"]
+    return Stage(**{**row, "accuracy": None if accuracy is None else Accuracy(**accuracy)})
+
+
+def _remembering(predict: Predict, answers: list[Tensor]) -> Predict:
+    """Answers as `predict`, and keeps every answer."""
+
+    def ask(images: Tensor) -> Tensor:
+        answers.append(predict(images).cpu())
+        return answers[-1]
+
+    return ask
+
+
+def _recalling(answers: list[Tensor]) -> Predict:
+    """Gives the kept answers again, in the same order, whatever the images."""
+    left = iter(answers)
+    return lambda images: next(left)
+
+
+def _blank(answers: list[Tensor]) -> list[Batch]:
+    """As many batches as there are answers: `_recalling` does not look at images."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return [Batch(nothing, nothing, nothing) for _ in answers]
+
+
+def _on_random_images(original: Predict, small: Predict, shape: tuple[int, int, int], seed: int) -> Fidelity | None:
+    images = torch.randn(8, 8, *shape, generator=torch.Generator().manual_seed(seed))  # 8 batches of 8
+    before, after = [original(batch) for batch in images], [small(batch) for batch in images]
+    if before[0].dim() != 2:
+        return None
+    return measure.fidelity(_recalling(before), _recalling(after), _blank(before), "random inputs")

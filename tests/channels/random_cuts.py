@@ -1,0 +1,94 @@
+"""Cut a network at random and check everything that must hold afterwards: what most tests of the channels do."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from compressor.channels import Channels, Mask, Residual, Verified, analyse, mask, remove
+
+EXACT = 1e-10  # of float64 arithmetic, beside how far the answers to two images lie apart
+ROUNDING = 1e-3  # of float32 arithmetic, likewise, in networks of up to two hundred layers
+
+
+def liven(model: nn.Module) -> nn.Module:
+    """Random weights that keep signals at their size when half of them go, and random norms. In eval mode."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            inputs = parameter[0].numel() if parameter.dim() > 1 else 25
+            parameter.normal_(0, (4 / inputs) ** 0.5, generator=generator)
+        for module in model.modules():
+            if isinstance(module, _BatchNorm | nn.LayerNorm | nn.GroupNorm) and module.weight is not None:
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+            if isinstance(module, _BatchNorm) and module.track_running_stats:
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+    return model.eval()
+
+
+def at_random(share: float = 0.5, seed: int = 0) -> Callable[[Channels], Mask]:
+    """A choice that takes `share` of the channels of every group, rounded down."""
+
+    def choose(channels: Channels) -> Mask:
+        generator = np.random.default_rng(seed)
+        parts = [generator.permutation(group.size) >= int(group.size * share) for group in channels.groups]
+        return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+    return choose
+
+
+def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *shape).to(next(model.parameters())))
+    return counter.get_total_flops() // 2
+
+
+def params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def apart(model: nn.Module, other: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    """Largest difference of two networks' answers to the same two images, beside that of one network's answers to both."""
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    worst = 0.0
+    with torch.no_grad():
+        for mine, theirs in zip(answers(model.to(dtype), images), answers(other.to(dtype), images), strict=True):
+            assert mine.shape == theirs.shape
+            spread = float((theirs[0] - theirs[1]).abs().max())
+            assert spread > 1e-3 * float(theirs.abs().max()), "the answer hardly depends on the image: nothing is tested"
+            worst = max(worst, float((mine - theirs).abs().max()) / spread)
+    return worst
+
+
+def answers(model: nn.Module, images: Tensor) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(model(images)) if isinstance(leaf, Tensor)]
+
+
+def check(model: nn.Module, verified: Verified, shape: tuple[int, ...]) -> None:
+    """The small network must be what the masked `model` is, and cost what the table says."""
+    small = verified.model
+    assert not verified.channels.held, "the rules let something be cut that breaks the model"
+    assert verified.difference <= EXACT
+    assert verified.channels.macs.total(verified.mask) == macs(small, shape)
+    assert verified.channels.params.total(verified.mask) == params(small)
+    if not any(isinstance(module, nn.LayerNorm | nn.GroupNorm) for module in model.modules()):  # they average over channels
+        large = mask(model, verified.cut)
+        assert apart(small, large, shape, torch.float32) <= ROUNDING
+        assert apart(small, large, shape, torch.float64) <= EXACT
+        small.float()
+
+
+def cut_and_check(
+    model: nn.Module, shape: tuple[int, ...] = (3, 8, 8), *, channels: Channels | None = None, residual: Residual = "coupled"
+) -> Verified:
+    """Cut half of every group of the livened `model`, and check the result."""
+    channels = channels or analyse(liven(model), shape, residual)
+    verified = remove(model, channels, at_random(), shape)
+    assert not verified.mask.all(), "nothing was cut"
+    check(model, verified, shape)
+    return verified

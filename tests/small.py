@@ -1,0 +1,90 @@
+"""A project as a user has one: a network in a file, its checkpoint, and `compress` called in its directory.
+
+The network is tiny, the images are scikit-learn's digits, so that a whole run takes two seconds.
+"""
+
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner, Result
+
+from compressor.cli import app
+
+NET = '''
+from torch import nn
+
+
+class Net(nn.Module):
+    """[n, 1, 8, 8] -> [n, classes], with a shortcut and dropout."""
+
+    def __init__(self, num_classes=10, width=8):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.conv1 = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(2 * width)
+        self.conv2 = nn.Conv2d(2 * width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
+        return self.head(self.dropout(x.mean(dim=(2, 3))))
+'''
+
+
+def write_project(folder: Path) -> None:
+    """net.py, and net.pt with weights for it."""
+    (folder / "net.py").write_text(NET)
+    torch.manual_seed(0)
+    torch.save(make_net().state_dict(), folder / "net.pt")
+
+
+def make_net(**arguments: int) -> nn.Module:
+    """`Net` of net.py."""
+    names: dict[str, type[nn.Module]] = {}
+    exec(compile(NET, "net.py", "exec"), names)
+    return names["Net"](**arguments)
+
+
+def compress(*arguments: object) -> Result:
+    """`compress ARGUMENTS`, in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def prune(*arguments: object) -> Result:
+    """`compress prune` of the project's network."""
+    return compress("prune", "net.pt", "--arch", "net.py:Net", *arguments)
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Whether two sets of weights are equal bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with net.py and net.pt in it and nothing else."""
+    write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TRAINED = ("--data", "digits", "--rate", "0.5", "--epochs", "3", "--ema-decay", "0.9", "--lr", "0.1", "--seed", "3")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project in which `compress prune ... --out half` with the options of `TRAINED` was run. Look, do not touch."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_project(folder)
+    with chdir(folder):
+        result = prune(*TRAINED, "--out", "half")
+    assert result.exit_code == 0, result.output
+    (folder / "printed.txt").write_text(result.stdout)
+    yield folder

@@ -1,0 +1,88 @@
+"""What is told: a bar on a terminal, plain lines elsewhere, and a log of one JSON object a line."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from compressor.errors import OutputError
+from compressor.journal import Journal
+from compressor.report.schema import Epoch
+
+FIRST, LAST = (
+    Epoch(number, 0.1, {"cross_entropy": 1.25, "auxiliary": 0.5}, None, held_out, 40.0, 1000.0)
+    for number, held_out in ((1, 0.5), (2, None))
+)
+
+
+def watch(journal: Journal) -> None:
+    """Two epochs of three batches."""
+    with journal:
+        for number, epoch in enumerate((FIRST, LAST)):
+            journal.epoch_began(number, 2, 3)
+            for _ in range(3):
+                journal.step_ended(lambda: {"cross_entropy": 1.25})
+            journal.epoch_ended(epoch, 2)
+
+
+def test_on_a_terminal_an_epoch_is_a_bar_with_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    watch(Journal(Console(file=shown, force_terminal=True, width=100, color_system=None)))
+    assert "epoch 1/2" in shown.getvalue() and "3/3" in shown.getvalue() and "━" in shown.getvalue()
+    assert "cross_entropy 1.2500" in shown.getvalue()
+    assert "epoch 1/2: cross_entropy 1.2500, auxiliary 0.5000, held-out top-1 50.00 %, 40.0 s" in shown.getvalue()
+
+
+def test_elsewhere_an_epoch_is_one_plain_line() -> None:
+    shown = io.StringIO()
+    watch(Journal(Console(file=shown)))
+    assert shown.getvalue().splitlines() == [
+        "  epoch 1/2: cross_entropy 1.2500, auxiliary 0.5000, held-out top-1 50.00 %, 40.0 s, about 40 s left",
+        "  epoch 2/2: cross_entropy 1.2500, auxiliary 0.5000, 40.0 s",
+    ]
+
+
+def test_a_loss_is_read_now_and_then_only() -> None:
+    read = []
+    journal = Journal(Console(file=io.StringIO(), force_terminal=True))
+    with journal:
+        journal.epoch_began(0, 1, 1000)
+        for _ in range(1000):
+            journal.step_ended(lambda: read.append(1) or {})
+    assert 1 <= len(read) < 20  # reading waits for the GPU
+
+
+def test_the_bar_is_gone_after_an_error() -> None:
+    journal = Journal(Console(file=io.StringIO(), force_terminal=True))
+    with pytest.raises(KeyboardInterrupt), journal:
+        journal.epoch_began(0, 1, 3)
+        raise KeyboardInterrupt
+    journal.step_ended(dict)  # nothing is left that it could move
+
+
+def test_what_is_said_is_no_markup_and_not_wrapped() -> None:
+    shown = io.StringIO()
+    Journal(Console(file=shown, width=20)).say("[bold]models/net[1].pt[/bold] is longer than the line")
+    assert shown.getvalue() == "[bold]models/net[1].pt[/bold] is longer than the line\n"
+
+
+def test_the_log_has_one_object_a_line(tmp_path: Path) -> None:
+    journal = Journal(None, tmp_path / "log.jsonl")
+    journal.event("opened", notes=["a\nb"], input_shape=(1, 8, 8))
+    watch(journal)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["event"] for line in lines] == ["opened", "epoch", "epoch"]
+    assert lines[0]["notes"] == ["a\nb"] and lines[0]["input_shape"] == [1, 8, 8]
+    assert (lines[1]["epoch"], lines[1]["losses"]["auxiliary"], lines[2]["held_out_top1"]) == (1, 0.5, None)
+    assert lines[0]["time"] <= lines[2]["time"]
+
+
+def test_without_a_console_and_a_file_nothing_happens() -> None:
+    watch(Journal())
+
+
+def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"log.jsonl cannot be written: No such file"):
+        Journal(None, tmp_path / "gone" / "log.jsonl").event("opened")
