@@ -96,7 +96,7 @@ def uniform(channels: Channels, scores: Scores) -> Scores:
 class Shelf:
     """Channels in the order in which they would go, the weakest first, with the bounds that every choice respects."""
 
-    def __init__(self, channels: Channels, scores: Scores, round_to: int | None, most: float) -> None:
+    def __init__(self, channels: Channels, scores: Scores, round_to: int | None, most: float, coarsest: int = 8) -> None:
         self.sizes = np.array([group.size for group in channels.groups], np.int64)
         self.group = np.repeat(np.arange(len(self.sizes)), self.sizes)  # [atoms]
         order = np.argsort(scores, kind="stable")
@@ -104,7 +104,7 @@ class Shelf:
         by_group = order[np.argsort(self.group[order], kind="stable")]
         self.place = np.empty(len(scores), np.int64)  # place of each atom in its own group, the weakest first
         self.place[by_group] = np.arange(len(scores)) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
-        self.units = units(self.sizes) if round_to is None else np.full(len(self.sizes), round_to)
+        self.units = units(self.sizes, coarsest) if round_to is None else np.full(len(self.sizes), round_to)
         self.least = np.maximum(1, np.ceil(self.sizes * (1 - most) - 1e-9)).astype(np.int64)
 
     def without(self, drops: npt.NDArray[np.int64]) -> Mask:
@@ -122,13 +122,13 @@ class Shelf:
         return self.without(self.drops(count))
 
 
-def units(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The multiple that each group's width is rounded to [groups]: 8 where there are 32 channels or more, fewer below.
+def units(sizes: npt.NDArray[np.int64], coarsest: int = 8) -> npt.NDArray[np.int64]:
+    """The multiple that each group's width is rounded to [groups]: `coarsest` for groups four times as wide, fewer below.
 
     Processors compute several channels at once; odd widths can make a network slower than it was before channels were cut.
     A quarter of the width is the coarsest step that still leaves a choice.
     """
-    quarter = np.clip(sizes // 4, 1, 8)
+    quarter = np.clip(sizes // 4, 1, coarsest)
     return np.asarray(2 ** np.floor(np.log2(quarter)), np.int64)
 
 
@@ -153,32 +153,45 @@ def choose(
         assert goal.share is not None
         shelf = Shelf(channels, scores, round_to or 1, most)  # papers round down to whole filters, and to nothing else
         return shelf.without(np.floor(shelf.sizes * goal.share + 1e-9).astype(np.int64))
-    shelf = Shelf(channels, scores, round_to, most)
     table = cost_of(channels, goal.quantity)
     full = table.total(channels.all_kept()) + overhead
     limit = full * (1 - goal.asked(full))
     if limit >= full:
         raise Infeasible(f"{goal.text} is met already: the model has {full:,.0f} {UNIT[goal.quantity]}. Ask for less.")
-
-    def cost(count: int) -> float:
-        return table.total(shelf.without_weakest(count)) + overhead
-
-    low, high = 0, channels.atoms
-    if (least := cost(high)) > limit + (WITHIN * full if goal.share is not None else 0):
+    within = WITHIN * full if goal.share is not None else 0.0
+    for coarsest in (8, 4, 2, 1) if round_to is None else (8,):
+        shelf = Shelf(channels, scores, round_to, most, coarsest)
+        least = table.total(shelf.without_weakest(channels.atoms)) + overhead
+        if least > limit + within:
+            continue
+        mask = _search(shelf, table, limit - overhead, within)
+        if goal.share is None or abs(table.total(mask) + overhead - limit) <= within:
+            return mask
+    if least > limit + within:
         raise Infeasible(
             f"{goal.text} asks for {1 - limit / full:.1%} fewer {goal.quantity}, but at most {1 - least / full:.1%} can go "
             f"(frozen layers, and at most {most:.0%} of any group's channels).\n"
             f"{_feasible(goal, least, full)} can be reached; `compress inspect` tells what is frozen, and why."
         )
-    while low < high:  # the smallest number of removals that meets the limit
+    return mask
+
+
+def _search(shelf: Shelf, table: Cost, limit: float, within: float) -> Mask:
+    """The fewest removals that bring the cost to the limit; with `within` above 0, as near to it as can be from either side."""
+
+    def cost(count: int) -> float:
+        return table.total(shelf.without_weakest(count))
+
+    low, high = 0, len(shelf.order)
+    while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(middle) <= limit else (middle + 1, high)
-    if goal.share is not None and low and cost(low - 1) - limit < limit - cost(low):
+    if within and low and cost(low - 1) - limit < limit - cost(low):
         low -= 1  # one removal fewer lies nearer to what was asked
     mask = shelf.without_weakest(low)
-    if goal.share is None or abs(table.total(mask) + overhead - limit) <= WITHIN * full:
+    if not within or abs(table.total(mask) - limit) <= within:
         return mask
-    return _nearer(shelf, table, shelf.drops(low), limit - overhead, WITHIN * full)
+    return _nearer(shelf, table, shelf.drops(low), limit, within)
 
 
 def _feasible(goal: Goal, least: float, full: float) -> str:
