@@ -155,7 +155,7 @@ def choose(
         return shelf.without(np.floor(shelf.sizes * goal.share + 1e-9).astype(np.int64))
     table = cost_of(channels, goal.quantity)
     full = table.total(channels.all_kept()) + overhead
-    limit = full * (1 - goal.asked(full))
+    limit = goal.limit if goal.limit is not None else full * (1 - goal.asked(full))
     if limit >= full:
         raise Infeasible(f"{goal.text} is met already: the model has {full:,.0f} {UNIT[goal.quantity]}. Ask for less.")
     within = WITHIN * full if goal.share is not None else 0.0

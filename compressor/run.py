@@ -39,7 +39,7 @@ from compressor.report import Epoch, Report, Verification, compare, figures, rea
 from compressor.sources import Images, Opened, Shape, Source, check_answers, open_both, pick_device
 from compressor.stages import Stages
 from compressor.task import Classify
-from compressor.train import Recipe, Training, seed_all
+from compressor.train import Precision, Recipe, Training, seed_all
 
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime against torch, both in float32
 RECALIBRATION_IMAGES = 2048
@@ -152,6 +152,7 @@ class Pruning:
         """Write all results into `place.new`, the report last."""
         began = time.perf_counter()
         device = pick_device(self.device_name)
+        Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
         opened = self._open(journal)
         model, shape = opened.loaded.model, opened.shape
         channels = budget.hold(analyse(model, shape, self.wish.residual), list(self.wish.keep))
@@ -278,7 +279,8 @@ def _check_not_met(goal: Goal, channels: Channels, overhead: float) -> None:
         return
     size = budget.cost_of(channels, goal.quantity).total(channels.all_kept()) + overhead * (goal.quantity == "size")
     if size <= goal.limit:
-        raise Infeasible(f"{goal.text}: the model has {figures.count(round(size))} as it is. Ask for less than that.")
+        unit = {"macs": " MACs", "params": " parameters", "size": "B"}[goal.quantity]
+        raise Infeasible(f"{goal.text} is met by the model as it is, with {figures.count(round(size))}{unit}: ask for less.")
 
 
 def _some_images(data: Data | None) -> Tensor | None:

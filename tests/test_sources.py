@@ -34,7 +34,7 @@ def test_without_images_the_shape_is_asked_for_or_known_or_assumed_and_told(proj
 
 
 def test_a_shape_that_the_images_do_not_have_is_refused(project: Path) -> None:
-    with pytest.raises(UsageError, match="--input 1x9x9 does not fit digits, whose images are 1x8x8: .* give --size"):
+    with pytest.raises(UsageError, match=r"--input 1x9x9 does not fit digits, whose images are 1x8x8: .* give --size"):
         open_both(NET, Images("digits"), (1, 9, 9))
 
 

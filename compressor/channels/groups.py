@@ -158,9 +158,9 @@ class Channels:
         segments = self._segments() if self.residual == "scatter" else []
         wide = np.zeros(component.max() + 1, bool)  # streams that stay wide under `scatter`
         found: list[tuple[int, list[Ids], str | None]] = []  # first id, ids of each atom, module to scatter after
-        for blocks, at in segments:
-            wide[component[np.concatenate(blocks)]] = True
-            found.append((int(blocks[0][0]), list(np.stack(blocks, axis=1)), at))  # [channels][tensors]
+        for rows, at in segments:
+            wide[component[rows]] = True
+            found.append((int(rows[0, 0]), list(rows), at))
         ids = ids[~wide[component[ids]]]
         found.extend(self._coupled(ids))
         found.sort(key=lambda entry: entry[0])
@@ -193,8 +193,8 @@ class Channels:
             (min(int(atom[0]) for atom in atoms), sorted(atoms, key=lambda a: int(a[0])), None) for atoms in by_place.values()
         ]
 
-    def _segments(self) -> list[tuple[list[Ids], str]]:
-        """Layers whose output joins a residual stream: ids of each of their tensors, and where to scatter."""
+    def _segments(self) -> list[tuple[Ids, str]]:
+        """Layers whose output joins a residual stream: ids of their tensors [atoms, places], and where to scatter."""
         trace = self._trace
         runs: dict[str, list[Step]] = {}
         for step in trace.layers:
@@ -218,7 +218,7 @@ class Channels:
                 continue
             blocks = [ids, *(trace.labels_of[tensor][0] for tensor in tensors[1:])]
             if all(len(block) == len(ids) for block in blocks):
-                segments.append((blocks, module))
+                segments.append((np.concatenate([block.reshape(step.groups, -1) for block in blocks]).T, module))
         return segments
 
     def _made(self, weight: str) -> Ids | None:

@@ -88,7 +88,7 @@ def convolution(trace: Trace, call: Call) -> None:
     labels: Labels = [None] * out.dim()
     labels[channels] = made
     trace.set(out, labels)
-    trace.step(trace.layers, x, out, (weight, bias))
+    trace.step(trace.layers, x, out, (weight, bias), groups)
     places = math.prod((x if transposed else out).shape[channels + 1 :]) * (out.shape[0] if channels else trace.batch)
     trace.cost(
         _layer(trace, weight),

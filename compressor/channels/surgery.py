@@ -102,8 +102,9 @@ def plan(model: nn.Module, channels: Channels, mask: Mask) -> Cut:
     spread = {}
     for group, own in zip(channels.groups, channels.split(mask).values(), strict=True):
         if group.scatter is not None and not own.all():
-            weight = model.get_parameter(group.members[0].tensor)
-            spread[group.scatter] = Spread(tuple(np.flatnonzero(own).tolist()), group.size, -1 if weight.dim() == 2 else 1)
+            made = group.members[0]
+            dim = -1 if model.get_parameter(made.tensor).dim() == 2 else 1
+            spread[group.scatter] = Spread(tuple(sorted(made.indices[own].ravel().tolist())), made.indices.size, dim)
     first_names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     counts: dict[str, dict[str, Count]] = {}
     for owner, module in model.named_modules():

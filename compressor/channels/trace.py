@@ -78,6 +78,7 @@ class Step:
     tensors: tuple[str, ...]  # the weight first
     read: int
     wrote: int
+    groups: int = 1  # of a convolution: its outputs go from all groups alike
 
 
 @dataclass
@@ -180,11 +181,11 @@ class Trace:
             tensor._serial = next(self.serials)  # type: ignore[attr-defined]
         return int(tensor._serial)  # type: ignore[attr-defined]
 
-    def step(self, steps: list[Step], x: Tensor, out: Tensor, tensors: Sequence[Tensor | None]) -> None:
+    def step(self, steps: list[Step], x: Tensor, out: Tensor, tensors: Sequence[Tensor | None], groups: int = 1) -> None:
         """Note that a layer or a norm with these parameters made `out` from `x`."""
         names = tuple(name for name in map(self.tensor_name, tensors) if name)
         if self.first and names:
-            steps.append(Step(names, self.serial(x), self.serial(out)))
+            steps.append(Step(names, self.serial(x), self.serial(out), groups))
 
 
 VIEWS = {

@@ -193,6 +193,23 @@ def test_a_norm_shared_by_two_layers_of_a_stream(residual: Residual) -> None:
     assert sizes(channels) == ({"stem": 8} if residual == "coupled" else {"stem": 8, "one": 8, "two": 8})
 
 
+def test_a_grouped_convolution_in_a_stream_keeps_its_groups_equal_when_scattered() -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+            self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head((x + self.grouped(x)).mean((2, 3)))
+
+    verified = cut_and_check(Grouped(), residual="scatter")
+    assert sizes(verified.channels) == {"stem": 8, "grouped": 4}
+    small = verified.model.grouped
+    assert (small.in_channels, small.out_channels, small.groups) == (8, 4, 2)
+
+
 # Heads, modes, values ---------------------------------------------------------------------------------------------------
 
 

@@ -94,14 +94,18 @@ class Beside(nn.Module):
         return self.inside(x) + F.pad(x, (0, 0, 0, 0, self.more, self.more))
 
 
-def build(recipe: list, width: int) -> tuple[nn.Module, int]:
-    """The network of a recipe that reads `width` channels, and how many it makes. Steps that do not fit are left out."""
+def build(recipe: list, width: int, shuffled: bool = False) -> tuple[nn.Module, int]:
+    """The network of a recipe that reads `width` channels, and how many it makes. Steps that do not fit are left out.
+
+    Shuffled channels are shuffled again only behind a convolution that mixes them: what two shuffles in a row do to channels
+    that are cut, their rule leaves to the check after surgery.
+    """
     steps: list[nn.Module] = []
     for kind, value in recipe:
         match kind:
             case "conv":
                 steps += [nn.Conv2d(width, value, 3, padding=1, bias=value == 6), nn.LeakyReLU(0.3)]
-                width = value
+                width, shuffled = value, False
             case "grouped":
                 groups = gcd(width, value)
                 steps.append(nn.Conv2d(width, 2 * groups, 1, groups=groups))
@@ -114,8 +118,9 @@ def build(recipe: list, width: int) -> tuple[nn.Module, int]:
             case "pad" if width + 3 <= WIDEST:
                 steps.append(Pad(value, 1))
                 width += value + 1
-            case "shuffle" if width % value == 0:
+            case "shuffle" if width % value == 0 and width > value and not shuffled:
                 steps.append(Shuffle(value))
+                shuffled = True
             case "chunk" if width % 2 == 0:
                 steps.append(Chunk(value))
                 width = width if value == "swap" else width // 2
@@ -124,12 +129,12 @@ def build(recipe: list, width: int) -> tuple[nn.Module, int]:
             case "tokens":
                 steps.append(Tokens(width, value))
             case "cat" if width <= WIDEST // 2:
-                inside, more = build(value, width)
+                inside, more = build(value, width, shuffled)
                 steps.append(Beside("cat", inside, 0))
                 width += more
             case "residual" | "padded":
                 more = 1 if kind == "padded" and width + 2 <= WIDEST else 0
-                inside, made = build(value, width)
+                inside, made = build(value, width, shuffled)
                 closing = nn.Sequential(inside, nn.Conv2d(made, width + 2 * more, 1), nn.BatchNorm2d(width + 2 * more))
                 steps.append(Beside(kind, closing, more))
                 width += 2 * more

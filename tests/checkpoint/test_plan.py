@@ -1,0 +1,359 @@
+"""plan.json: the small network is rebuilt bit for bit, in another process and without this package, and no file runs code."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import write_project
+
+import compressor
+from compressor import budget
+from compressor.channels import Residual, analyse, remove
+from compressor.checkpoint import build
+from compressor.checkpoint.plan import Plan, from_json, load_run, save_model, to_json
+from compressor.errors import ArchitectureError, CheckpointError
+from compressor.filters import norms
+
+NETS = '''
+import os
+
+import torch
+from torch import nn
+
+
+class Tied(nn.Module):
+    """Both branches have one convolution, and the two classifiers one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.left = nn.Conv2d(8, 16, 3)
+        self.right = self.left
+        self.head1, self.head2 = nn.Linear(16, 4, bias=False), nn.Linear(16, 4)
+        self.head2.weight = self.head1.weight
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        left, right = self.left(x).relu().mean((2, 3)), self.right(x.flip(3)).relu().mean((2, 3))
+        return self.head1(left) + self.head2(right)
+
+
+class Buffered(nn.Module):
+    """A buffer with one number a channel that no checkpoint holds, and one that every checkpoint holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3)
+        self.register_buffer("scale", torch.arange(1.0, 9.0).reshape(8, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.arange(8.0).reshape(8, 1, 1))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head((self.conv(x) * self.scale + self.shift).relu().mean((2, 3)))
+
+
+ready = Buffered()
+system = os.system
+'''
+
+RUNS: dict[str, tuple[str, dict[str, object], tuple[int, int, int], Residual]] = {
+    "coupled": ("net.py:Net", {"num_classes": 7}, (1, 8, 8), "coupled"),
+    "scatter": ("net.py:Net", {}, (1, 8, 8), "scatter"),
+    "torchvision": ("torchvision:squeezenet1_1", {"num_classes": 5}, (3, 32, 32), "coupled"),
+    "tied": ("nets.py:Tied", {}, (1, 8, 8), "coupled"),
+    "buffered": ("nets:Buffered", {}, (1, 8, 8), "coupled"),
+    "ready": ("nets.py:ready", {}, (1, 8, 8), "coupled"),
+}
+
+
+def cut(model: torch.nn.Module, shape: tuple[int, int, int], residual: Residual = "coupled") -> Any:
+    """`model` without half of its MACs."""
+    channels = analyse(model, shape, residual)
+    goal = budget.parse_rate(0.5)
+    return remove(model, channels, lambda left: budget.choose(left, norms(model, left), goal, round_to=1), shape)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a small network of each kind in `runs/`, and beside each what it answers. Look, do not touch."""
+    folder = tmp_path_factory.mktemp("plans")
+    write_project(folder)
+    (folder / "nets.py").write_text(NETS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        for name, (arch, args, shape, residual) in RUNS.items():
+            torch.manual_seed(0)
+            made = cut(build(arch, args).eval(), shape, residual)
+            run = folder / "runs" / name
+            run.mkdir(parents=True)
+            save_model(run, made.model, Plan(arch, args, shape).then(made.cut))
+            images = torch.randn(2, *shape)
+            with torch.no_grad():
+                save_file({"images": images, "answers": made.model.eval()(images)}, run / "expected.safetensors")
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`folder` as working directory."""
+    monkeypatch.chdir(folder)
+    return folder
+
+
+# Loading --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_small_network_is_rebuilt_bit_for_bit(here: Path, name: str) -> None:
+    small, expected = compressor.load(Path("runs", name)), load_file(Path("runs", name, "expected.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(small(expected["images"]), expected["answers"])
+    assert not small.training
+
+
+def test_what_has_two_names_is_written_once_and_stays_one(here: Path) -> None:
+    small: Any = compressor.load("runs/tied")
+    assert small.left is small.right and small.head1.weight is small.head2.weight
+    assert [name for name in load_file("runs/tied/model.safetensors") if "right" in name or "head2.weight" in name] == []
+    assert small.left.weight.shape[0] < 16
+
+
+def test_a_buffer_that_is_not_saved_is_cut_too(here: Path) -> None:
+    small: Any = compressor.load("runs/buffered")
+    kept = np.flatnonzero([value in small.shift.flatten() for value in torch.arange(8.0)])
+    assert small.scale.flatten().tolist() == [place + 1 for place in kept] and len(kept) < 8
+
+
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "loading.md").read_text(encoding="utf-8"), re.S
+)
+
+ALONE = """
+import json, sys, torch
+
+class Blocked:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "compressor":
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked())
+page, with_compressor = json.loads(sys.argv[1])
+exec(page)
+import net, nets, torchvision
+from safetensors.torch import load_file
+
+def check(network, name):
+    expected = load_file(f"runs/{name}/expected.safetensors")
+    with torch.no_grad():
+        assert torch.equal(network(expected["images"]), expected["answers"]), name
+
+def originals():
+    yield "coupled", net.Net(num_classes=7)
+    yield "scatter", net.Net()
+    yield "tied", nets.Tied()
+    yield "buffered", nets.Buffered()
+    yield "torchvision", torchvision.models.squeezenet1_1(num_classes=5)
+
+for name, network in originals():
+    check(load(f"runs/{name}", network), name)
+try:
+    load("runs/tied", net.Net())
+except KeyError:
+    pass
+else:
+    raise SystemExit("loaded into another network")
+
+sys.meta_path.pop(0)
+for name, _ in originals():
+    exec(with_compressor.replace("runs/half", f"runs/{name}"))
+    check(network, name)
+"""
+
+
+def test_the_code_of_the_page_loads_in_a_new_process_without_this_package_and_with_it(here: Path) -> None:
+    with_compressor, named, alone = BLOCKS
+    assert named.startswith('network = compressor.load("runs/half", arch=')
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, json.dumps([alone, with_compressor])], capture_output=True, text=True, timeout=200
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_cut_of_a_cut_is_one_plan(here: Path) -> None:
+    first = load_run(Path("runs/scatter"), None)
+    assert first.plan is not None
+    again = cut(first.model, (1, 8, 8))
+    plan = from_json(to_json(first.plan.then(again.cut)), "plan.json")
+    save_model(Path("runs"), again.model, plan)
+    images = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(load_run(Path("runs"), None).model(images), again.model.eval()(images))
+    assert plan.cut.kept["conv1.weight"][0].max() > len(plan.cut.kept["conv1.weight"][0])  # places of the original
+
+
+# Code that must not run -----------------------------------------------------------------------------------------------
+
+
+def rewrite(source: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a run with another plan."""
+    target.mkdir(parents=True)
+    plan = json.loads((source / "plan.json").read_text(encoding="utf-8"))
+    change(plan)
+    (target / "plan.json").write_text(json.dumps(plan))
+    (target / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    return target
+
+
+HOSTILE: dict[str, tuple[str, dict[str, object]]] = {
+    "a function of the standard library": ("os:system", {"command": "touch hacked"}),
+    "one that a file here imports": ("nets.py:os.system", {"command": "touch hacked"}),
+    "one that a file here calls by another name": ("nets.py:system", {"command": "touch hacked"}),
+    "an installed package": ("torch.hub:load", {"repo_or_dir": "somebody/something", "model": "x"}),
+    "a file elsewhere": ("ELSEWHERE/evil.py:Net", {}),
+    "a file elsewhere, by a detour": ("../ELSEWHERE/evil.py:Net", {}),
+    "a file that came with the run": ("runs/hostile/evil.py:Net", {}),
+    "a module that came with the run": ("runs.hostile.evil:Net", {}),
+    "a file that timm would open": ("timm:resnet18", {"checkpoint_path": "evil.pt"}),
+    "nothing at all": ("", {}),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_run_does_not_choose_what_code_is_executed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    arch, args = HOSTILE[kind]
+    elsewhere = tmp_path / "elsewhere"
+    work = tmp_path / "work"
+    run = rewrite(
+        folder / "runs" / "coupled",
+        work / "runs" / "hostile",
+        lambda plan: plan.update(
+            arch=arch.replace("../ELSEWHERE", "../elsewhere").replace("ELSEWHERE", str(elsewhere)), arch_args=args
+        ),
+    )
+    elsewhere.mkdir()
+    for place in (elsewhere, run):
+        (place / "evil.py").write_text("from pathlib import Path\nPath('hacked').touch()\nclass Net: ...\n")
+    (work / "nets.py").write_text(NETS)
+    monkeypatch.chdir(work)
+    with pytest.raises(ArchitectureError, match="code from elsewhere is not executed unasked") as caught:
+        compressor.load(run)
+    assert "--arch" in str(caught.value) and str(caught.value).count("\n") == 1
+    assert not (work / "hacked").exists()
+
+
+def test_code_elsewhere_is_called_when_it_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArchitectureError, match=re.escape(f"no class or function of a file below {tmp_path}")):
+        compressor.load(folder / "runs" / "scatter")
+    named = compressor.load(folder / "runs" / "scatter", arch=f"{folder}/net.py:Net")
+    expected = load_file(folder / "runs" / "scatter" / "expected.safetensors")
+    with torch.no_grad():
+        assert torch.equal(named(expected["images"]), expected["answers"])
+
+
+def test_the_code_of_a_pickled_module_has_to_be_named(here: Path, tmp_path: Path) -> None:
+    run = rewrite(here / "runs" / "scatter", tmp_path / "run", lambda plan: plan.update(arch="pickle:net.pt"))
+    with pytest.raises(ArchitectureError, match=r"made from pickle:net.pt, whose code lies in that file\.\nName the code"):
+        compressor.load(run)
+    assert compressor.load(run, arch="net.py:Net")
+
+
+def test_the_demos_own_network_needs_no_name(tmp_path: Path) -> None:
+    made = cut(build("compressor.demo:DigitsNet"), (1, 8, 8))
+    save_model(tmp_path, made.model, Plan("compressor.demo:DigitsNet", {}, (1, 8, 8)).then(made.cut))
+    compressor.load(tmp_path)
+
+
+# Plans that are wrong -------------------------------------------------------------------------------------------------
+
+
+def put(*path: str, value: object) -> Callable[[dict[str, Any]], object]:
+    """Set what lies under a path of keys."""
+
+    def change(plan: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            plan = plan[key]
+        plan[path[-1]] = value
+
+    return change
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "an attribute that is no count": (put("counts", "conv1", "forward", value=1), "'forward' is not a count of a layer"),
+    "a count that is text": (put("counts", "conv1", "in_channels", value="8"), "'8' is not a count"),
+    "a count that is true": (put("counts", "conv1", "in_channels", value=True), "True is not a count"),
+    "a count that is not whole": (put("counts", "conv1", "in_channels", value=8.5), "8.5 is not a count"),
+    "a huge count": (put("counts", "conv1", "in_channels", value=2**70), "is not a count"),
+    "a count below zero": (put("counts", "conv1", "in_channels", value=-1), "-1 is not a count"),
+    "a count of another network": (put("counts", "stem.1", "num_features", value=77), "does not belong to net.py:Net"),
+    "a module that is not there": (put("counts", "conv9", value={"in_channels": 8}), "does not belong to net.py:Net"),
+    "a place twice": (put("indices", "i0", value=[1, 1]), "named in order"),
+    "no place": (put("indices", "i0", value=[]), "named in order"),
+    "a place too far": (put("indices", "i0", value=[0, 2**30]), "does not belong to net.py:Net"),
+    "a list that is not there": (put("kept", "conv1.weight", value={"0": "i99"}), "i99"),
+    "a dimension that is none": (put("kept", "conv1.weight", value={"x": "i0"}), "invalid literal"),
+    "a dimension that is not there": (put("kept", "conv1.weight", value={"9": "i0"}), "does not belong to net.py:Net"),
+    "a tensor that is not there": (put("kept", "conv9.weight", value={"0": "i0"}), "does not belong to net.py:Net"),
+    "a scatter outside its width": (put("scatter", "bn2", value={"kept": [0, 9], "width": 8, "dim": 1}), "does not fit"),
+    "a huge scatter": (put("scatter", "bn2", value={"kept": [0], "width": 2**31 - 1, "dim": 1}), "does not belong"),
+    "a scatter along the batch": (put("scatter", "bn2", value={"kept": [0], "width": 8, "dim": 0}), "does not fit"),
+    "no scatter": (put("scatter", value={}), "does not belong to net.py:Net"),
+    "missing keys": (lambda plan: plan.pop("counts"), "it has no `counts`"),
+    "no version": (lambda plan: plan.pop("version"), "it has no `version`"),
+    "another version": (put("version", value=2), "has version 2, and this version of compress reads 1: update compress"),
+    "another shape": (put("kept", value={}), "the plan make it"),
+    "a list for a table": (put("kept", value=[]), "is not a plan of ours"),
+    "two sizes": (put("input_shape", value=[8, 8]), "is not a plan of ours"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_plan_that_is_wrong_is_told(here: Path, tmp_path: Path, kind: str) -> None:
+    change, words = WRONG[kind]
+    run = rewrite(here / "runs" / "scatter", tmp_path / "run", change)
+    with pytest.raises(CheckpointError) as caught:
+        compressor.load(run)
+    assert words in str(caught.value) and str(run) in str(caught.value)
+    assert str(caught.value).count("\n") <= 1 and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"arch": "x"}', "[" * 100_000])
+def test_what_is_no_plan_is_told(text: str) -> None:
+    with pytest.raises(CheckpointError, match=r"here/plan\.json is not a plan of ours: it "):
+        from_json(text, "here/plan.json")
+
+
+def test_weights_that_are_wrong_are_told(here: Path, tmp_path: Path) -> None:
+    run = rewrite(here / "runs" / "coupled", tmp_path / "run", lambda plan: None)
+    weights = load_file(run / "model.safetensors")
+    for change, words in (
+        ({**weights, "more": torch.zeros(1)}, r"0 missing \(none\), 1 unexpected \(more\)"),
+        ({name: value for name, value in weights.items() if name != "conv1.weight"}, r"1 missing \(conv1.weight\)"),
+        ({**weights, "conv1.weight": weights["conv1.weight"][:1].clone()}, r"conv1.weight has the shape \[1, "),
+        ({**weights, "conv1.weight": weights["conv1.weight"].long()}, r"conv1.weight"),
+    ):
+        save_file(change, run / "model.safetensors")
+        with pytest.raises(CheckpointError, match=words):
+            compressor.load(run)
+    (run / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match="model.safetensors cannot be read"):
+        compressor.load(run)
+    (run / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors cannot be read"):
+        compressor.load(run)
+
+
+def test_a_network_in_half_precision_of_another_code_is_told(here: Path) -> None:
+    with pytest.raises(CheckpointError, match="the weights do not belong to nets.py:Tied: .* missing"):
+        compressor.load("runs/coupled", arch="nets.py:Tied")

@@ -1,0 +1,87 @@
+"""Magnitude pruning on a network small enough to reckon in the head."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy import Toy, job
+
+from compressor.filters import energies, norms
+from compressor.methods.prune.magnitude import Magnitude
+
+
+def two_layers() -> nn.Sequential:
+    """Three channels between two 1 x 1 convolutions, of norms 3, 4, 0 where they are made and 4, 3, 1 where they are read."""
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]])[:, :, None, None])
+        model[0].bias.fill_(100.0)  # no part of the score
+        model[1].weight.copy_(torch.tensor([[4.0, 0.0, 1.0], [0.0, 3.0, 0.0]])[:, :, None, None])
+    return model
+
+
+def test_the_norm_runs_over_all_weights_that_make_or_read_a_channel() -> None:
+    task = job("filters=40%", two_layers(), (2, 4, 4))
+    assert energies(task.model, task.channels).tolist() == [9, 16, 0]
+    assert energies(task.model, task.channels, roles=("in",)).tolist() == [16, 9, 1]
+    assert energies(task.model, task.channels, p=1).tolist() == [3, 4, 0]
+    assert norms(task.model, task.channels, roles=("out", "in")).tolist() == [5, 5, 1]
+
+
+def test_scores_are_scaled_by_the_largest_of_the_group() -> None:
+    task = job("filters=40%", two_layers(), (2, 4, 4))
+    assert Magnitude(task).scores(task.channels).tolist() == [1, 1, 0.2]
+
+
+def test_the_weakest_channel_goes() -> None:
+    method = Magnitude(job("filters=40%", two_layers(), (2, 4, 4)))  # of three channels, 1.2 go
+    method.prepare()
+    assert torch.equal(method.model[0].weight, two_layers()[0].weight[:2])
+    assert torch.equal(method.model[1].weight, two_layers()[1].weight[:, :2])
+
+
+def test_groups_are_ranked_together_whatever_their_scale() -> None:
+    """Every channel of the second group is larger than any of the first; relative to their own largest, they are weaker."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 1, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([0.9, 1.0, 0.8, 0.85]).view(4, 1, 1, 1))
+        model[1].weight.copy_(torch.tensor([10.0, 1000.0, 20.0, 30.0]).view(4, 1, 1, 1).expand(4, 4, 1, 1))
+        model[2].weight.zero_()
+    task = job("macs=40%", model, (1, 4, 4), round_to=1)
+    scores = task.channels.split(Magnitude(task).scores(task.channels))
+    assert scores["1"].tolist() == pytest.approx([0.01, 1, 0.02, 0.03])
+    assert scores["0"].min() > 0.9  # what reads them is alike for all four
+    method = Magnitude(task)
+    method.prepare()
+    assert (method.model[0].out_channels, method.model[1].out_channels) == (4, 2)
+
+
+def test_a_group_of_zeros_scores_zero() -> None:
+    model = two_layers()
+    nn.init.zeros_(model[0].weight)
+    nn.init.zeros_(model[1].weight)
+    task = job("filters=40%", model, (2, 4, 4))
+    assert Magnitude(task).scores(task.channels).tolist() == [0, 0, 0]
+
+
+def test_channels_of_a_stream_count_the_weights_of_all_its_layers() -> None:
+    task = job("macs=30%", Toy())
+    (stream,) = [group for group in task.channels.groups if "stages.0.conv2" in group.layers]
+    weights = dict(task.model.named_parameters())
+    by_hand = np.zeros(stream.size)
+    for name, dims in [
+        ("stages.0.conv2.weight", (1, 2, 3)),  # makes it
+        ("stages.0.shortcut.weight", (1, 2, 3)),  # makes it
+        ("stages.1.conv1.weight", (0, 2, 3)),  # reads it
+        ("stages.1.shortcut.weight", (0, 2, 3)),  # reads it
+    ]:
+        by_hand += weights[name].detach().double().square().sum(dims).numpy()
+    found = task.channels.split(norms(task.model, task.channels, roles=("out", "in")))[stream.name]
+    assert found == pytest.approx(np.sqrt(by_hand))
+
+
+def test_it_cuts_before_training_and_only_once() -> None:
+    method = Magnitude(job("macs=50%"))
+    method.prepare()
+    small = method.model
+    assert method.removed is not None and method.finish() is small

@@ -1,0 +1,84 @@
+"""A network of three narrow stages and a few steps of training: what tests of methods run on. Milliseconds, not minutes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor.budget import parse_target
+from compressor.channels import Residual, analyse
+from compressor.method import Batch, Job, Method, Progress
+from compressor.task import Classify
+
+SHAPE = (3, 12, 12)
+
+
+class Stage(nn.Module):
+    """A basic block of He et al. whose shortcut is a convolution."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.shortcut = nn.Conv2d(inputs, width, 1, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
+
+
+class Toy(nn.Module):
+    """[n, 3, 12, 12] -> logits [n, 5]; stages of 8, 16 and 16 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.stages = nn.Sequential(Stage(8, 8), Stage(8, 16), Stage(16, 16))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(F.relu(self.stem(x))).mean((2, 3)))
+
+
+def job(
+    target: str,
+    model: nn.Module | None = None,
+    shape: tuple[int, int, int] = SHAPE,
+    residual: Residual = "coupled",
+    **more: Any,
+) -> Job:
+    """`target` is what --target takes."""
+    model = model or Toy()
+    return Job(model, shape, analyse(model, shape, residual), parse_target(target), Classify(), **more)
+
+
+def batches(count: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Iterator[Batch]:
+    """Random images, eight to a batch, whose class is told by their brightness."""
+    generator = torch.Generator().manual_seed(seed)
+    for first in range(0, 8 * count, 8):
+        targets = torch.randint(5, (8,), generator=generator)
+        images = torch.randn(8, *shape, generator=generator) + targets.view(8, 1, 1, 1)
+        yield Batch(images, targets, torch.arange(first, first + 8))
+
+
+def optimizer(method: Method, lr: float = 0.05) -> torch.optim.SGD:
+    return torch.optim.SGD(method.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def train(method: Method, sgd: torch.optim.SGD, epochs: range, of: int) -> list[float]:
+    """The loop of `method.py`, two steps an epoch. The losses."""
+    losses = []
+    for epoch in epochs:
+        method.train()
+        method.begin_epoch(Progress(epoch, of))
+        for batch in batches(2, method.job.input_shape, seed=epoch):
+            sgd.zero_grad()
+            loss = torch.stack(list(method.loss(batch).values())).sum()
+            loss.backward()
+            method.edit_gradients()
+            sgd.step()
+            method.end_step(batch)
+            losses.append(loss.item())
+        method.end_epoch(Progress(epoch, of))
+    return losses
