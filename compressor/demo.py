@@ -22,6 +22,8 @@ from compressor.sources import Images, Source
 from compressor.task import Classify
 from compressor.train import Recipe, Training, seed_all
 
+EPOCHS, FINE_TUNING = 15, 10
+
 
 class Block(nn.Module):
     """Two 3 x 3 convolutions with a shortcut around them: [n, width, h, w] -> the same."""
@@ -54,13 +56,13 @@ class DigitsNet(nn.Module):
         return logits
 
 
-def train_digits(checkpoint: Path, journal: Journal, epochs: int = 15) -> None:
+def train_digits(checkpoint: Path, journal: Journal) -> None:
     """Train `DigitsNet` and write its state dict."""
     seed_all(0)
     data, model = open_data("digits"), DigitsNet()
     job = Job(model, data.shape, analyse(model, data.shape), budget.parse_rate(0.5), Classify())
     method = Method(job)
-    recipe = Recipe(epochs=epochs, batch_size=64, lr=0.05, warmup=1)
+    recipe = Recipe(epochs=EPOCHS, batch_size=64, lr=0.05, warmup=1)
     Training(method, data, recipe, torch.device("cpu")).run(journal)
     write_whole(checkpoint, lambda path: torch.save(method.model.state_dict(), path))
 
@@ -68,18 +70,18 @@ def train_digits(checkpoint: Path, journal: Journal, epochs: int = 15) -> None:
 def run(out: Path, console: Console, *, force: bool = False) -> Report:
     """Train, prune and report into `out`. Raises OutputError when something is there already."""
     checkpoint = out / "digits.pt"
-    if checkpoint.exists() and not force:
+    if not force and (checkpoint.exists() or (out / "half").exists()):
         raise OutputError(f"{out} holds a demo already: --force replaces it, --out DIR goes elsewhere.")
     console.print("Training a digits classifier on scikit-learn's embedded images", highlight=False)
     train_digits(checkpoint, Journal(console))
-    settings = "--arch compressor.demo:DigitsNet --data digits --rate 0.5 --epochs 10"
+    settings = f"--arch compressor.demo:DigitsNet --data digits --rate 0.5 --epochs {FINE_TUNING}"
     command = f"compress prune {checkpoint} {settings} --out {out / 'half'}"
     console.print(f"\n$ {command}", highlight=False, soft_wrap=True)
     return Pruning(
         Source(str(checkpoint), "compressor.demo:DigitsNet"),
         Wish(budget.parse_rate(0.5)),
         Images("digits"),
-        Recipe(epochs=10),
+        Recipe(epochs=FINE_TUNING),
         out=out / "half",
         console=console,
         force=force,

@@ -62,6 +62,8 @@ class RunDirectory:
 
     def check(self, *, force: bool, resume: bool) -> None:
         """Raise OutputError when something lies here that must not be lost, UsageError when a run of other settings does."""
+        if force and resume:
+            raise UsageError("--resume goes on with a run, and --force starts it anew: give one of the two.")
         if not self.out.is_dir():
             if self.out.exists():
                 raise OutputError(f"--out {self.out} is a file: give a directory.")

@@ -242,8 +242,8 @@ class Pruning:
     def _method(self, opened: Opened, channels: Channels, onnx: Path) -> FilterPruning:
         """The method, prepared: one-shot methods have cut by now. Raises Infeasible when the wish cannot be met."""
         model = opened.loaded.model
-        overhead = onnx.stat().st_size - measure.weight_bytes(model)
-        _check_not_met(self.wish.goal, channels, overhead)
+        overhead = onnx.stat().st_size - measure.weight_bytes(model) if self.wish.goal.quantity == "size" else 0
+        _check_wish(self.wish.goal, channels, overhead)
         task = Classify(self.recipe.label_smoothing)
         job = Job(model, opened.shape, channels, self.wish.goal, task, self.wish.round_to, self.wish.most, overhead)
         seed_all(self.recipe.seed)
@@ -259,6 +259,7 @@ class Pruning:
         training = Training(method, stages.data, self.recipe, stages.device, place.training)
         if self.resume and training.resume():
             journal.say(f"resumed after epoch {len(training.history)} of {self.recipe.epochs}")
+            journal.event("resumed", epoch=len(training.history))
         return training.run(journal)
 
     def _measure_cut(self, model: nn.Module, stages: Stages) -> None:
@@ -273,11 +274,13 @@ class Pruning:
             stages.add("recalibrated", model, note=f"batch-norm statistics of {images} training images")
 
 
-def _check_not_met(goal: Goal, channels: Channels, overhead: float) -> None:
-    """Raise Infeasible when there is nothing to do."""
+def _check_wish(goal: Goal, channels: Channels, overhead: float) -> None:
+    """Raise Infeasible when nothing can be cut, or nothing needs to be."""
+    if not channels.atoms:
+        raise Infeasible("Nothing can be cut from this model: see `compress inspect` for what is frozen, and why.")
     if goal.limit is None:
         return
-    size = budget.cost_of(channels, goal.quantity).total(channels.all_kept()) + overhead * (goal.quantity == "size")
+    size = budget.cost_of(channels, goal.quantity).total(channels.all_kept()) + overhead
     if size <= goal.limit:
         unit = {"macs": " MACs", "params": " parameters", "size": "B"}[goal.quantity]
         raise Infeasible(f"{goal.text} is met by the model as it is, with {figures.count(round(size))}{unit}: ask for less.")

@@ -89,7 +89,7 @@ def test_the_report_holds_settings_with_their_types(finished: Path) -> None:
 
 def test_a_finished_run_leaves_its_results_and_its_last_state(finished: Path) -> None:
     assert {path.name for path in (finished / "half").iterdir()} == {*RESULTS, "state"}
-    assert {path.name for path in (finished / "half" / "state").iterdir()} == {"lock", "training.pt"}
+    assert {path.name for path in (finished / "half" / "state").iterdir()} - {"lock"} == {"training.pt"}
 
 
 def test_resuming_a_finished_run_returns_its_report(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,10 +146,10 @@ def test_every_layer_of_a_scattered_stream_gives_its_share_of_filters(project: P
 
 
 def test_a_limit_is_met_and_a_layer_kept(project: Path) -> None:
-    result = prune("--target", "params<=3K", "--keep", "stem.*", "--input", "1x8x8", "--out", "a")
+    result = prune("--target", "params<=1.8K", "--keep", "stem.*", "--round-to", "1", "--input", "1x8x8", "--out", "a")
     assert result.exit_code == 0, result.output
     report = read_report(project / "a")
-    assert 2500 < report.compressed.params <= 3000
+    assert report.compressed.params == 1800  # eleven of conv1's sixteen channels
     assert next(layer for layer in report.layers if layer.name == "stem.0").shape_after[0] == 8
     assert ("stem.0", "kept as asked (--keep stem.*)") in [(row.name, row.reason) for row in report.frozen]
     assert "report.html" in result.stdout and "accuracy not measured" in result.stdout

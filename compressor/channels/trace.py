@@ -197,13 +197,16 @@ VIEWS = {
 
 COUNTED = {f"aten.{name}.default" for name in ("mm", "bmm", "addmm", "baddbmm", "convolution")}  # they cost, whatever they read
 BATCH_NORMS = {"aten.native_batch_norm.default", "aten._native_batch_norm_legit_no_training.default"}
+RELU6 = {"aten.hardtanh.default", "aten.hardtanh_.default"}
 
 
 def _run(func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """What the operator returns. A batch norm on `meta` is dozens of steps in Python to torch, though its shapes are known."""
+    """What the operator returns. On `meta`, torch takes a few apart into dozens of steps in Python: their shapes are known."""
     if name in BATCH_NORMS and args[0].is_meta:
         width = args[0].shape[1]
-        return torch.empty_like(args[0]), args[0].new_empty(width), args[0].new_empty(width)
+        return args[0].new_empty(args[0].shape), args[0].new_empty(width), args[0].new_empty(width)
+    if name in RELU6 and args[0].is_meta:
+        return args[0] if "_." in name else args[0].new_empty(args[0].shape)
     return func(*args, **kwargs)
 
 

@@ -215,12 +215,16 @@ def _check_names(model: nn.Module, tensors: dict[str, Tensor], weights: Mapping[
 
 
 def _check_shape(name: str, tensor: Tensor, value: Tensor, plan: Plan) -> None:
-    """A tensor has as many places as the plan keeps of the original's."""
+    """A tensor has as many places as the plan keeps of the original's, and numbers of the same kind."""
     wanted = list(tensor.shape)
     for dim, kept in plan.cut.kept.get(name, {}).items():
         if kept[-1] >= wanted[dim]:
             raise IndexError(f"it keeps place {kept[-1]} of {wanted[dim]} in {name}")
         wanted[dim] = len(kept)
+    if value.is_floating_point() != tensor.is_floating_point():
+        raise CheckpointError(
+            f"{name} holds {str(value.dtype)[6:]} and {plan.arch} {str(tensor.dtype)[6:]}. Make the run again."
+        )
     if list(value.shape) != wanted:
         raise CheckpointError(
             f"{name} has the shape {list(value.shape)}, but {plan.arch} and the plan make it {wanted}.\n"
@@ -245,7 +249,8 @@ def load_run(directory: Path, arch: str | None, arch_args: Mapping[str, object] 
     plan = Plan(arch or plan.arch, dict(arch_args or plan.arch_args), plan.input_shape, plan.cut)
     file = directory / "model.safetensors"
     try:
-        weights = load_file(file)
+        # Cloned, because memory that begins anywhere in a file is computed with more slowly, and rounded otherwise.
+        weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {in_one_line(error)}. Make the run again.") from None
     try:

@@ -57,7 +57,7 @@ def answers(command: Callable[..., None]) -> Callable[..., None]:
     def answered(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # as in `compress methods | head`
             raise
         except KeyboardInterrupt:
             print("interrupted" + (": --resume goes on after the last finished epoch" * ("resume" in kwargs)), file=sys.stderr)

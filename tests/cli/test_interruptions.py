@@ -91,7 +91,7 @@ def test_resuming_needs_the_same_settings_and_the_same_model(project: Path, monk
 
 # Processes ------------------------------------------------------------------------------------------------------------
 
-SLOW = ("--data", "digits", "--rate", "0.5", "--epochs", "9", "--batch-size", "8", "--lr", "0.05", "--ema-decay", "0.9")
+SLOW = ("--data", "digits", "--rate", "0.5", "--epochs", "8", "--batch-size", "16", "--lr", "0.05", "--ema-decay", "0.9")
 PRUNE = ("prune", "net.pt", "--arch", "net.py:Net", *SLOW)
 
 

@@ -11,7 +11,9 @@ momentum, are untouched, so a zeroed filter trains on and may re-enter. After th
 
 When the goal is a budget instead of a rate of filters, P is the rate that meets it; layers round in turn to meet it closely.
 Unlike the paper: the scale and shift of the batch norm behind a zeroed filter are set to zero too (`mask_norms`). Otherwise its
-constant output feeds the next layer, and removing the filter changes the network.
+constant output feeds the next layer, and removing the filter changes the network. The price is that a ReLU behind a norm that
+answers zero passes no gradient: such a filter comes back only by the momentum it still had. With `mask_norms=false` filters
+re-enter as in the paper, and the statistics measured after the cut make up for the constants that are gone.
 """
 
 import numpy as np
@@ -27,7 +29,7 @@ from compressor.method import Job, Progress
 class SFP(FilterPruning):
     """Zeroes the smallest filters of every layer after each epoch, lets them train on, and removes them at the end.
 
-    mask_norms: zero the batch norm's scale and shift of a zeroed filter too, so that its removal is exact
+    mask_norms: zero the batch norm's scale and shift of a zeroed filter too: its removal is exact, its return unlikely
     """
 
     paper = "He et al., IJCAI 2018 (arXiv 1808.06866)"

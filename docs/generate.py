@@ -1,0 +1,102 @@
+"""Write the parts of the documentation that the code already says: the methods, and the fields of report.json.
+
+    python docs/generate.py
+
+A test compares what stands in docs/ with what this would write.
+"""
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any
+
+from compressor.catalogue import Entry, catalogue
+from compressor.report import Report, schema
+
+DOCS = Path(__file__).parent
+FAMILIES = {"prune": "Pruning", "lowrank": "Low rank", "distill": "Distillation"}
+MARKS = "<!-- begin: written by docs/generate.py -->", "<!-- end -->"
+
+
+def pages() -> dict[Path, str]:
+    """Each page that is generated, wholly or between two marks, as it should be."""
+    methods, report = DOCS / "methods.md", DOCS / "report.md"
+    return {path: _between_marks(path, text) for path, text in ((methods, _methods()), (report, _fields()))}
+
+
+def _between_marks(path: Path, text: str) -> str:
+    begin, end = MARKS
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}"
+
+
+# Methods --------------------------------------------------------------------------------------------------------------
+
+
+def _methods() -> str:
+    parts = []
+    for family, title in FAMILIES.items():
+        entries = [entry for entry in catalogue().values() if entry.family == family]
+        if not entries:
+            continue
+        rows = [[f"[`{e.name}`](#{e.name})", e.does.rstrip("."), e.paper, "yes" if e.trains else "no"] for e in entries]
+        parts.append(f"## {title}\n\n{_table(['method', 'what it does', 'paper', 'needs training'], rows)}")
+        parts += [_method(entry) for entry in entries]
+    return "\n\n".join(parts)
+
+
+def _method(entry: Entry) -> str:
+    rows = [[f"`{s.name}`", s.kind, f"`{s.default}`", s.text] for s in entry.settings]
+    settings = (
+        _table(["setting (`--set name=value`)", "type", "default", "what it does"], rows) if rows else "It has no settings."
+    )
+    return f"### {entry.name}\n\n{entry.text}\n\n{settings}"
+
+
+# report.json ----------------------------------------------------------------------------------------------------------
+
+
+def _fields() -> str:
+    """A table for each dataclass of the schema: the report itself first, then its parts."""
+    classes = [kind for _, kind in inspect.getmembers(schema, inspect.isclass) if dataclasses.is_dataclass(kind)]
+    return "\n\n".join(_fields_of(kind) for kind in sorted(classes, key=lambda kind: (kind is not Report, kind.__name__)))
+
+
+def _fields_of(kind: type) -> str:
+    hints, remarks = typing.get_type_hints(kind), _remarks(kind)
+    rows = [[f"`{field.name}`", _kind(hints[field.name]), remarks.get(field.name, "")] for field in dataclasses.fields(kind)]
+    return f"### {kind.__name__}\n\n{inspect.getdoc(kind)}\n\n{_table(['key', 'holds', 'remark'], rows)}"
+
+
+def _remarks(kind: type) -> dict[str, str]:
+    """The comments beside the fields in the source."""
+    return dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(kind), re.MULTILINE))
+
+
+def _kind(hint: Any) -> str:
+    """A type as a reader of JSON would name it; parts of the report link to their own table."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return f"list of {_kind(args[0])}"
+    if origin is dict:
+        return f"object of {_kind(args[1])}"
+    if origin is UnionType:
+        return " or ".join(_kind(arg) for arg in args)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    return {str: "string", int: "whole number", float: "number", bool: "true or false", NoneType: "null"}[hint]
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")

@@ -1,0 +1,188 @@
+"""The commands that change nothing: eval, export, inspect, methods; and `compress` itself."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from small import compress, make_net
+
+import compressor
+from compressor.report import read_report
+
+NET = ("net.pt", "--arch", "net.py:Net")
+
+
+@pytest.fixture
+def here(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project with a finished run in `half`, as working directory."""
+    monkeypatch.chdir(finished)
+    return finished
+
+
+# eval -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_measured_through_both_engines(here: Path) -> None:
+    result = compress("eval", *NET, "--data", "digits", "--json")
+    assert result.exit_code == 0, result.output
+    found, baseline = json.loads(result.stdout), read_report(here / "half").baseline
+    assert baseline.accuracy is not None
+    assert found["torch"]["top1"] == found["onnx"]["top1"] == baseline.accuracy.top1
+    assert (found["macs"], found["params"], found["size_bytes"]) == (baseline.macs, baseline.params, baseline.size_bytes)
+    assert [row["batch"] for row in found["latency"]] == [1, 32]
+
+
+def test_a_run_is_measured_and_printed_for_people(here: Path) -> None:
+    result = compress("eval", "half", "--data", "digits")
+    assert result.exit_code == 0, result.output
+    accuracy = read_report(here / "half").compressed.accuracy
+    assert accuracy is not None
+    for words in ("Top-1, PyTorch", "Top-1, ONNX Runtime", "of 359 test images", f"{100 * accuracy.top1:.2f} %", "MACs"):
+        assert words in result.stdout
+    assert "note: a run of net.py:Net" in result.stdout
+
+
+def test_an_onnx_file_is_measured_with_and_without_images(here: Path) -> None:
+    accuracy = read_report(here / "half").compressed.accuracy
+    found = json.loads(compress("eval", "half/model.onnx", "--data", "digits", "--json").stdout)
+    assert accuracy is not None and found["onnx"]["top1"] == accuracy.top1
+    assert found["torch"] is None and found["macs"] is None
+    assert found["size_bytes"] == (here / "half" / "model.onnx").stat().st_size
+    result = compress("eval", "half/model.onnx")  # the file says what shape its images have
+    assert result.exit_code == 0
+    assert "1x8x8" in result.stdout and "accuracy not measured (no data): give --data" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("half/model.onnx", "--data", "digits", "--size", "9"), "takes images of 1x8x8, and was to be given 1x9x9"),
+        (("half/model.onnx", "--input", "3x8x8"), "takes images of 1x8x8, and was to be given 3x8x8"),
+        (("seven.onnx", "--data", "digits"), "answers 7 classes, but digits has 10"),
+        (("half/report.json",), "is a text file"),
+        ((*NET, "--input", "3x8x8"), "cannot answer for an image of 3 x 8 x 8"),
+        ((*NET, "--device", "cuda:77"), "--device cuda:77 cannot be used here"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    if arguments[0] == "seven.onnx":
+        arguments = (str(tmp_path / "seven.onnx"), *arguments[1:])
+        torch.save(make_net(num_classes=7).state_dict(), tmp_path / "seven.pt")
+        seven = compress("export", tmp_path / "seven.pt", *NET[1:], "--input", "1x8x8", "--out", arguments[0], "-q")
+        assert (seven.exit_code, seven.output) == (0, "")
+    result = compress("eval", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ") and words in result.stderr and result.stderr.count("\n") <= 2
+
+
+# export ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_exported_and_checked(here: Path, tmp_path: Path) -> None:
+    result = compress("export", "half", "--out", tmp_path / "new" / "a.onnx")
+    assert result.exit_code == 0, result.output
+    onnx.checker.check_model(tmp_path / "new" / "a.onnx", full_check=True)
+    assert "a.onnx: net.py:Net, images 1x8x8" in result.stdout
+    assert "ONNX Runtime answers as PyTorch does at batch 1, 2, 3 (largest difference " in result.stdout
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.onnx"]
+
+
+def test_a_file_is_replaced_with_force_alone_and_a_wrong_one_never_written(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a.onnx"
+    out.write_text("old")
+    arguments = ("export", *NET, "--input", "1x8x8", "--out", out)
+    result = compress(*arguments)
+    assert result.exit_code == 2 and "exists: --force replaces it" in result.stderr
+    real = compressor.evaluate.export_onnx
+
+    def wrong(model: torch.nn.Module, shape: tuple[int, int, int], path: Path) -> None:
+        other = make_net()
+        real(other, shape, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compressor.evaluate, "export_onnx", wrong)
+        result = compress(*arguments, "--force")
+    assert result.exit_code == 4 and "should answer as PyTorch does" in result.stderr
+    assert out.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
+# inspect --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_can_be_cut_is_shown(here: Path) -> None:
+    result = compress("inspect", *NET, "--input", "1x8x8")
+    assert result.exit_code == 0, result.output
+    assert "net.pt: net.py:Net, images 1x8x8\n" in result.stdout
+    for words in ("conv1", "stem.0, conv2", "head", "is an output of the model", "Smallest reachable: "):
+        assert words in result.stdout
+    assert "scattered" in compress("inspect", *NET, "--input", "1x8x8", "--residual", "scatter").stdout
+
+
+def test_what_can_be_cut_is_told_to_programs(here: Path) -> None:
+    result = compress("inspect", *NET, "--json")
+    view = json.loads(result.stdout)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert view["input_shape"] == [1, 224, 224] and view["notes"][0].startswith("images are assumed to be 1x224x224")
+    stream, inner = view["groups"]
+    assert (stream["layers"], stream["channels"], inner["layers"], inner["channels"]) == (["stem.0", "conv2"], 8, ["conv1"], 16)
+    assert 0 < view["smallest"]["macs"] < 0.1
+    assert view["macs"] == (8 * 9 + 16 * 8 * 9 + 8 * 16 * 9) * 224 * 224 + 10 * 8
+
+
+def test_a_model_of_which_nothing_can_be_cut_is_shown_too(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "flat.py").write_text("from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
+    torch.save({"1.weight": torch.ones(10, 64), "1.bias": torch.ones(10)}, tmp_path / "flat.pt")
+    arguments = (tmp_path / "flat.pt", "--arch", f"{tmp_path / 'flat.py'}:net", "--input", "1x8x8")
+    assert "Smallest reachable: 100.0% of the MACs" in compress("inspect", *arguments).stdout
+    result = compress("prune", *arguments, "--rate", "0.5", "--out", tmp_path / "out")
+    assert result.exit_code == 3 and "Nothing can be cut from this model" in result.stderr
+
+
+# methods --------------------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_listed_and_told() -> None:
+    listed = compress("methods")
+    assert listed.exit_code == 0 and "magnitude" in listed.stdout and "sfp" in listed.stdout
+    told = compress("methods", "sfp")
+    assert told.exit_code == 0
+    for words in ("compress prune --method sfp", "arXiv 1808.06866", "mask_norms = True", "Needs: images and epochs"):
+        assert words in " ".join(told.stdout.split())
+    assert "Needs: nothing" in compress("methods", "magnitude").stdout
+    wrong = compress("methods", "spf")
+    assert wrong.exit_code == 2 and "did you mean 'sfp'?" in wrong.stderr
+
+
+# compress itself ------------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_told() -> None:
+    result = compress("--version")
+    assert (result.exit_code, result.stdout) == (0, f"compress {compressor.__version__}\n")
+
+
+def test_every_command_explains_itself() -> None:
+    top = compress("-h").stdout
+    for command in ("demo", "inspect", "prune", "eval", "export", "methods"):
+        assert command in top
+        assert compress(command, "--help").exit_code == 0
+
+
+def test_help_is_there_at_once_and_without_torch() -> None:
+    code = "import runpy, sys; sys.argv = ['compress', '--help']\ntry: runpy.run_module('compressor', run_name='__main__')\n"
+    code += "finally: print(sorted({'torch', 'numpy', 'onnx'} & sys.modules.keys()), file=sys.stderr)"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+    assert "Usage: " in done.stdout and "Exit status: 0 done" in " ".join(done.stdout.split())
+    assert after.ru_utime - before.ru_utime < 1.5  # seconds of computing: a busy machine takes longer by the clock
