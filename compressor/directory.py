@@ -44,6 +44,7 @@ class RunDirectory:
         self.stages = self.state / "stages.json"
         self.log = self.state / "log.jsonl"
         self._record = self.state / "config.toml"
+        self._complete = self.new / "complete"  # a mark: all results are here
 
     @property
     def is_finished(self) -> bool:
@@ -53,7 +54,7 @@ class RunDirectory:
     @property
     def is_unpublished(self) -> bool:
         """Whether a run was done, but interrupted while its results were put in place."""
-        return (self.new / "report.json").exists()
+        return self._complete.exists()
 
     @property
     def can_resume(self) -> bool:
@@ -118,13 +119,16 @@ class RunDirectory:
     def publish(self) -> None:
         """Put the results in `new` in place. Interrupted, it can be done again: what was moved stays moved."""
         with self._in_plain_words():
-            for path in (self.log, self._record):
-                shutil.copyfile(path, self.new / path.name)
-            (self.out / "report.json").unlink(missing_ok=True)
+            if not self.is_unpublished:
+                for path in (self.log, self._record):
+                    shutil.copyfile(path, self.new / path.name)
+                self._complete.touch()
+            if (self.new / "report.json").exists():
+                (self.out / "report.json").unlink(missing_ok=True)
             for name in RESULTS:
                 if (self.new / name).exists():
                     (self.new / name).replace(self.out / name)
-            for path in (self.new, self.log, self.stages, self._record):
+            for path in (self._record, self.log, self.stages, self.new):
                 _remove(path)
 
     def _begin(self, resume: bool) -> None:
@@ -141,7 +145,7 @@ class RunDirectory:
 
     def _tidy(self) -> None:
         """Leave nothing of a run that failed and cannot be taken up."""
-        if self.is_unpublished:
+        if self.can_resume and self.is_unpublished:
             return
         _remove(self.new)
         if self._record.exists() and not self.can_resume:

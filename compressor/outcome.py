@@ -63,7 +63,7 @@ def _why_not(goal: Goal, channels: Channels, round_to: int | None) -> str:
     if goal.quantity == "filters":
         return "each layer gives a whole number of filters"
     if channels.held:
-        return f"{len(channels.held)} groups had to stay whole"
+        return "1 group had to stay whole" if len(channels.held) == 1 else f"{len(channels.held)} groups had to stay whole"
     return "whole channels only" if round_to == 1 else f"widths are multiples of {round_to or 'up to 8'}"
 
 

@@ -1,8 +1,8 @@
-"""Write the parts of the documentation that the code already says: the methods, and the fields of report.json.
+"""Write what the documentation takes from elsewhere: the methods, the fields of report.json, and figures of reports.
 
     python docs/generate.py
 
-A test compares what stands in docs/ with what this would write.
+A test compares what stands in the pages with what this would write.
 """
 
 import dataclasses
@@ -15,17 +15,18 @@ from types import NoneType, UnionType
 from typing import Any
 
 from compressor.catalogue import Entry, catalogue
-from compressor.report import Report, schema
+from compressor.report import Accuracy, Report, figures, read_report, schema
 
 DOCS = Path(__file__).parent
+EXAMPLES = DOCS.parent / "examples"
 FAMILIES = {"prune": "Pruning", "lowrank": "Low rank", "distill": "Distillation"}
 MARKS = "<!-- begin: written by docs/generate.py -->", "<!-- end -->"
 
 
 def pages() -> dict[Path, str]:
     """Each page that is generated, wholly or between two marks, as it should be."""
-    methods, report = DOCS / "methods.md", DOCS / "report.md"
-    return {path: _between_marks(path, text) for path, text in ((methods, _methods()), (report, _fields()))}
+    parts = {DOCS / "methods.md": _methods(), DOCS / "report.md": _fields(), EXAMPLES / "README.md": _results()}
+    return {path: _between_marks(path, text) for path, text in parts.items()}
 
 
 def _between_marks(path: Path, text: str) -> str:
@@ -90,6 +91,33 @@ def _kind(hint: Any) -> str:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return f"[{hint.__name__}](#{hint.__name__.lower()})"
     return {str: "string", int: "whole number", float: "number", bool: "true or false", NoneType: "null"}[hint]
+
+
+# Results --------------------------------------------------------------------------------------------------------------
+
+
+def _results() -> str:
+    """One row for each report that lies under examples/."""
+    rows = []
+    for path in sorted(EXAMPLES.glob("*/results/*.json")):
+        report = read_report(path)
+        before, after = report.baseline, report.compressed
+        times = [f"{figures.milliseconds(profile.latency[0].median_ms)}" for profile in (before, after)]
+        rows.append(
+            [
+                f"[{path.stem}]({path.relative_to(EXAMPLES)})",
+                str(len(report.epochs)),
+                f"{figures.count(before.macs)} → {figures.count(after.macs)}",
+                f"{figures.count(before.params)} → {figures.count(after.params)}",
+                f"{_top1(before.accuracy)} → {_top1(after.accuracy)}",
+                " → ".join(times),
+            ]
+        )
+    return _table(["report", "epochs", "MACs", "parameters", "top-1 [95 %]", "batch 1, one CPU thread"], rows)
+
+
+def _top1(accuracy: Accuracy | None) -> str:
+    return "not measured" if accuracy is None else f"{figures.percent(accuracy.top1)} {figures.interval(accuracy)}"
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from compressor import directory
 from compressor.directory import RESULTS, RunDirectory
 from compressor.errors import OutputError, UsageError
 
@@ -137,6 +138,17 @@ def test_an_old_result_stays_until_the_new_one_is_complete(tmp_path: Path) -> No
     assert (tmp_path / "a" / "config.toml").read_text() == "lr = 0.2\n"
 
 
+def test_results_that_are_not_complete_are_never_published(tmp_path: Path) -> None:
+    place = RunDirectory(tmp_path / "a", CONFIG)
+    with pytest.raises(OutputError), place.claimed(force=False, resume=False):
+        place.training.write_text("state")
+        fill(place, "first")
+        (place.new / "report.html").unlink()
+        raise OutputError("the disk is full")
+    assert not place.is_unpublished and place.can_resume
+    assert not place.new.exists()
+
+
 @pytest.mark.parametrize("moves", range(len(RESULTS)))
 def test_publishing_that_is_interrupted_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
     finish(tmp_path / "a")
@@ -162,6 +174,30 @@ def test_publishing_that_is_interrupted_is_gone_on_with(tmp_path: Path, monkeypa
         place.publish()
     assert {(tmp_path / "a" / name).read_text() for name in RESULTS} == {"second", CONFIG, "{}\n"}
     assert not place.can_resume
+
+
+@pytest.mark.parametrize("removals", range(4))
+def test_a_run_that_is_interrupted_while_it_clears_away_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removals: int
+) -> None:
+    real, done = directory._remove, []
+
+    def remove(path: Path) -> None:
+        if (path.parent.parent / "report.json").exists():
+            if len(done) == removals:
+                raise KeyboardInterrupt
+            done.append(path)
+        real(path)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(directory, "_remove", remove)
+        finish(tmp_path / "a")
+    place = RunDirectory(tmp_path / "a", CONFIG)
+    assert place.is_finished and place.can_resume is (removals == 0)
+    if place.can_resume:
+        with place.claimed(force=False, resume=True):
+            place.publish()
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {*RESULTS, "state"}
 
 
 def test_two_runs_cannot_share_a_directory(tmp_path: Path) -> None:

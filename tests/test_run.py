@@ -17,7 +17,7 @@ import compressor
 from compressor import measure
 from compressor.channels import surgery, verify
 from compressor.directory import RESULTS
-from compressor.errors import UsageError, VerificationFailed
+from compressor.errors import UsageError
 from compressor.export import export_onnx
 from compressor.report import Report, read_report
 
@@ -234,10 +234,3 @@ def test_a_wrong_onnx_file_is_not_published(project: Path, monkeypatch: pytest.M
     result = prune("--rate", "0.5", "--input", "1x8x8", "--out", "a", "--force")
     assert result.exit_code == 4 and "should answer as PyTorch does" in result.stderr
     assert [path.name for path in (project / "a").iterdir()] == ["notes.txt"]
-
-
-def test_a_cost_that_was_not_planned_is_not_published(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "count_params", lambda model: 1)
-    with pytest.raises(VerificationFailed, match=r"the small network has 1 parameters, but .* were planned"):
-        compressor.prune("net.pt", arch="net.py:Net", rate=0.5, data="digits", out="a")
-    assert not Path("a").exists()

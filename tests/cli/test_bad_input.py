@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +16,6 @@ from small import compress, make_net, prune
 from typer.testing import Result
 
 import compressor.run
-from compressor.export import export_onnx
 
 FAST = ("--rate", "0.5", "--input", "1x8x8", "--out", "out")
 
@@ -45,6 +45,9 @@ def write_torchscript(path: Path) -> None:
             archive.writestr(name, b"3")
 
 
+X, Y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+RELU = onnx.helper.make_model(onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [X], [Y]))
+
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
     "text": (lambda path: path.write_text("weights"), "is a text file that begins 'weights'"),
@@ -52,7 +55,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "hostile": (lambda path: torch.save(Hostile(), path), "opening it may run code"),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps(Hostile())), "is a plain Python pickle"),
     "TorchScript": (write_torchscript, "is a TorchScript archive"),
-    "ONNX": (lambda path: export_onnx(make_net(), (1, 8, 8), path), "is an ONNX file"),
+    "ONNX": (lambda path: onnx.save(RELU, path), "is an ONNX file"),
     "a directory": (lambda path: path.mkdir(), "is a directory without plan.json"),
     "other classes": (lambda path: torch.save({"head.weight": torch.zeros(3, 3)}, path), "do not fit net.py:Net"),
 }
@@ -151,7 +154,6 @@ def test_a_gpu_that_is_not_there_is_told(project: Path) -> None:
     ("wish", "words"),
     [
         (("--rate", "0.99999"), "asks for 100.0% fewer macs, but at most "),
-        (("--target", "params<=10"), "can be reached"),
         (("--target", "params<=1M"), "params<=1M is met by the model as it is, with 1.47 k parameters: ask for less"),
         (("--target", "size<=1GB"), "size<=1GB is met by the model as it is"),
     ],
