@@ -26,10 +26,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from compressor.errors import UsageError
+from compressor.inputs import AnyInputs, Inputs
 from compressor.meta import meta_copy
+from compressor.outputs import tensors_in
 
 Ids = npt.NDArray[np.int64]
 Labels = list[Ids | None]
@@ -47,7 +48,7 @@ class Call:
 
     @cached_property
     def inputs(self) -> list[Tensor]:
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        return tensors_in((self.args, self.kwargs))
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """An argument that may have been passed by position or by name."""
@@ -251,15 +252,15 @@ def _slow_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _forward(trace: Trace, model: nn.Module, images: Tensor) -> None:
+def _forward(trace: Trace, model: nn.Module, inputs: Inputs) -> None:
     from compressor.channels.rules import RULES, unknown
 
+    samples = inputs.random(model, 2)
     with torch.no_grad(), _slow_attention(), _Watch(trace, RULES, unknown):
-        out = model(images)
-    for tensor in tree_leaves(out):
-        if isinstance(tensor, Tensor):
-            trace.freeze_all(tensor, "it is an output of the model")
-            trace.outputs.add(trace.serial(tensor))
+        out = inputs.call(model, samples)
+    for tensor in tensors_in(out):
+        trace.freeze_all(tensor, "it is an output of the model")
+        trace.outputs.add(trace.serial(tensor))
 
 
 def _names(model: nn.Module) -> dict[int, str]:
@@ -274,42 +275,47 @@ def _real_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def trace_model(model: nn.Module, input_shape: Sequence[int]) -> Trace:
-    """Trace `model` on images [2, *input_shape]: once in eval mode, once in train mode for heads that only train.
+def trace_model(model: nn.Module, inputs: AnyInputs) -> Trace:
+    """Trace `model` on two samples of its `inputs`: once in eval mode, once in train mode for heads that only train.
 
-    The model stays as it is. Raises UsageError when it does not run on images of this shape.
+    The model stays as it is. Raises UsageError when it does not run on such inputs, or answers with no tensor.
     """
+    inputs = Inputs.of(inputs)
+    trace = _traced(model, inputs)
+    if not trace.outputs:  # then nothing could be compared after a cut
+        raise UsageError("The model's answer holds no tensor: have it return tensors, or tuples, dicts or dataclasses of them.")
+    return trace
+
+
+def _traced(model: nn.Module, inputs: Inputs) -> Trace:
     try:
-        return _trace(meta_copy(model), input_shape)
+        return _trace(meta_copy(model), inputs)
     except RuleFailed:
         raise
     except Exception:  # its control flow reads values, or it makes tensors on a fixed device: use real tensors
         pass
     try:
-        return _trace(_real_copy(model), input_shape)
+        return _trace(_real_copy(model), inputs)
     except RuleFailed:
         raise
     except Exception as error:
-        size = "x".join(map(str, input_shape))
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"the model does not run on an image of {size} (channels x height x width): {cause}\n"
-            "Give the size it was trained on with --input, for example --input 3x224x224."
+            f"the model does not run on {inputs.described}: {cause}\n"
+            "Say what it was trained on with --input 3x224x224, once for each input; NAME=1x3x224x224 is one it takes by name."
         ) from error
 
 
-def _trace(twin: nn.Module, input_shape: Sequence[int]) -> Trace:
-    weight = next((p for p in twin.parameters() if p.is_floating_point()), torch.empty(0))
-    images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(weight)  # its device and type
+def _trace(twin: nn.Module, inputs: Inputs) -> Trace:
     trace = Trace(_names(twin))
-    _forward(trace, twin.eval(), images)
+    _forward(trace, twin.eval(), inputs)
     trace.first = False
     twin.train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()  # its noise has the width of its input but comes from nowhere
     try:
-        _forward(trace, twin, images)
+        _forward(trace, twin, inputs)
     except RuleFailed:
         raise
     except Exception:  # some models want targets when they train; what eval showed stands

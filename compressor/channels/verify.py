@@ -9,7 +9,7 @@ again: a model is never left half cut.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from compressor.channels import surgery
 from compressor.channels.groups import Channels, Mask
 from compressor.channels.surgery import Cut
 from compressor.channels.trace import Ids
 from compressor.errors import VerificationFailed
+from compressor.inputs import AnyInputs, Inputs
 from compressor.meta import meta_copy
+from compressor.outputs import tensors_in
 
 TOLERANCE = 1e-5  # largest difference over largest output; float64 gives about 1e-15, float32 about 1e-6
 FAINTEST = 1e-7  # the part of an output that depends on the images counts in float64 from this share of the output on
@@ -57,34 +58,34 @@ class _SurvivingNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         return (torch.zeros_like(x).index_copy(dim, kept, out), *rest)
 
 
-def _outputs(model: nn.Module, images: Tensor, norms: dict[int, Ids] | None = None) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = None) -> list[Tensor]:
+    samples = inputs.random(model, 2)
     with torch.no_grad(), _SurvivingNorms(norms) if norms else contextlib.nullcontext():
-        out = model.eval()(images)
-    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        out = inputs.call(model.eval(), samples)
+    return [tensor for tensor in tensors_in(out) if tensor.is_floating_point()]
 
 
-def difference(model: nn.Module, small: nn.Module, cut: Cut, input_shape: Sequence[int]) -> float:
-    """Largest difference between `small` and the masked `model` over the size of their output, on two random images.
+def difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) -> float:
+    """Largest difference between `small` and the masked `model` over the size of their output, on two random samples.
 
     Raises what the small model raises; infinite when the outputs differ in number, shape or finiteness.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    inputs = Inputs.of(inputs)
     try:
-        return _difference(model, small, cut, images, torch.float64)
+        return _difference(model, small, cut, inputs, torch.float64)
     except RuntimeError as error:
         if "dtype" not in str(error) and "type" not in str(error):
             raise
-        return _difference(model, small, cut, images, torch.float32)  # it makes float32 values of its own
+        return _difference(model, small, cut, inputs, torch.float32)  # it makes float32 values of its own
 
 
-def _difference(model: nn.Module, small: nn.Module, cut: Cut, images: Tensor, dtype: torch.dtype) -> float:
+def _difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: Inputs, dtype: torch.dtype) -> float:
     masked = surgery.mask(model, cut).to(dtype)
     norms = {
         id(weight): cut.kept[name][0] for name, weight in masked.named_parameters() if name in cut.kept and weight.dim() == 1
     }
     compact = surgery.remake(small, lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor.clone())
-    mine, theirs = _outputs(compact, images.to(dtype)), _outputs(masked, images.to(dtype), norms)
+    mine, theirs = _outputs(compact, inputs), _outputs(masked, inputs, norms)
     if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs]:
         return float("inf")
     worst = 0.0
@@ -97,7 +98,7 @@ def _difference(model: nn.Module, small: nn.Module, cut: Cut, images: Tensor, dt
 
 
 def _size(out: Tensor, dtype: torch.dtype) -> float:
-    """How large `out` [2, ...] is. In float64, how far the answers to the two images lie apart.
+    """How large `out` [2, ...] is. In float64, how far the answers to the two samples lie apart.
 
     An untrained or badly scaled network may answer nearly the same to everything: beside that constant, a wrong cut is small.
     """
@@ -118,41 +119,42 @@ class Verified:
     difference: float
 
 
-def remove(model: nn.Module, channels: Channels, choose: Callable[[Channels], Mask], input_shape: Sequence[int]) -> Verified:
+def remove(model: nn.Module, channels: Channels, choose: Callable[[Channels], Mask], inputs: AnyInputs) -> Verified:
     """Cut what `choose` does not keep, check the result, and hold groups whole that break the model until it passes.
 
     Raises VerificationFailed when it cannot be made to pass.
     """
+    inputs = Inputs.of(inputs)
     for _ in range(8):
         mask = choose(channels)
         cut = surgery.plan(model, channels, mask)
         small = surgery.apply(model, cut)
         try:
-            gap = difference(model, small, cut, input_shape)
+            gap = difference(model, small, cut, inputs)
             fault = f"the small model differs from the masked one by {gap:.1e}" if gap > TOLERANCE else ""
         except Exception as error:  # whatever the model's own code may raise
             fault = "the model's code relies on its width: " + (str(error).strip().splitlines() or [type(error).__name__])[0]
         if not fault:
             return Verified(small, cut, channels, mask, gap)
-        held = _guilty(model, channels, mask, input_shape, fault)
+        held = _guilty(model, channels, mask, inputs, fault)
         if not held:
             break
         channels = channels.without(held)
     raise VerificationFailed(f"The cut model could not be shown equal to the masked one: {fault}.\nNothing was written.")
 
 
-def _guilty(model: nn.Module, channels: Channels, mask: Mask, input_shape: Sequence[int], fault: str) -> dict[str, str]:
+def _guilty(model: nn.Module, channels: Channels, mask: Mask, inputs: Inputs, fault: str) -> dict[str, str]:
     """The groups that break the model when they are cut, found by halving, and why: first by shapes alone, then by values."""
     own = channels.split(mask)
     cut_groups = [name for name, kept in own.items() if not kept.all()]
     twin = meta_copy(model)
 
     def shapes_fit(cut: Cut) -> bool:
-        return _runs_without_data(surgery.apply(twin, cut), input_shape)
+        return _runs_without_data(surgery.apply(twin, cut), inputs)
 
     def values_agree(cut: Cut) -> bool:
         try:
-            return difference(model, surgery.apply(model, cut), cut, input_shape) <= TOLERANCE
+            return difference(model, surgery.apply(model, cut), cut, inputs) <= TOLERANCE
         except Exception:
             return False
 
@@ -164,18 +166,17 @@ def _guilty(model: nn.Module, channels: Channels, mask: Mask, input_shape: Seque
         half = len(names) // 2
         return (search(names[:half], works) + search(names[half:], works)) or names
 
-    found = search(cut_groups, shapes_fit) if _runs_without_data(twin, input_shape) else []
+    found = search(cut_groups, shapes_fit) if _runs_without_data(twin, inputs) else []
     if not found and values_agree(Cut()):  # else the model does not even agree with itself
         found = search(cut_groups, values_agree)
     return dict.fromkeys(found, fault)
 
 
-def _runs_without_data(twin: nn.Module, input_shape: Sequence[int]) -> bool:
-    """Whether a model on `meta` accepts images of this shape; one that reads values never does."""
-    weight = next((p for p in twin.parameters() if p.is_floating_point()), torch.empty(0))
+def _runs_without_data(twin: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model on `meta` accepts such inputs; one that reads values never does."""
     try:
         with torch.no_grad():
-            twin.eval()(torch.empty(2, *input_shape, dtype=weight.dtype, device="meta"))
+            inputs.call(twin.eval(), inputs.random(twin, 2))
     except Exception:
         return False
     return True
