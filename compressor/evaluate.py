@@ -19,11 +19,12 @@ from compressor.data import Data, check_classes
 from compressor.errors import UsageError
 from compressor.export import check_onnx, export_onnx
 from compressor.files import write_whole
+from compressor.inputs import WHOLE, Input, Inputs
 from compressor.measure import Predict
 from compressor.method import Job
 from compressor.report import Accuracy, Latency, figures
 from compressor.runtime import open_session
-from compressor.sources import Images, Opened, Shape, Source, open_both, pick_device
+from compressor.sources import Images, Opened, Source, open_both, pick_device
 from compressor.stages import EVALUATION_BATCH
 
 
@@ -36,16 +37,16 @@ def load(run: str | Path, arch: str | None = None, arch_args: Mapping[str, objec
     return load_model(str(run), arch=arch, arch_args=arch_args).model
 
 
-def export_checked(source: Source, asked: Shape | None, out: Path) -> tuple[Opened, dict[str, float]]:
+def export_checked(source: Source, asked: Inputs | None, out: Path) -> tuple[Opened, dict[str, float]]:
     """Write a model as ONNX and check it. Returns the model and the differences by batch size. Raises a CompressError."""
     opened = open_both(source, Images(), asked)
-    model, shape = opened.loaded.model, opened.shape
-    measure.count_macs(model, shape)  # says in one line when the model does not run on such images
+    model, inputs = opened.loaded.model, opened.inputs
+    measure.count_macs(model, inputs)  # says in one line when the model does not run on such images
     differences: dict[str, float] = {}
 
     def write(path: Path) -> None:
-        export_onnx(model, shape, path)
-        differences.update(check_onnx(model, path, shape))
+        export_onnx(model, inputs, path)
+        differences.update(check_onnx(model, path, inputs))
 
     write_whole(out, write)
     return opened, differences
@@ -56,7 +57,7 @@ class Evaluation:
     """What `compress eval` measured; None where it does not apply."""
 
     model: str
-    input_shape: Shape
+    inputs: dict[str, list[int]]  # name -> shape of one sample
     macs: int | None
     params: int | None
     size_bytes: int
@@ -66,52 +67,61 @@ class Evaluation:
     notes: list[str]
 
 
-def evaluate(source: Source, images: Images, asked: Shape | None, device_name: str = "auto") -> Evaluation:
+def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: str = "auto") -> Evaluation:
     """Accuracy, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError."""
     device = pick_device(device_name)
     path = Path(source.model)
     if path.is_file() and kind_of(path) == "onnx":
         return _evaluate_onnx(path, images, asked)
     opened = open_both(source, images, asked)
-    model, shape, data = opened.loaded.model, opened.shape, opened.data
+    model, inputs, data = opened.loaded.model, opened.inputs, opened.data
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        macs = measure.count_macs(model, shape)
-        export_onnx(model, shape, file)
+        macs = measure.count_macs(model, inputs)
+        export_onnx(model, inputs, file)
         return Evaluation(
             model=source.model,
-            input_shape=shape,
+            inputs=inputs.shapes,
             macs=macs,
             params=measure.count_params(model),
             size_bytes=file.stat().st_size,
             onnx=_accuracy(measure.onnx_predict(file), data, torch.device("cpu")),
             torch=_accuracy(measure.torch_predict(model, device), data, device),
-            latency=measure.latency(file, shape, seconds=2.0),
+            latency=measure.latency(file, inputs, seconds=2.0),
             notes=opened.notes,
         )
 
 
-def _evaluate_onnx(path: Path, images: Images, asked: Shape | None) -> Evaluation:
-    fixed = open_session(path).get_inputs()[0].shape[1:]
-    own: Shape | None = (fixed[0], fixed[1], fixed[2]) if [type(size) for size in fixed] == [int] * 3 else None
-    data = images.open(own[0] if own is not None else None, seed=0)
-    shape = data.shape if data is not None else asked or own
-    if shape is None:
+def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluation:
+    entries = open_session(path).get_inputs()
+    own = [tuple(entry.shape[1:]) for entry in entries]
+    fixed = all(isinstance(size, int) for shape in own for size in shape)
+    data = images.open(own[0][0] if fixed and own[0] else None, seed=0)
+    given = Inputs.of(data.shape) if data is not None else asked
+    if given is None and not fixed:
         raise UsageError(f"{path} takes images of several sizes: say with --input 3x224x224 which to measure, or give --data.")
-    if own is not None and shape != own:
+    shapes = own if given is None else [entry.shape for entry in given.each]
+    if len(shapes) != len(own) or (fixed and shapes != own):
         raise UsageError(
-            f"{path} takes images of {figures.shape([*own])}, and was to be given {figures.shape([*shape])}: "
-            "set --size, or leave --input away."
+            f"{path} takes images of {', '.join(map(figures.shape, own))}, and was to be given "
+            f"{', '.join(map(figures.shape, shapes))}: set --size, or leave --input away."
         )
+    types = [entry.type.removeprefix("tensor(").removesuffix(")") for entry in entries]
+    inputs = Inputs(
+        tuple(
+            Input(shape, entry.name, kind if kind in WHOLE else None)
+            for shape, entry, kind in zip(shapes, entries, types, strict=True)
+        )
+    )
     return Evaluation(
         model=str(path),
-        input_shape=shape,
+        inputs=inputs.shapes,
         macs=None,
         params=None,
         size_bytes=path.stat().st_size,
         torch=None,
         onnx=_accuracy(measure.onnx_predict(path), data, torch.device("cpu")),
-        latency=measure.latency(path, shape, seconds=2.0),
+        latency=measure.latency(path, inputs, seconds=2.0),
         notes=data.notes if data is not None else [],
     )
 
@@ -124,10 +134,10 @@ def _accuracy(predict: Predict, data: Data | None, device: torch.device) -> Accu
     return measure.accuracy(predict, data.batches("test", batch_size=EVALUATION_BATCH, device=device))
 
 
-def look(source: Source, asked: Shape | None, residual: Residual) -> dict[str, Any]:
+def look(source: Source, asked: Inputs | None, residual: Residual) -> dict[str, Any]:
     """What `compress inspect` shows, as plain values. Raises a CompressError."""
     opened = open_both(source, Images(), asked)
-    channels = analyse(opened.loaded.model, opened.shape, residual)
+    channels = analyse(opened.loaded.model, opened.inputs, residual)
     whole = channels.all_kept()
     macs, params = channels.macs.total(whole), channels.params.total(whole)
     least = budget.Shelf(channels, np.zeros(channels.atoms), 1, Job.most).without_weakest(channels.atoms)
@@ -135,7 +145,7 @@ def look(source: Source, asked: Shape | None, residual: Residual) -> dict[str, A
         "model": source.model,
         "arch": opened.loaded.arch,
         "notes": opened.notes,
-        "input_shape": list(opened.shape),
+        "inputs": opened.inputs.shapes,
         "macs": round(macs),
         "params": round(params),
         "groups": _groups(channels, macs, params),

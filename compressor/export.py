@@ -22,17 +22,20 @@ from torch import Tensor, nn
 from compressor import __version__
 from compressor.errors import Infeasible, UsageError, VerificationFailed
 from compressor.files import write_whole
-from compressor.measure import tensors_in, weight_bytes
+from compressor.inputs import AnyInputs, Inputs
+from compressor.measure import weight_bytes
+from compressor.outputs import main_first
 from compressor.runtime import first_line, open_session, run_session
 
 LARGEST = 2**31 - 1  # bytes in one ONNX file
 
 
-def export_onnx(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
+def export_onnx(model: nn.Module, inputs: AnyInputs, path: Path) -> None:
     """Write `model` to `path`, as it answers in eval mode and float32. The model itself is left alone.
 
-    The input is `images` [batch, *input_shape] with any batch size; the output is `logits`, or `output0`, `output1`,
-    ... where the network returns several tensors. Batch norms that follow a convolution are folded into it.
+    The input is `images` [batch, channels, height, width] with any batch size, or inputs named as `Inputs.names` says. The
+    output is `logits`, or `output0`, `output1`, ... where the network returns several tensors: the main one comes first.
+    Batch norms that follow a convolution are folded into it.
     Raises Infeasible when ONNX cannot hold the network, VerificationFailed when what the exporter made of it is not
     valid, and OutputError when the file cannot be written.
     """
@@ -40,7 +43,7 @@ def export_onnx(model: nn.Module, input_shape: Sequence[int], path: Path) -> Non
     if weight_bytes(network) > LARGEST:
         size = weight_bytes(network) / 1e9
         raise Infeasible(f"One ONNX file holds 2.1 GB, but the network's weights take {size:.1f} GB: remove more of them.")
-    proto = _convert(network, input_shape)
+    proto = _convert(network, Inputs.of(inputs))
 
     def write(unfinished: Path) -> None:
         onnx.save_model(proto, unfinished)
@@ -55,7 +58,7 @@ def export_onnx(model: nn.Module, input_shape: Sequence[int], path: Path) -> Non
 def check_onnx(
     model: nn.Module,
     path: Path,
-    input_shape: Sequence[int],
+    inputs: AnyInputs,
     *,
     batch_sizes: Sequence[int] = (1, 2, 3),
     images: Tensor | None = None,
@@ -64,56 +67,70 @@ def check_onnx(
 ) -> dict[str, float]:
     """Let ONNX Runtime (the file at `path`) and PyTorch (`model`) answer for the same images on the CPU, and compare.
 
-    The images are random, one batch of each size, and `images` [n, *input_shape] where given. Returns the largest
+    The images are random, one batch of each size, and `images` [n, channels, height, width] where given. Returns the largest
     difference over the largest output, by batch size; that of `images` is called "images".
     Raises VerificationFailed when one is above `tolerance`, an answer is NaN, or the batch size is not open.
     """
-    session = open_session(path)
-    fixed = session.get_inputs()[0].shape[0]
-    if isinstance(fixed, int):
-        raise VerificationFailed(f"{path} should take batches of any size, but takes {fixed} images alone: export it again.")
-    network = _inference_copy(model)
-    random = torch.Generator().manual_seed(seed)
-    batches = {str(n): torch.randn(n, *input_shape, generator=random) for n in batch_sizes}
+    session, inputs = open_session(path), Inputs.of(inputs)
+    fixed = {entry.shape[0] for entry in session.get_inputs() if isinstance(entry.shape[0], int)}
+    if fixed:
+        size = min(fixed)
+        raise VerificationFailed(f"{path} should take batches of any size, but takes {size} images alone: export it again.")
+    network = _Flat(_inference_copy(model), inputs)
+    batches = {str(n): inputs.random(n, seed=seed + n) for n in batch_sizes}
     if images is not None:
-        batches["images"] = images.detach().cpu().float()
+        batches["images"] = [images.detach().cpu().float()]
     differences = {}
-    for name, batch in batches.items():
+    for name, samples in batches.items():
+        n = len(samples[0])
         with torch.inference_mode():
-            expected = tensors_in(network(batch))
+            expected = network(*samples)
         try:
-            found = [torch.from_numpy(array) for array in run_session(session, batch.numpy())]
+            found = [torch.from_numpy(array) for array in run_session(session, [sample.numpy() for sample in samples])]
         except UsageError as error:
-            raise VerificationFailed(f"{path} fails for a batch of {len(batch)} images.\n{first_line(error)}") from error
+            raise VerificationFailed(f"{path} fails for a batch of {n} images.\n{first_line(error)}") from error
         differences[name] = _difference(expected, found)
         if not differences[name] <= tolerance:  # NaN must not pass
             raise VerificationFailed(
                 f"{path} should answer as PyTorch does, up to {tolerance:.1g} of the largest output.\n"
-                f"For a batch of {len(batch)} images the difference is {differences[name]:.2g}: is it of another network?"
+                f"For a batch of {n} images the difference is {differences[name]:.2g}: is it of another network?"
             )
     return differences
 
 
-def _convert(network: nn.Module, input_shape: Sequence[int]) -> onnx.ModelProto:
-    images = torch.zeros(2, *input_shape)  # a batch of one would be taken for a size that never changes
+class _Flat(nn.Module):
+    """A network that takes all its inputs by position and returns a list of tensors, as an ONNX network does."""
+
+    def __init__(self, network: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.network, self.inputs = network, inputs
+
+    def forward(self, *samples: Tensor) -> list[Tensor]:
+        return main_first(self.inputs.call(self.network, samples))
+
+
+def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
+    samples = inputs.random(2)  # a batch of one would be taken for a size that never changes
     try:
         with _quiet():
             program = torch.onnx.export(
-                network,
-                (images,),
+                _Flat(network, inputs).eval(),
+                tuple(samples),
                 dynamo=True,
                 verbose=False,
-                input_names=["images"],
-                dynamic_shapes=({0: "batch"},),
+                input_names=inputs.names,
+                dynamic_shapes=(tuple({0: "batch"} for _ in samples),),
             )
     except Exception as error:
         raise Infeasible(
             f"PyTorch's exporter cannot write this network as ONNX with an open batch size.\n{first_line(error)}"
         ) from error
     assert program is not None  # it is None for the exporter of old alone
-    outputs = program.model.graph.outputs
-    for i, output in enumerate(outputs):
-        output.name = f"output{i}" if len(outputs) > 1 else "logits"
+    graph = program.model.graph
+    for i, output in enumerate(graph.outputs):
+        output.name = f"output{i}" if len(graph.outputs) > 1 else "logits"
+    for weight in list(graph.initializers.values()):
+        weight.name = str(weight.name).removeprefix("network.")  # as in the state dict
     # The exporter notes for every node where in whose files it was called: of no use here, and longer than a small layer.
     ClearMetadataAndDocStringPass()(program.model)
     proto = program.model_proto
@@ -130,8 +147,9 @@ def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
     """Largest difference over largest output, of the worst output; infinite where the shapes are not even the same."""
     if [e.shape for e in expected] != [f.shape for f in found]:
         return float("inf")
-    pairs = zip((e.float() for e in expected), found, strict=True)
-    return float(torch.stack([(e - f).abs().max() / e.abs().max().clamp_min(1e-12) for e, f in pairs]).max())
+    pairs = [(e.float(), f) for e, f in zip(expected, found, strict=True) if e.numel()]
+    shares = [(e - f).abs().max() / e.abs().max().clamp_min(1e-12) for e, f in pairs]
+    return float(torch.stack([torch.zeros(()), *shares]).max())  # unlike Python's, torch's maximum is NaN if one is
 
 
 @contextlib.contextmanager

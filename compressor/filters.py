@@ -75,7 +75,7 @@ class FilterPruning(Method):
     def remove(self) -> None:
         """Take the weak channels out of the model, verified. Groups that break the model are held whole."""
         device = self.weak.device
-        self.removed = remove(self.model, self.channels, self.kept, self.job.input_shape)
+        self.removed = remove(self.model, self.channels, self.kept, self.job.inputs)
         if self.removed.mask.all():
             raise Infeasible(f"{self.job.goal.text}: no channel could be removed. See `compress inspect` for the reasons.")
         self.model = self.removed.model.to(device)

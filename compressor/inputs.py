@@ -9,6 +9,7 @@ Shapes are those of one sample, without the batch. Functions that run a network 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from compressor.errors import UsageError
 
 WHOLE = ("int64", "int32", "bool")  # types of inputs that are not measurements: token ids, positions, masks
+_WRITTEN = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(?:[xX]\d+)*)(?::(?P<dtype>\w+))?")
 
 
 @dataclass(frozen=True)
@@ -35,27 +37,68 @@ class Input:
     def __post_init__(self) -> None:
         if not self.shape or not all(isinstance(size, int) and size > 0 for size in self.shape):
             raise UsageError(f"{list(self.shape)} is not a shape of an input: give whole numbers above 0, as in [3, 224, 224].")
+        if self.name is not None and not str(self.name).isidentifier():
+            raise UsageError(f"{self.name!r} is not a name of an input: give that of an argument, as in pixel_values.")
         if self.dtype not in (None, *WHOLE):
             raise UsageError(f"{self.dtype!r} is not a type of an input: leave it away, or take one of {', '.join(WHOLE)}.")
 
-    def random(self, n: int, generator: torch.Generator) -> Tensor:
-        """[n, *shape] of normal noise; whole numbers are 0 and 1, which every vocabulary and mask has."""
+    @staticmethod
+    def parse(text: str) -> Input:
+        """What is written after --input: `3x224x224`, `pixel_values=1x3x224x224` or `input_ids=1x16:int64`.
+
+        A 1 in front is the batch where there is a name, a type, or more than three numbers. Raises UsageError.
+        """
+        found = _WRITTEN.fullmatch(text)
+        sizes = tuple(map(int, re.split("[xX]", found["sizes"]))) if found else ()
+        special = found is not None and bool(found["name"] or found["dtype"])
+        if sizes[:1] == (1,) and (special or len(sizes) > 3):
+            sizes = sizes[1:]
+        if found is None or not all(sizes) or len(sizes) < (1 if special else 3):
+            raise UsageError(
+                f"--input {text!r} is not a shape: write channels x height x width, as in 3x224x224, "
+                "or NAME=1x3x224x224 for an input that the network takes by name."
+            )
+        return Input(sizes, found["name"], found["dtype"])
+
+    def random(self, n: int, generator: torch.Generator, like: Tensor) -> Tensor:
+        """[n, *shape] of normal noise, as `like`; whole numbers are 0 and 1, which every vocabulary and mask has.
+
+        The same numbers come on every device, and none on `meta`.
+        """
+        device = "meta" if like.is_meta else "cpu"
         if self.dtype is None:
-            return torch.randn(n, *self.shape, generator=generator)
-        return torch.randint(2, (n, *self.shape), generator=generator).to(getattr(torch, self.dtype))
+            return torch.randn(n, *self.shape, generator=generator, device=device).to(like)
+        whole = torch.randint(2, (n, *self.shape), generator=generator, device=device)
+        return whole.to(like.device, getattr(torch, self.dtype))
 
     def __str__(self) -> str:
-        """As it is written after --input."""
-        batch = (1,) if self.name or (len(self.shape) > 3 and self.shape[0] == 1) else ()
+        """What `parse` reads."""
+        batch = (1,) if self.name or self.dtype or (len(self.shape) > 3 and self.shape[0] == 1) else ()
         sizes = "x".join(map(str, (*batch, *self.shape)))
         return (f"{self.name}=" if self.name else "") + sizes + (f":{self.dtype}" if self.dtype else "")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a network is called with."""
+    """All that a network is called with. Raises UsageError when two have the same name."""
 
     each: tuple[Input, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < len(self.each) or not self.each:
+            found = str(self) or "none"
+            raise UsageError(f"A network takes at least one input, each by a name of its own; found {found}.")
+
+    @property
+    def names(self) -> list[str]:
+        """As the ONNX file has them: `images` alone, and `input0`, `input1`, ... for several that have no name."""
+        alone = len(self.each) == 1
+        return [entry.name or ("images" if alone else f"input{i}") for i, entry in enumerate(self.each)]
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Name -> shape of one sample, for reports."""
+        return {name: list(entry.shape) for name, entry in zip(self.names, self.each, strict=True)}
 
     @staticmethod
     def of(inputs: Inputs | InputShapes) -> Inputs:
@@ -68,12 +111,12 @@ class Inputs:
         several = tuple(tuple(shape) for shape in inputs if not isinstance(shape, int))
         return Inputs(tuple(map(Input, several or (one,))))
 
-    def random(self, model: nn.Module, n: int, seed: int = 0) -> list[Tensor]:
-        """`n` random samples for each input, on the device of `model` and in the type of its weights."""
-        weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    def random(self, n: int, seed: int = 0, like: nn.Module | None = None) -> list[Tensor]:
+        """`n` random samples of each input, on the device and in the floating type of the weights of `like`."""
+        weights = (p for p in like.parameters() if p.is_floating_point()) if like is not None else iter(())
+        weight = next(weights, torch.empty(0))
         generator = torch.Generator().manual_seed(seed)
-        drawn = [entry.random(n, generator) for entry in self.each]
-        return [t.to(weight) if t.is_floating_point() else t.to(weight.device) for t in drawn]
+        return [entry.random(n, generator, weight) for entry in self.each]
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """The arguments of `forward` by position and by name; `tensors` has one for each input."""
@@ -91,9 +134,7 @@ class Inputs:
     @property
     def described(self) -> str:
         """As a message names them."""
-        if len(self.each) == 1 and not self.each[0].name and len(self.each[0].shape) == 3:
-            return f"an image of {self} (channels x height x width)"
-        return f"{'inputs' if len(self.each) > 1 else 'an input'} of {self}"
+        return f"{'images' if self.names == ['images'] else 'inputs'} of {self}"
 
 
 InputShapes = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]

@@ -6,7 +6,7 @@ compared take turns, so that a machine that warms up or gets busy slows them all
 interval, because ten thousand images do not tell 91.2 % from 91.4 %.
 
 Units: MACs are multiply-adds for one image, sizes are bytes, times are milliseconds for one batch, accuracies are
-fractions between 0 and 1. `input_shape` is that of one image: (channels, height, width).
+fractions between 0 and 1. `inputs` is the shape of one image (channels, height, width), or whatever `Inputs.of` takes.
 """
 
 import contextlib
@@ -24,32 +24,33 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.errors import DataError, UsageError, VerificationFailed
+from compressor.inputs import AnyInputs, Inputs
 from compressor.meta import meta_copy
 from compressor.method import Batch
+from compressor.outputs import logits_of, tensors_in
 from compressor.report.schema import Accuracy, Fidelity, Latency
 from compressor.runtime import bound_run, first_line, open_session, run_session
 
-Predict = Callable[[Tensor], Tensor]  # images [n, channels, height, width] -> logits [n, classes]
+Predict = Callable[..., Tensor]  # images [n, channels, height, width], or every input -> logits [n, classes]
 Watch = TypeVar("Watch", bound=AbstractContextManager[Any])
 
 # --- cost ------------------------------------------------------------------------------------------------------------
 
 
-def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
+def count_macs(model: nn.Module, inputs: AnyInputs) -> int:
     """Multiply-adds of all convolutions and matrix products for one image."""
-    return _count_flops(model, input_shape).get_total_flops() // 2
+    return _count_flops(model, inputs).get_total_flops() // 2
 
 
-def layer_macs(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+def layer_macs(model: nn.Module, inputs: AnyInputs) -> dict[str, int]:
     """Multiply-adds for one image by module name; what is done inside a module's children counts for them alone.
 
     Modules that do none are left out; the values add up to `count_macs`.
     """
-    flops = _count_flops(model, input_shape).get_flop_counts()
+    flops = _count_flops(model, inputs).get_flop_counts()
     root = type(model).__name__  # the counter's name for layer1.0.conv1 is ResNet.layer1.0.conv1
     macs: dict[str, int] = {}
     for name, _ in reversed(list(model.named_modules())):  # children before parents
@@ -70,37 +71,36 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
-def peak_activation_bytes(model: nn.Module, input_shape: Sequence[int]) -> int:
+def peak_activation_bytes(model: nn.Module, inputs: AnyInputs) -> int:
     """Largest sum of bytes of the tensors alive at one time while PyTorch, in eval mode, answers for one image.
 
     The image counts and the weights do not; a view counts as what it looks into.
     """
-    return _forward(model, input_shape, _PeakMemory).peak
+    return _forward(model, inputs, _PeakMemory).peak
 
 
-def _count_flops(model: nn.Module, input_shape: Sequence[int]) -> FlopCounterMode:
-    return _forward(model, input_shape, lambda network, images: FlopCounterMode(display=False))
+def _count_flops(model: nn.Module, inputs: AnyInputs) -> FlopCounterMode:
+    return _forward(model, inputs, lambda network, samples: FlopCounterMode(display=False))
 
 
-def _forward(model: nn.Module, input_shape: Sequence[int], watch: Callable[[nn.Module, Tensor], Watch]) -> Watch:
-    """Runs one image through a copy of the model in eval mode while `watch(network, images)` looks on; returns it."""
-    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+def _forward(model: nn.Module, inputs: AnyInputs, watch: Callable[[nn.Module, list[Tensor]], Watch]) -> Watch:
+    """Runs one image through a copy of the model in eval mode while `watch(network, samples)` looks on; returns it."""
+    inputs = Inputs.of(inputs)
 
-    def run(network: nn.Module, device: torch.device | str) -> Watch:
-        images = torch.zeros(1, *input_shape, dtype=weight.dtype, device=device)
-        watching = watch(network.eval(), images)
+    def run(network: nn.Module) -> Watch:
+        samples = inputs.random(1, like=network)
+        watching = watch(network.eval(), samples)
         with torch.no_grad(), _separate_attention(), watching:
-            network(images)
+            inputs.call(network, samples)
         return watching
 
     with contextlib.suppress(Exception):  # a network that branches on values cannot run without data
-        return run(meta_copy(model), "meta")
+        return run(meta_copy(model))
     try:
-        return run(copy.deepcopy(model), weight.device)
+        return run(copy.deepcopy(model))
     except Exception as error:
-        shape = " x ".join(map(str, input_shape))
         raise UsageError(
-            f"The network cannot answer for an image of {shape}: give the shape it was trained with.\n{first_line(error)}"
+            f"The network cannot answer for {inputs.described}: give the shape it was trained with.\n{first_line(error)}"
         ) from error
 
 
@@ -118,12 +118,13 @@ def _separate_attention() -> Iterator[None]:
 class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the mode's methods untyped
     """Looks at every operator's outputs and adds up the storages that are alive."""
 
-    def __init__(self, network: nn.Module, images: Tensor) -> None:
+    def __init__(self, network: nn.Module, samples: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.alive = self.peak = 0
         # By address: one is used again only after the storage that had it is gone, and forgotten.
         self.known = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
-        self._remember(images)
+        for sample in samples:
+            self._remember(sample)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -161,7 +162,7 @@ def torch_predict(model: nn.Module, device: torch.device | str, amp: torch.dtype
     def predict(images: Tensor) -> Tensor:
         autocast = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
         with _eval_mode(model), torch.inference_mode(), autocast:
-            return tensors_in(model(images.to(device)))[0].float()  # [n, classes]
+            return logits_of(model(images.to(device))).float()  # [n, classes]
 
     return predict
 
@@ -170,8 +171,9 @@ def onnx_predict(path: Path, provider: str = "cpu", threads: int = 0) -> Predict
     """A function that asks the ONNX file at `path` in ONNX Runtime; logits come back on the CPU, in float32."""
     session = open_session(path, provider, threads)
 
-    def predict(images: Tensor) -> Tensor:
-        return torch.from_numpy(run_session(session, images.numpy(force=True))[0]).float()  # [n, classes]
+    def predict(*inputs: Tensor) -> Tensor:
+        answers = run_session(session, [tensor.numpy(force=True) for tensor in inputs])
+        return torch.from_numpy(answers[0]).float()  # [n, classes]
 
     return predict
 
@@ -241,17 +243,12 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def tensors_in(output: Any) -> list[Tensor]:
-    """All tensors in what a network or an operator returns; a network with several heads puts the main one first."""
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
 def latency(
     path: Path,
-    input_shape: Sequence[int],
+    inputs: AnyInputs,
     *,
     batches: Sequence[int] = (1, 32),
     threads: int = 1,
@@ -263,7 +260,7 @@ def latency(
     """`compare_latency` of one file."""
     return compare_latency(
         [path],
-        input_shape,
+        inputs,
         batches=batches,
         threads=threads,
         provider=provider,
@@ -275,7 +272,7 @@ def latency(
 
 def compare_latency(
     paths: Sequence[Path],
-    input_shape: Sequence[int],
+    inputs: AnyInputs,
     *,
     batches: Sequence[int] = (1, 32),
     threads: int = 1,
@@ -292,8 +289,8 @@ def compare_latency(
     sessions = [open_session(path, provider, threads) for path in paths]
     by_batch = []
     for batch in batches:
-        images = np.random.default_rng(0).standard_normal((batch, *input_shape), dtype=np.float32)
-        calls = [bound_run(session, images, provider) for session in sessions]
+        samples = [tensor.numpy() for tensor in Inputs.of(inputs).random(batch)]
+        calls = [bound_run(session, samples, provider) for session in sessions]
         warm = len(_take_turns(calls, most=warmup, least=1, seconds=seconds / 4)[0])
         by_batch.append(
             [

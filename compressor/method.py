@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from compressor.budget import Goal
 from compressor.channels import Channels
+from compressor.inputs import AnyInputs
 from compressor.task import Classify
 
 
@@ -55,7 +56,7 @@ class Job:
     """What there is to compress."""
 
     model: nn.Module  # the original; a method works on a copy
-    input_shape: tuple[int, int, int]  # channels, height, width
+    inputs: AnyInputs  # what it is called with: (channels, height, width) of one image, as a rule
     channels: Channels  # what can be cut
     goal: Goal  # what is to be reached
     task: Classify  # the loss

@@ -13,20 +13,19 @@ from compressor import __version__, budget, measure
 from compressor.budget import Goal
 from compressor.channels import Channels, Mask
 from compressor.errors import VerificationFailed
+from compressor.inputs import AnyInputs
 from compressor.report import Accuracy, Change, Latency, Layer, Profile, Target
 from compressor.report.summary import FASTER
 
 
-def profile(
-    model: nn.Module, shape: tuple[int, int, int], onnx: Path, accuracy: Accuracy | None, latency: Sequence[Latency]
-) -> Profile:
+def profile(model: nn.Module, inputs: AnyInputs, onnx: Path, accuracy: Accuracy | None, latency: Sequence[Latency]) -> Profile:
     """What `model` and its ONNX file cost."""
     return Profile(
-        macs=measure.count_macs(model, shape),
+        macs=measure.count_macs(model, inputs),
         params=measure.count_params(model),
         weight_bytes=measure.weight_bytes(model),
         size_bytes=onnx.stat().st_size,
-        peak_activation_bytes=measure.peak_activation_bytes(model, shape),
+        peak_activation_bytes=measure.peak_activation_bytes(model, inputs),
         accuracy=accuracy,
         latency=list(latency),
     )

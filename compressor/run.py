@@ -32,11 +32,12 @@ from compressor.directory import RunDirectory
 from compressor.errors import Infeasible, UsageError
 from compressor.export import check_onnx, export_onnx
 from compressor.filters import FilterPruning
+from compressor.inputs import AnyInputs, Inputs
 from compressor.journal import Journal
 from compressor.method import Job
 from compressor.recalibrate import recalibrate
 from compressor.report import Epoch, Report, Verification, compare, figures, read_report, verdict, write_reports
-from compressor.sources import Images, Opened, Shape, Source, check_answers, open_both, pick_device
+from compressor.sources import Images, Opened, Source, check_answers, open_both, pick_device
 from compressor.stages import Stages
 from compressor.task import Classify
 from compressor.train import Precision, Recipe, Training, seed_all
@@ -79,7 +80,7 @@ class Pruning:
         *,
         out: Path,
         device: str = "auto",
-        input_shape: Shape | None = None,
+        inputs: Inputs | None = None,
         console: Console | None = None,
         force: bool = False,
         resume: bool = False,
@@ -87,7 +88,7 @@ class Pruning:
     ) -> None:
         self.source, self.wish, self.images, self.recipe = source, wish, images, recipe.checked()
         self.out, self.force, self.resume, self.console = out, force, resume, console
-        self.device_name, self.input_shape = device, input_shape
+        self.device_name, self.inputs = device, inputs
         self.command = command or shlex.join(["compress", *sys.argv[1:]])
         self.entry = catalogue.find(wish.method, "prune")
         self._check_training()
@@ -126,7 +127,7 @@ class Pruning:
             "size": size,
             "mean": None if images.mean is None else list(images.mean),
             "std": None if images.std is None else list(images.std),
-            "input": None if self.input_shape is None else figures.shape([*self.input_shape]),
+            "input": None if self.inputs is None else [str(entry) for entry in self.inputs.each],
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
         }
 
@@ -154,17 +155,17 @@ class Pruning:
         device = pick_device(self.device_name)
         Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
         opened = self._open(journal)
-        model, shape = opened.loaded.model, opened.shape
-        channels = budget.hold(analyse(model, shape, self.wish.residual), list(self.wish.keep))
-        check_answers(model, opened.data, shape)
-        export_onnx(model, shape, place.new / "original.onnx")
+        model, inputs = opened.loaded.model, opened.inputs
+        channels = budget.hold(analyse(model, inputs, self.wish.residual), list(self.wish.keep))
+        check_answers(model, opened.data)
+        export_onnx(model, inputs, place.new / "original.onnx")
         method = self._method(opened, channels, place.new / "original.onnx").to(device)
-        stages = Stages(shape, opened.data, device, journal, place.stages, opened.loaded.sha256)
+        stages = Stages(inputs, opened.data, device, journal, place.stages, opened.loaded.sha256)
         stages.original(model)
         small, history = self._compress(method, stages, place, journal)
         assert method.removed is not None, "finish() cuts"
         report = self._prove(opened, small, method.removed, stages, history, place.new)
-        plan = opened.loaded.plan or Plan(opened.loaded.arch, opened.loaded.arch_args, shape)
+        plan = opened.loaded.plan or Plan(opened.loaded.arch, opened.loaded.arch_args, inputs)
         save_model(place.new, small, plan.then(method.removed.cut))
         journal.event("done", verdict=report.verdict)
         write_reports(replace(report, seconds=time.perf_counter() - began), place.new)
@@ -188,14 +189,14 @@ class Pruning:
         self, opened: Opened, small: nn.Module, removed: Verified, stages: Stages, history: list[Epoch], new: Path
     ) -> Report:
         """Write the small network as ONNX, check it, measure it, and report. Raises VerificationFailed."""
-        wish, shape, model = self.wish, opened.shape, opened.loaded.model
+        wish, inputs, model = self.wish, opened.inputs, opened.loaded.model
         before, after = new / "original.onnx", new / "model.onnx"
-        export_onnx(small, shape, after)
-        differences = check_onnx(small, after, shape, images=_some_images(opened.data), tolerance=ONNX_TOLERANCE)
+        export_onnx(small, inputs, after)
+        differences = check_onnx(small, after, inputs, images=_some_images(opened.data), tolerance=ONNX_TOLERANCE)
         fidelity = stages.written(small, before, after, self.recipe.seed)
-        times = measure.compare_latency([before, after], shape, seconds=2.0)
-        baseline = outcome.profile(model, shape, before, stages.rows[0].accuracy, times[0])
-        compressed = outcome.profile(small, shape, after, stages.rows[-1].accuracy, times[1])
+        times = measure.compare_latency([before, after], inputs, seconds=2.0)
+        baseline = outcome.profile(model, inputs, before, stages.rows[0].accuracy, times[0])
+        compressed = outcome.profile(small, inputs, after, stages.rows[-1].accuracy, times[1])
         outcome.check_cost(compressed, removed.channels, removed.mask)
         verification = Verification(removed.difference, TOLERANCE, differences, ONNX_TOLERANCE)
         target = outcome.target(wish.goal, removed.channels, removed.mask, baseline, compressed, wish.round_to)
@@ -206,7 +207,7 @@ class Pruning:
             model=self.source.model,
             arch=opened.loaded.arch,
             data=self.images.spec,
-            input_shape=list(shape),
+            input_shape=list(inputs.each[0].shape),
             method=wish.method,
             settings={name: _in_one(value) for name, value in self.settings.items()},
             seed=self.recipe.seed,
@@ -226,12 +227,14 @@ class Pruning:
             command=self.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=0.0,
+            inputs=inputs.shapes,
         )
 
     def _open(self, journal: Journal) -> Opened:
-        opened = open_both(self.source, self.images, self.input_shape, self.recipe.seed)
-        journal.event("opened", arch=opened.loaded.arch, input_shape=opened.shape, notes=opened.notes)
-        journal.say(f"{self.source.model}: {opened.loaded.arch}, images {figures.shape([*opened.shape])}")
+        opened = open_both(self.source, self.images, self.inputs, self.recipe.seed)
+        shapes = opened.inputs.shapes
+        journal.event("opened", arch=opened.loaded.arch, inputs=shapes, notes=opened.notes)
+        journal.say(f"{self.source.model}: {opened.loaded.arch}, {figures.inputs(shapes)}")
         if opened.data is not None:
             parts = ", ".join(f"{n:,} {part.replace('_', '-')}" for part, n in opened.data.counts.items())
             journal.say(f"{opened.data.spec}: {parts} images")
@@ -245,7 +248,7 @@ class Pruning:
         overhead = onnx.stat().st_size - measure.weight_bytes(model) if self.wish.goal.quantity == "size" else 0
         _check_wish(self.wish.goal, channels, overhead)
         task = Classify(self.recipe.label_smoothing)
-        job = Job(model, opened.shape, channels, self.wish.goal, task, self.wish.round_to, self.wish.most, overhead)
+        job = Job(model, opened.inputs, channels, self.wish.goal, task, self.wish.round_to, self.wish.most, overhead)
         seed_all(self.recipe.seed)
         method = catalogue.create(self.entry, job, self.wish.settings)
         assert isinstance(method, FilterPruning)
@@ -322,12 +325,13 @@ def prune(
     settings: Mapping[str, Value] | None = None,
     residual: Residual = "coupled",
     recipe: Recipe | None = None,
+    inputs: AnyInputs | None = None,
     force: bool = False,
 ) -> Report:
     """Prune `model` (a checkpoint, `torchvision:NAME`, ... as on the command line) into the directory `out`.
 
-    One of `rate` (share of MACs to remove) and `target` (such as "params<=5M") says how much. Returns the report; raises a
-    CompressError.
+    One of `rate` (share of MACs to remove) and `target` (such as "params<=5M") says how much. `inputs` is what --input says:
+    the shape of one sample, several shapes, or name -> shape. Returns the report; raises a CompressError.
     """
     if (rate is None) == (target is None):
         raise UsageError("give either rate or target.")
@@ -338,6 +342,7 @@ def prune(
         Images(data),
         recipe or Recipe(),
         out=Path(out),
+        inputs=None if inputs is None else Inputs.of(inputs),
         force=force,
         command="compressor.prune(...)",
     ).run()

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from compressor.errors import UsageError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-_INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_INPUT_TYPES = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_,
+}  # fmt: skip
 _FATAL, _ERROR, _WARNING = 4, 3, 2  # ONNX Runtime's log levels
 
 
@@ -26,7 +29,7 @@ def open_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
     """An `onnxruntime.InferenceSession` of the file at `path` that really runs on `provider`, "cpu" or "cuda".
 
     `threads` CPU threads share one operator's work; 0 takes one for each core.
-    Raises UsageError when the file is not a network for images, or the provider is unknown or does not work here.
+    Raises UsageError when the file takes anything but tensors of numbers, or the provider is unknown or does not work here.
     """
     if provider not in PROVIDERS:
         raise UsageError(f"{path} was to run on {provider!r}, but ONNX Runtime is used on 'cpu' and 'cuda' alone.")
@@ -50,33 +53,33 @@ def open_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
             "Use 'cpu', or a machine with a GPU and onnxruntime-gpu for the CUDA version that PyTorch has."
         )
     inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type not in _INPUT_TYPES:
+    if not inputs or any(entry.type not in _INPUT_TYPES for entry in inputs):
         found = ", ".join(f"{entry.name}: {entry.type}" for entry in inputs) or "nothing"
-        raise UsageError(f"{path} should take one tensor of images, but takes {found}: give a network for images.")
+        raise UsageError(f"{path} should take tensors of numbers, but takes {found}: give a network for images.")
     return session
 
 
-def run_session(session: Any, images: np.ndarray) -> list[np.ndarray]:
-    """All outputs for `images` [n, channels, height, width]. Raises UsageError when the network cannot take them."""
-    entry = session.get_inputs()[0]
-    with _named(images):
-        outputs: list[np.ndarray] = session.run(None, {entry.name: _cast(session, images)})
+def run_session(session: Any, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """All outputs for one array [n, ...] an input, in the file's order. Raises UsageError when the network cannot take them."""
+    feed = _feed(session, samples)
+    with _named(samples):
+        outputs: list[np.ndarray] = session.run(None, feed)
     return outputs
 
 
-def bound_run(session: Any, images: np.ndarray, provider: str) -> Callable[[], None]:
-    """A function that answers for `images` and waits until that is done, with inputs and outputs kept on the provider.
+def bound_run(session: Any, samples: Sequence[np.ndarray], provider: str) -> Callable[[], None]:
+    """A function that answers for `samples` and waits until that is done, with inputs and outputs kept on the provider.
 
     It leaves out the copies between CPU and GPU, which say nothing about the network.
     """
     binding = session.io_binding()
-    value = _onnxruntime().OrtValue.ortvalue_from_numpy(_cast(session, images), provider, 0)
-    binding.bind_ortvalue_input(session.get_inputs()[0].name, value)
+    for name, array in _feed(session, samples).items():
+        binding.bind_ortvalue_input(name, _onnxruntime().OrtValue.ortvalue_from_numpy(array, provider, 0))
     for output in session.get_outputs():
         binding.bind_output(output.name, provider)
 
     def run() -> None:
-        with _named(images):
+        with _named(samples):
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
@@ -91,17 +94,23 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__
 
 
-def _cast(session: Any, images: np.ndarray) -> np.ndarray:
-    return images.astype(_INPUT_TYPES[session.get_inputs()[0].type], copy=False)
+def _feed(session: Any, samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Each array under its input's name, in the number format that the file wants."""
+    inputs = session.get_inputs()
+    if len(inputs) != len(samples):
+        names = ", ".join(entry.name for entry in inputs)
+        raise UsageError(f"The ONNX network takes {len(inputs)} inputs ({names}), and was given {len(samples)}.")
+    pairs = zip(inputs, samples, strict=True)
+    return {entry.name: array.astype(_INPUT_TYPES[entry.type], copy=False) for entry, array in pairs}
 
 
 @contextlib.contextmanager
-def _named(images: np.ndarray) -> Iterator[None]:
+def _named(samples: Sequence[np.ndarray]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        shape = " x ".join(map(str, images.shape))
-        raise UsageError(f"The ONNX network cannot answer for images of {shape}.\n{first_line(error)}") from error
+        shapes = ", ".join("x".join(map(str, array.shape)) for array in samples)
+        raise UsageError(f"The ONNX network cannot answer for inputs of {shapes}.\n{first_line(error)}") from error
 
 
 @functools.cache

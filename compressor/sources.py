@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -12,10 +13,9 @@ from torch import nn
 from compressor.checkpoint import Loaded, load_model
 from compressor.data import Data, check_classes, open_data
 from compressor.errors import UsageError
-from compressor.report import figures
-from compressor.task import logits_of
+from compressor.inputs import Inputs
+from compressor.outputs import logits_of
 
-Shape = tuple[int, int, int]  # channels, height, width of one image
 USUAL = 224  # pixels, where nobody says how large images are
 
 
@@ -67,12 +67,12 @@ class Opened:
 
     loaded: Loaded
     data: Data | None
-    shape: Shape
+    inputs: Inputs
     notes: list[str]
 
 
-def open_both(source: Source, images: Images, asked: Shape | None, seed: int = 0) -> Opened:
-    """Open a model and the images it is for; `asked` is the shape of one image, if the user gave it.
+def open_both(source: Source, images: Images, asked: Inputs | None, seed: int = 0) -> Opened:
+    """Open a model and the images it is for; `asked` is what the network is called with, if the user said it.
 
     Raises a UsageError when one cannot be read, or when they do not belong together.
     """
@@ -80,25 +80,42 @@ def open_both(source: Source, images: Images, asked: Shape | None, seed: int = 0
     data = images.open(_channels(loaded.model), seed)
     notes = [*loaded.notes, *(data.notes if data is not None else [])]
     if data is not None:
-        if asked is not None and asked != data.shape:
-            found = figures.shape([*data.shape])
-            raise UsageError(
-                f"--input {figures.shape([*asked])} does not fit {data.spec}, whose images are {found}: "
-                "leave --input away, or give --size."
-            )
-        return Opened(loaded, data, data.shape, notes)
-    shape = asked or loaded.input_shape
-    if shape is None:
-        shape = _channels(loaded.model) or 3, USUAL, USUAL
-        notes.append(f"images are assumed to be {figures.shape([*shape])}: give --input or --data to say what they are")
-    return Opened(loaded, None, shape, notes)
+        return Opened(loaded, data, _for_images(data, asked, loaded), notes)
+    inputs = asked or loaded.inputs
+    if inputs is None:
+        inputs = Inputs.of((_channels(loaded.model) or 3, USUAL, USUAL))
+        notes.append(f"images are assumed to be {inputs}: give --input or --data to say what they are")
+    return Opened(loaded, None, inputs, notes)
 
 
-def check_answers(model: nn.Module, data: Data | None, shape: Shape) -> None:
-    """Raise DataError when `model` is not for as many classes as `data` has. The model is on the CPU and runs on `shape`."""
+def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:
+    """What the network is called with when `data` deliver it. Raises UsageError when that is more, or other, than images."""
+    known = asked or loaded.inputs or Inputs.of(data.shape)
+    if len(known.each) > 1:
+        raise UsageError(
+            f"The network takes {known.described}, and {data.spec} has images alone: leave --data away. "
+            "Without data, `inspect`, `export`, `eval`, and `prune` with --epochs 0 take several inputs."
+        )
+    (image,) = known.each
+    if asked is not None and image.shape != data.shape:
+        raise UsageError(
+            f"--input {asked} does not fit {data.spec}, whose images are {Inputs.of(data.shape)}: "
+            "leave --input away, or give --size."
+        )
+    first = next(iter(inspect.signature(loaded.model.forward).parameters), None)
+    if image.name not in (None, first):
+        raise UsageError(
+            f"--input {image}: images of {data.spec} are passed as the first argument, which this network calls {first}. "
+            "Leave --data away, or wrap the network so that images come first."
+        )
+    return Inputs((replace(image, shape=data.shape),))
+
+
+def check_answers(model: nn.Module, data: Data | None) -> None:
+    """Raise DataError when `model` is not for as many classes as `data` has. The model is on the CPU and runs on its images."""
     if data is not None:
         with torch.no_grad():
-            check_classes(data, logits_of(model.eval()(torch.zeros(1, *shape))).shape[-1])
+            check_classes(data, logits_of(model.eval()(torch.zeros(1, *data.shape))).shape[-1])
 
 
 def pick_device(name: str) -> torch.device:

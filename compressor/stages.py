@@ -19,6 +19,7 @@ from compressor import measure
 from compressor.data import Batches, Data
 from compressor.errors import UsageError
 from compressor.files import write_text
+from compressor.inputs import AnyInputs, Inputs
 from compressor.journal import Journal
 from compressor.measure import Predict
 from compressor.method import Batch
@@ -28,28 +29,22 @@ EVALUATION_BATCH = 250
 
 
 class Stages:
-    """Measures a network of `shape` [channels, height, width], and tells the journal.
+    """Measures a network that is called with `inputs`, and tells the journal.
 
     `file` is where stages are written down, for a model that `identity` tells from all others (the hash of its file).
     """
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        inputs: AnyInputs,
         data: Data | None,
         device: torch.device,
         journal: Journal,
         file: Path,
         identity: str | None,
     ) -> None:
-        self.shape, self.data, self.device, self.journal, self.file, self.identity = (
-            shape,
-            data,
-            device,
-            journal,
-            file,
-            identity,
-        )
+        self.inputs, self.data, self.device = Inputs.of(inputs), data, device
+        self.journal, self.file, self.identity = journal, file, identity
         self.rows: list[Stage] = []
         self._known = self._read()
         self._original: list[Tensor] = []  # what the original answered to each batch of test images
@@ -80,7 +75,7 @@ class Stages:
         ask = measure.onnx_predict(after)
         if self.data is None:
             self._add("ONNX", model, None)
-            return _on_random_images(measure.onnx_predict(before), ask, self.shape, seed)
+            return _on_random_images(measure.onnx_predict(before), ask, self.inputs, seed)
         answers: list[Tensor] = []
         self._add("ONNX", model, measure.accuracy(_remembering(ask, answers), self.test()))
         return measure.fidelity(_recalling(self._original), _recalling(answers), _blank(answers), "test images")
@@ -91,7 +86,7 @@ class Stages:
         return self.data.batches("test", batch_size=EVALUATION_BATCH, device=self.device)
 
     def _add(self, name: str, model: nn.Module, accuracy: Accuracy | None, note: str = "") -> None:
-        macs, params = measure.count_macs(model, self.shape), measure.count_params(model)
+        macs, params = measure.count_macs(model, self.inputs), measure.count_params(model)
         now = time.perf_counter()
         row = Stage(name, macs, params, accuracy, now - self._marked, note)
         self._marked = now
@@ -137,9 +132,9 @@ def _blank(answers: list[Tensor]) -> list[Batch]:
     return [Batch(nothing, nothing, nothing) for _ in answers]
 
 
-def _on_random_images(original: Predict, small: Predict, shape: tuple[int, int, int], seed: int) -> Fidelity | None:
-    images = torch.randn(8, 8, *shape, generator=torch.Generator().manual_seed(seed))  # 8 batches of 8
-    before, after = [original(batch) for batch in images], [small(batch) for batch in images]
+def _on_random_images(original: Predict, small: Predict, inputs: Inputs, seed: int) -> Fidelity | None:
+    batches = [inputs.random(8, seed + i) for i in range(8)]
+    before, after = [original(*batch) for batch in batches], [small(*batch) for batch in batches]
     if before[0].dim() != 2:
         return None
     return measure.fidelity(_recalling(before), _recalling(after), _blank(before), "random inputs")

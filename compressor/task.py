@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from compressor.outputs import main_first
+
 AUXILIARY = 0.3  # weight of auxiliary classifiers' losses: Szegedy et al., CVPR 2015, section 5
-
-
-def logits_of(outputs: Tensor | tuple[Tensor | None, ...] | Mapping[str, Tensor]) -> Tensor:
-    """The main classifier's [n, classes] among what a network returned: the tensor, or the first of a tuple or mapping."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    first = next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs[0]
-    assert isinstance(first, Tensor)
-    return first
 
 
 @dataclass(frozen=True)
@@ -26,9 +19,13 @@ class Classify:
 
     label_smoothing: float = 0.0
 
-    def loss(self, outputs: Tensor | tuple[Tensor | None, ...], targets: Tensor) -> dict[str, Tensor]:
-        """Named, weighted scalar terms. `outputs`: logits [n, classes], or a tuple of logits (googlenet, inception)."""
-        all_logits = [outputs] if isinstance(outputs, Tensor) else [o for o in outputs if isinstance(o, Tensor)]
+    def loss(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
+        """Named, weighted scalar terms. `outputs`: logits [n, classes], or a tuple or mapping that holds them.
+
+        Further tensors of the same shape are the auxiliary classifiers' logits (googlenet, inception).
+        """
+        logits, *others = main_first(outputs)
+        all_logits = [logits, *(tensor for tensor in others if tensor.shape == logits.shape)]
         main, *auxiliary = (F.cross_entropy(o.float(), targets, label_smoothing=self.label_smoothing) for o in all_logits)
         terms = {"cross_entropy": main}
         if auxiliary:

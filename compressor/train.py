@@ -26,9 +26,9 @@ from compressor.data.readers import seed_from
 from compressor.errors import CheckpointError, UsageError
 from compressor.files import write_whole
 from compressor.method import Batch, Method, Progress
+from compressor.outputs import logits_of
 from compressor.report.schema import Epoch
 from compressor.runtime import first_line
-from compressor.task import logits_of
 
 LOOK_EVERY = 50  # batches, after which the loss is read to see whether it is still a number
 HELD_OUT_BATCH = 500

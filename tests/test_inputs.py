@@ -47,7 +47,7 @@ def test_a_type_that_is_not_known_is_refused() -> None:
 
 def test_samples_are_of_the_model_s_type_and_go_where_forward_wants_them() -> None:
     model = nn.Linear(2, 2, dtype=torch.float64)
-    image, _, ids, mask = MEETING.random(model, 5)
+    image, _, ids, mask = MEETING.random(5, like=model)
     assert (image.shape, image.dtype) == ((5, 3, 8, 8), torch.float64)
     assert (ids.shape, ids.dtype, set(ids.flatten().tolist())) == ((5, 4), torch.int64, {0, 1})
     assert mask.dtype == torch.bool
@@ -68,7 +68,7 @@ def test_a_network_of_several_inputs_is_analysed_cut_and_verified() -> None:
 
 
 def test_a_network_that_is_given_too_few_inputs_says_what_to_do() -> None:
-    with pytest.raises(UsageError, match=r"does not run on inputs of 3x8x8, 3x8x8: .*ids.*\n.*--input .*once for each input"):
+    with pytest.raises(UsageError, match=r"does not run on inputs of 3x8x8, 3x8x8: .*ids.*\n.*--input NAME="):
         analyse(Meeting(), [(3, 8, 8), (3, 8, 8)])
 
 

@@ -7,43 +7,45 @@ import torch
 from torch import nn
 
 from compressor.errors import DataError, UsageError
+from compressor.inputs import Inputs
 from compressor.sources import Images, Source, check_answers, open_both, pick_device
 
 NET = Source("net.pt", "net.py:Net")
+GREY = Inputs.of((1, 8, 8))
 
 
 def test_images_say_what_shape_they_have(project: Path) -> None:
     opened = open_both(NET, Images("digits"), None)
-    assert opened.data is not None and opened.shape == (1, 8, 8) and opened.notes == []
-    assert open_both(NET, Images("digits", size=16), None).shape == (1, 16, 16)
+    assert opened.data is not None and opened.inputs == Inputs.of((1, 8, 8)) and opened.notes == []
+    assert open_both(NET, Images("digits", size=16), None).inputs == Inputs.of((1, 16, 16))
 
 
 def test_grey_images_are_shown_to_a_network_for_colours(project: Path) -> None:
     source = Source("torchvision:squeezenet1_1", arch_args={"num_classes": 10})
-    assert open_both(source, Images("digits", size=32), None).shape == (3, 32, 32)
+    assert open_both(source, Images("digits", size=32), None).inputs == Inputs.of((3, 32, 32))
 
 
 def test_without_images_the_shape_is_asked_for_or_known_or_assumed_and_told(project: Path) -> None:
-    assert open_both(NET, Images(), (1, 8, 8)).shape == (1, 8, 8)
+    assert open_both(NET, Images(), GREY).inputs == GREY
     known = open_both(Source("torchvision:inception_v3"), Images(), None)
-    assert known.shape == (3, 299, 299)
+    assert known.inputs == Inputs.of((3, 299, 299))
     assert known.notes == ["the weights are random: torchvision:inception_v3 names an architecture only"]
     assumed = open_both(NET, Images(), None)
-    assert assumed.shape == (1, 224, 224)
+    assert assumed.inputs == Inputs.of((1, 224, 224))
     assert assumed.notes == ["images are assumed to be 1x224x224: give --input or --data to say what they are"]
 
 
 def test_a_shape_that_the_images_do_not_have_is_refused(project: Path) -> None:
     with pytest.raises(UsageError, match=r"--input 1x9x9 does not fit digits, whose images are 1x8x8: .* give --size"):
-        open_both(NET, Images("digits"), (1, 9, 9))
+        open_both(NET, Images("digits"), Inputs.of((1, 9, 9)))
 
 
 def test_a_network_for_other_classes_is_refused(project: Path) -> None:
     data = Images("digits").open(1, seed=0)
     wrong = nn.Sequential(nn.Flatten(), nn.Linear(64, 12))
     with pytest.raises(DataError, match="answers 12 classes, but digits has 10"):
-        check_answers(wrong, data, (1, 8, 8))
-    check_answers(wrong, None, (1, 8, 8))
+        check_answers(wrong, data)
+    check_answers(wrong, None)
 
 
 def test_the_device_is_the_gpu_if_there_is_one() -> None:

@@ -72,7 +72,7 @@ def train(method: Method, sgd: torch.optim.SGD, epochs: range, of: int) -> list[
     for epoch in epochs:
         method.train()
         method.begin_epoch(Progress(epoch, of))
-        for batch in batches(2, method.job.input_shape, seed=epoch):
+        for batch in batches(2, SHAPE, seed=epoch):
             sgd.zero_grad()
             loss = torch.stack(list(method.loss(batch).values())).sum()
             loss.backward()

@@ -25,6 +25,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from compressor.channels.trace import Ids, Step, Trace, trace_model
+from compressor.inputs import AnyInputs
 from compressor.report.schema import Frozen
 
 Residual = Literal["coupled", "scatter"]
@@ -355,12 +356,13 @@ class Channels:
         return self._tensor_cost({name: float(size) for name, size in self._itemsizes.items()})
 
 
-def analyse(model: nn.Module, input_shape: Sequence[int], residual: Residual = "coupled") -> Channels:
-    """Find the channels of `model` that can be cut. `input_shape`: [channels, height, width] of one image.
+def analyse(model: nn.Module, inputs: AnyInputs, residual: Residual = "coupled") -> Channels:
+    """Find the channels of `model` that can be cut. `inputs`: [channels, height, width] of one image, several such shapes, or
+    name -> shape.
 
-    Raises UsageError when the model does not run on images of this shape.
+    Raises UsageError when the model does not run on them.
     """
-    trace = trace_model(model, input_shape)
+    trace = trace_model(model, inputs)
     parameters = dict(model.named_parameters())
     tensors = {**parameters, **dict(model.named_buffers())}
     return Channels(

@@ -255,7 +255,7 @@ def _slow_attention() -> Iterator[None]:
 def _forward(trace: Trace, model: nn.Module, inputs: Inputs) -> None:
     from compressor.channels.rules import RULES, unknown
 
-    samples = inputs.random(model, 2)
+    samples = inputs.random(2, like=model)
     with torch.no_grad(), _slow_attention(), _Watch(trace, RULES, unknown):
         out = inputs.call(model, samples)
     for tensor in tensors_in(out):
@@ -302,7 +302,8 @@ def _traced(model: nn.Module, inputs: Inputs) -> Trace:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"the model does not run on {inputs.described}: {cause}\n"
-            "Say what it was trained on with --input 3x224x224, once for each input; NAME=1x3x224x224 is one it takes by name."
+            "Give what it was trained on: --input 3x224x224 (channels x height x width) for each input, "
+            "or --input NAME=1x3x224x224 for one that it takes by name."
         ) from error
 
 

@@ -59,7 +59,7 @@ class _SurvivingNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
 
 
 def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = None) -> list[Tensor]:
-    samples = inputs.random(model, 2)
+    samples = inputs.random(2, like=model)
     with torch.no_grad(), _SurvivingNorms(norms) if norms else contextlib.nullcontext():
         out = inputs.call(model.eval(), samples)
     return [tensor for tensor in tensors_in(out) if tensor.is_floating_point()]
@@ -176,7 +176,7 @@ def _runs_without_data(twin: nn.Module, inputs: Inputs) -> bool:
     """Whether a model on `meta` accepts such inputs; one that reads values never does."""
     try:
         with torch.no_grad():
-            inputs.call(twin.eval(), inputs.random(twin, 2))
+            inputs.call(twin.eval(), inputs.random(2, like=twin))
     except Exception:
         return False
     return True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from compressor.checkpoint.arch import build, input_shape, parse_arch_args
+from compressor.checkpoint.arch import build, inputs_of, parse_arch_args
 from compressor.checkpoint.exported import open_program
 from compressor.checkpoint.fit import check_finite, fit
 from compressor.checkpoint.kinds import check_archive, kind_of
@@ -22,6 +22,7 @@ from compressor.checkpoint.read import Content, read
 from compressor.checkpoint.recognise import Recognised, recognise
 from compressor.checkpoint.weights import find_weights
 from compressor.errors import CheckpointError, UsageError
+from compressor.inputs import Inputs
 
 if TYPE_CHECKING:
     from compressor.checkpoint.plan import Plan
@@ -33,16 +34,16 @@ __all__ = ["Content", "Loaded", "Recognised", "build", "kind_of", "load_model", 
 class Loaded:
     """A network in eval mode on the CPU, and where it came from.
 
-    `arch` rebuilds it with `arch_args`, except "pickle:FILE" and "pt2:FILE", whose code lies in the file. `input_shape` is
-    [channels, height, width] where torchvision or timm say it. `notes` are sentences on what was found and done.
-    `sha256` is the file's; None for a name.
+    `arch` rebuilds it with `arch_args`, except "pickle:FILE" and "pt2:FILE", whose code lies in the file. `inputs` is what
+    it is called with, where torchvision, timm or the network's own settings say it. `notes` are sentences on what was found
+    and done. `sha256` is the file's; None for a name.
     """
 
     model: nn.Module
     source: str
     arch: str
     arch_args: dict[str, object] = field(default_factory=dict)
-    input_shape: tuple[int, int, int] | None = None
+    inputs: Inputs | None = None
     notes: list[str] = field(default_factory=list)
     sha256: str | None = None
     plan: "Plan | None" = None  # how a run directory's network was cut from its original
@@ -93,14 +94,14 @@ def load_model(
         model, args, done = fit(arch, args, tensors)
     except CheckpointError as error:
         raise _in_file(path, error) from error
-    return Loaded(model, source, arch, args, input_shape(arch, model), [*notes, *done], _sha256(path))
+    return Loaded(model, source, arch, args, inputs_of(arch, model), [*notes, *done], _sha256(path))
 
 
 def _by_name(source: str, args: dict[str, object]) -> Loaded:
     model = build(source, args).eval()
     trained = args.get("weights") or args.get("pretrained")
     notes = [] if trained else [f"the weights are random: {source} names an architecture only"]
-    return Loaded(model, source, source, args, input_shape(source, model), notes)
+    return Loaded(model, source, source, args, inputs_of(source, model), notes)
 
 
 def _recognised(tensors: dict[str, torch.Tensor], args: dict[str, object], notes: list[str]) -> tuple[str, dict[str, object]]:
@@ -131,7 +132,8 @@ def _module(path: Path, model: nn.Module, notes: list[str]) -> Loaded:
     except CheckpointError as error:
         raise _in_file(path, error) from error
     notes.append("a pickled module was opened, as --trust-pickle allows")
-    return Loaded(model.cpu().eval(), str(path), f"pickle:{path.name}", {}, None, notes, _sha256(path))
+    arch = f"pickle:{path.name}"
+    return Loaded(model.cpu().eval(), str(path), arch, {}, inputs_of(arch, model), notes, _sha256(path))
 
 
 def _program(path: Path) -> Loaded:

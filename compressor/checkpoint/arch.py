@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.checkpoint.kinds import in_one_line
 from compressor.errors import ArchitectureError, UsageError, did_you_mean
+from compressor.inputs import Inputs
 
 FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:NAME or package.module:NAME"
 WORDS = {"true": True, "false": False, "null": None, "none": None}
@@ -85,15 +86,22 @@ def accepts(arch: str, name: str) -> bool:
     return any(parameter.name == name or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def input_shape(arch: str, model: nn.Module) -> tuple[int, int, int] | None:
-    """[channels, height, width] of the images that a network of torchvision or timm was made for; None where nobody says."""
+def inputs_of(arch: str, model: nn.Module) -> Inputs | None:
+    """The images that a network of torchvision, timm or Hugging Face was made for; None where nobody says."""
+    shape = _image_shape(arch, model)
+    return None if shape is None else Inputs.of(shape)
+
+
+def _image_shape(arch: str, model: nn.Module) -> tuple[int, int, int] | None:
     where, _, name = arch.rpartition(":")
     if where == "timm":
         settings = getattr(model, "default_cfg", None) or {}
         size = settings.get("input_size")
         return (int(size[0]), int(size[1]), int(size[2])) if size else None
     if where != "torchvision":
-        return None
+        config = getattr(model, "config", None)  # of Hugging Face
+        channels, size = getattr(config, "num_channels", None), getattr(config, "image_size", None)
+        return (channels, size, size) if isinstance(channels, int) and isinstance(size, int) else None
     if isinstance(size := getattr(model, "image_size", None), int):  # a vision transformer takes one size only
         return 3, size, size
     try:

@@ -4,7 +4,7 @@
 
     version     of this format
     arch        the code that builds the original network, and `arch_args` for it
-    input_shape [channels, height, width]
+    input_shape [channels, height, width] of one image; other inputs are a list of {name, shape, dtype}
     counts      module -> the counts it carries beside its tensors, after the cut (`in_channels`, `num_features`, ...)
     scatter     module -> {kept, width, dim}: where a narrow output is put back into a wide stream
     kept        tensor -> dimension -> name of a list in `indices`: which places of the original remain
@@ -19,7 +19,7 @@ import ast
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from compressor.checkpoint import Loaded, build
 from compressor.checkpoint.kinds import in_one_line
 from compressor.errors import ArchitectureError, CheckpointError, UsageError
 from compressor.files import write_text, write_whole
+from compressor.inputs import AnyInputs, Input, Inputs
 from compressor.measure import count_macs
 
 VERSION = 1
@@ -49,7 +50,7 @@ class Plan:
 
     arch: str
     arch_args: dict[str, object] = field(default_factory=dict)
-    input_shape: tuple[int, int, int] | None = None
+    inputs: AnyInputs | None = None
     cut: Cut = field(default_factory=Cut)
 
     def then(self, cut: Cut) -> Plan:
@@ -64,7 +65,7 @@ class Plan:
             counts[module] = {**counts.get(module, {}), **changed}
         twice = self.cut.spread.keys() & cut.spread.keys()
         assert not twice, f"{twice} are scattered twice: what is scattered once is frozen for the second cut"
-        return Plan(self.arch, self.arch_args, self.input_shape, Cut(kept, counts, {**self.cut.spread, **cut.spread}))
+        return Plan(self.arch, self.arch_args, self.inputs, Cut(kept, counts, {**self.cut.spread, **cut.spread}))
 
 
 def to_json(plan: Plan) -> str:
@@ -78,7 +79,7 @@ def to_json(plan: Plan) -> str:
             "version": VERSION,
             "arch": plan.arch,
             "arch_args": plan.arch_args,
-            "input_shape": plan.input_shape,
+            "input_shape": None if plan.inputs is None else _written(Inputs.of(plan.inputs)),
             "counts": plan.cut.counts,
             "scatter": {
                 name: {"kept": spread.kept, "width": spread.width, "dim": spread.dim}
@@ -119,11 +120,11 @@ def from_json(text: str, where: str) -> Plan:
         }
         counts = {str(module): _counts(changed) for module, changed in data["counts"].items()}
         spread = {str(module): _spread(row) for module, row in data["scatter"].items()}
-        input_shape = None if data["input_shape"] is None else _shape(data["input_shape"])
+        inputs = None if data["input_shape"] is None else _inputs(data["input_shape"])
         arch, arch_args = str(data["arch"]), dict(data["arch_args"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise wrong(in_one_line(error)) from None
-    return Plan(arch, arch_args, input_shape, Cut(kept, counts, spread))
+    return Plan(arch, arch_args, inputs, Cut(kept, counts, spread))
 
 
 def _natural(value: Any) -> int:
@@ -139,9 +140,19 @@ def _places(values: Any) -> list[int]:
     return places
 
 
-def _shape(values: Any) -> tuple[int, int, int]:
+def _written(inputs: Inputs) -> list[Any]:
+    """One image as its three numbers, as in all plans so far; anything else with names and types."""
+    first = inputs.each[0]
+    if inputs == Inputs.of(first.shape) and len(first.shape) == 3:
+        return list(first.shape)
+    return [asdict(entry) for entry in inputs.each]
+
+
+def _inputs(values: list[Any]) -> Inputs:
+    if all(isinstance(entry, dict) for entry in values):
+        return Inputs(tuple(Input(tuple(entry["shape"]), entry["name"], entry["dtype"]) for entry in values))
     channels, height, width = (_natural(value) for value in values)
-    return channels, height, width
+    return Inputs.of((channels, height, width))
 
 
 def _counts(changed: dict[str, Any]) -> dict[str, Count]:
@@ -190,8 +201,8 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
         set_counts(model, plan.cut.counts)
         for name, spread in plan.cut.spread.items():
             attach(model.get_submodule(name), spread)
-        if plan.input_shape is not None:
-            count_macs(model.eval(), plan.input_shape)  # one forward pass, of shapes alone where that is possible
+        if plan.inputs is not None:
+            count_macs(model.eval(), plan.inputs)  # one forward pass, of shapes alone where that is possible
     except (AttributeError, KeyError, IndexError, RuntimeError, UsageError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -246,7 +257,7 @@ def load_run(directory: Path, arch: str | None, arch_args: Mapping[str, object] 
     plan = read_plan(directory)
     if arch is None:
         check_trusted(plan, directory)
-    plan = Plan(arch or plan.arch, dict(arch_args or plan.arch_args), plan.input_shape, plan.cut)
+    plan = Plan(arch or plan.arch, dict(arch_args or plan.arch_args), plan.inputs, plan.cut)
     file = directory / "model.safetensors"
     try:
         # Cloned, because memory that begins anywhere in a file is computed with more slowly, and rounded otherwise.
@@ -257,7 +268,8 @@ def load_run(directory: Path, arch: str | None, arch_args: Mapping[str, object] 
         model = rebuild(build(plan.arch, plan.arch_args), plan, weights)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from error
-    return Loaded(model, str(directory), plan.arch, plan.arch_args, plan.input_shape, [f"a run of {plan.arch}"], None, plan)
+    inputs = None if plan.inputs is None else Inputs.of(plan.inputs)
+    return Loaded(model, str(directory), plan.arch, plan.arch_args, inputs, [f"a run of {plan.arch}"], None, plan)
 
 
 def check_trusted(plan: Plan, directory: Path) -> None:

@@ -35,14 +35,14 @@ def evaluate(
     debug: options.Debug = False,
 ) -> None:
     """Measure accuracy, cost, size and latency, through PyTorch and ONNX Runtime."""
-    image_shape = options.shape(input_)
+    inputs = options.inputs(input_)
     from compressor.evaluate import evaluate as measured
     from compressor.report import figures
 
     result = measured(
         options.source(model, arch, arch_arg, key, ema, trust_pickle),
         options.images(data, size, mean, std, workers),
-        image_shape,
+        inputs,
         device,
     )
     if json:
@@ -50,7 +50,7 @@ def evaluate(
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     rows = {
-        "Images": figures.shape([*result.input_shape]),
+        "Input": figures.inputs(result.inputs),
         "MACs, one image": None if result.macs is None else figures.count(result.macs),
         "Parameters": None if result.params is None else figures.count(result.params),
         "ONNX file": figures.size(result.size_bytes),

@@ -26,16 +26,16 @@ def export(
     debug: options.Debug = False,
 ) -> None:
     """Write a model as ONNX, and check it in ONNX Runtime against PyTorch at batch 1, 2 and 3."""
-    image_shape = options.shape(input_)
+    inputs = options.inputs(input_)
     if out.exists() and not force:
         raise OutputError(f"--out {out} exists: --force replaces it.")
     from compressor.evaluate import export_checked
     from compressor.report import figures
 
-    opened, differences = export_checked(options.source(model, arch, arch_arg, key, ema, trust_pickle), image_shape, out)
+    opened, differences = export_checked(options.source(model, arch, arch_arg, key, ema, trust_pickle), inputs, out)
     if quiet:
         return
-    print(f"{out}: {opened.loaded.arch}, images {figures.shape([*opened.shape])}, {figures.size(out.stat().st_size)}")
+    print(f"{out}: {opened.loaded.arch}, {figures.inputs(opened.inputs.shapes)}, {figures.size(out.stat().st_size)}")
     for note in opened.notes:
         print(f"  {note}")
     worst = max(differences.values())

@@ -27,18 +27,16 @@ def inspect(
     debug: options.Debug = False,
 ) -> None:
     """Show what can be cut, what goes with it, what is frozen and why. Needs no data."""
-    image_shape = options.shape(input_)
+    inputs = options.inputs(input_)
     from compressor.evaluate import look
     from compressor.report import figures
 
-    view = look(options.source(model, arch, arch_arg, key, ema, trust_pickle), image_shape, residual.value)
+    view = look(options.source(model, arch, arch_arg, key, ema, trust_pickle), inputs, residual.value)
     if json:
         print(json_.dumps(view, indent=2))
         return
     console = Console()
-    console.print(
-        f"{view['model']}: {view['arch']}, images {figures.shape(view['input_shape'])}", highlight=False, markup=False
-    )
+    console.print(f"{view['model']}: {view['arch']}, {figures.inputs(view['inputs'])}", highlight=False, markup=False)
     for note in view["notes"]:
         console.print(f"  {note}", highlight=False, markup=False)
     console.print(f"{figures.count(view['macs'])} MACs, {figures.count(view['params'])} parameters\n", highlight=False)

@@ -14,6 +14,7 @@ from rich.console import Console
 from compressor.errors import CompressError, UsageError
 
 if TYPE_CHECKING:
+    from compressor.inputs import Inputs
     from compressor.sources import Images, Source
 
 Model = Annotated[
@@ -41,8 +42,13 @@ Mean = Annotated[str | None, typer.Option(help="Mean of each channel, for exampl
 Std = Annotated[str | None, typer.Option(help="Standard deviation of each channel.")]
 Workers = Annotated[int, typer.Option(help="Processes that read images when they do not fit into memory.")]
 Input = Annotated[
-    str | None,
-    typer.Option("--input", metavar="CxHxW", help="Shape of one image, for example 3x224x224, when no data tell it."),
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="CxHxW",
+        help="Shape of one image when no data tell it, for example 3x224x224. Repeatable, for networks of several inputs. "
+        "NAME=1x3x224x224 is passed by name; a 1 in front is then the batch. Token ids: NAME=1x16:int64.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, all else on standard error.")]
@@ -108,14 +114,10 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
         raise UsageError(f"{name} {text!r} is not a list of numbers: write one a channel, as in 0.485,0.456,0.406.") from None
 
 
-def shape(text: str | None) -> tuple[int, int, int] | None:
-    """`3x224x224` (or `1x3x224x224`) -> (3, 224, 224). Raises UsageError."""
-    if text is None:
+def inputs(texts: list[str] | None) -> Inputs | None:
+    """What every --input says, in order. Raises UsageError."""
+    if not texts:
         return None
-    parts = text.lower().split("x")
-    if len(parts) == 4:
-        parts = parts[1:]
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--input {text!r} is not a shape: write channels x height x width, as in 3x224x224.")
-    channels, height, width = map(int, parts)
-    return channels, height, width
+    from compressor.inputs import Input, Inputs
+
+    return Inputs(tuple(map(Input.parse, texts)))

@@ -111,7 +111,7 @@ def prune(
     goal = budget.parse_rate(rate) if rate is not None else budget.parse_target(str(target))
     entry = catalogue.find(method, "prune")
     settings = catalogue.parse_settings(entry, set_ or [])
-    image_shape = options.shape(input_)
+    inputs = options.inputs(input_)
 
     from compressor.report import print_report, to_json
     from compressor.run import Pruning, Wish
@@ -141,7 +141,7 @@ def prune(
         recipe,
         out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-{method}",
         device=device,
-        input_shape=image_shape,
+        inputs=inputs,
         console=console,
         force=force,
         resume=resume,

@@ -3,6 +3,8 @@
 All text made here is plain ASCII: it also goes into build logs. Sizes count 1 MB = 10^6 bytes.
 """
 
+from collections.abc import Mapping, Sequence
+
 from compressor.report.schema import Accuracy, Latency
 
 _STEPS = ["", "k", "M", "G", "T", "P"]
@@ -101,9 +103,14 @@ def timing(latency: Latency) -> str:
     return f"batch {latency.batch}, {latency.provider.upper()}, {threads}"
 
 
-def shape(sizes: list[int]) -> str:
+def shape(sizes: Sequence[int]) -> str:
     """`64x32x3x3`; a layer that is not there is `-`."""
     return "x".join(map(str, sizes)) or "-"
+
+
+def inputs(shapes: Mapping[str, Sequence[int]]) -> str:
+    """`images 3x224x224`; several with commas between."""
+    return ", ".join(f"{name} {shape(sizes)}" for name, sizes in shapes.items())
 
 
 def shorten(text: str, length: int) -> str:

@@ -29,6 +29,7 @@ def to_html(report: Report) -> str:
         "share": figures.share,
         "duration": figures.duration,
         "shape": figures.shape,
+        "inputs": figures.inputs,
         "typeset": _typeset,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "data_url": _data_url,

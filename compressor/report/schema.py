@@ -148,7 +148,7 @@ class Report:
     model: str
     arch: str
     data: str | None
-    input_shape: list[int]  # [channels, height, width]
+    input_shape: list[int]  # [channels, height, width] of one image, or of the first input
     method: str
     settings: dict[str, str | float | int | bool | None]  # everything that was decided, the method's own settings too
     seed: int
@@ -168,4 +168,5 @@ class Report:
     command: str
     created: str  # ISO 8601, UTC
     seconds: float
+    inputs: dict[str, list[int]] = field(default_factory=dict)  # name in model.onnx -> shape of one sample
     version: int = VERSION

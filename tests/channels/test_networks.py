@@ -276,7 +276,7 @@ def test_weights_of_other_types(dtype: torch.dtype) -> None:
 
 def test_images_of_another_size_than_the_network_takes() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 5))
-    with pytest.raises(UsageError, match=r"does not run on an image of 3x16x16 \(.*\): .+\n.*--input 3x224x224"):
+    with pytest.raises(UsageError, match=r"does not run on images of 3x16x16: .+\n.*--input 3x224x224"):
         analyse(model, (3, 16, 16))
 
 

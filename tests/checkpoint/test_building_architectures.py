@@ -13,6 +13,7 @@ from torch import nn
 from compressor.checkpoint import build, load_model, parse_arch_args
 from compressor.checkpoint.arch import outline
 from compressor.errors import ArchitectureError, CompressError, UsageError
+from compressor.inputs import Inputs
 
 CODE = """
 import torch
@@ -126,7 +127,7 @@ def test_a_name_gives_a_network_with_random_weights(name: str, shape: tuple[int,
     loaded = load_model(name, arch_args={"num_classes": 4})
     assert not loaded.model.training
     assert loaded.arch == loaded.source == name and loaded.arch_args == {"num_classes": 4}
-    assert loaded.sha256 is None and loaded.input_shape == shape
+    assert loaded.sha256 is None and loaded.inputs == Inputs.of(shape)
     assert "random" in loaded.notes[0]
     assert loaded.model(torch.zeros(1, *shape)).shape == (1, 4)
 

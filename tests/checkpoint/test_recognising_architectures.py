@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compressor.checkpoint import load_model, recognise
 from compressor.checkpoint.arch import outline
 from compressor.errors import CheckpointError
+from compressor.inputs import Inputs
 
 
 def state(name: str, **args: object) -> dict[str, Tensor]:
@@ -55,7 +56,7 @@ def test_a_recognised_file_loads_with_its_classes(tmp_path: Path) -> None:
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in model.state_dict().items()}}, tmp_path / "a.pth")
     loaded = load_model(str(tmp_path / "a.pth"))
     assert loaded.arch == "torchvision:squeezenet1_1" and loaded.arch_args == {"num_classes": 6}
-    assert loaded.input_shape == (3, 224, 224)
+    assert loaded.inputs == Inputs.of((3, 224, 224))
     assert any("recognised as torchvision:squeezenet1_1 with 6 classes" in note for note in loaded.notes)
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(loaded.model(images), model(images))

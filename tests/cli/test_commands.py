@@ -65,7 +65,7 @@ def test_an_onnx_file_is_measured_with_and_without_images(here: Path) -> None:
         (("half/model.onnx", "--input", "3x8x8"), "takes images of 1x8x8, and was to be given 3x8x8"),
         (("seven.onnx", "--data", "digits"), "answers 7 classes, but digits has 10"),
         (("half/report.json",), "is a text file"),
-        ((*NET, "--input", "3x8x8"), "cannot answer for an image of 3 x 8 x 8"),
+        ((*NET, "--input", "3x8x8"), "cannot answer for images of 3x8x8"),
         ((*NET, "--device", "cuda:77"), "--device cuda:77 cannot be used here"),
     ],
 )
@@ -131,7 +131,7 @@ def test_what_can_be_cut_is_told_to_programs(here: Path) -> None:
     result = compress("inspect", *NET, "--json")
     view = json.loads(result.stdout)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert view["input_shape"] == [1, 224, 224] and view["notes"][0].startswith("images are assumed to be 1x224x224")
+    assert view["inputs"] == {"images": [1, 224, 224]} and view["notes"][0].startswith("images are assumed to be 1x224x224")
     stream, inner = view["groups"]
     assert (stream["layers"], stream["channels"], inner["layers"], inner["channels"]) == (["stem.0", "conv2"], 8, ["conv1"], 16)
     assert 0 < view["smallest"]["macs"] < 0.1
