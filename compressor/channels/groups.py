@@ -7,6 +7,11 @@ Two ways to treat a residual stream:
 
 - `coupled`: the channels of a stream are cut together; what remains is a plain smaller network.
 - `scatter`: each layer keeps its own channels, the stream stays wide, and each narrow result is added back at its kept places.
+
+And two to treat the heads of attention:
+
+- `width`: all heads get narrower, index by index; heads of which that cannot be are cut as with `whole`.
+- `whole`: heads go, and those that remain keep their width.
 """
 
 from __future__ import annotations
@@ -20,15 +25,17 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_matrix, csr_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import csr_matrix
 from torch import nn
 
-from compressor.channels.trace import Ids, Step, Trace, trace_model
+from compressor.channels.labels import Split, Step, Trace
+from compressor.channels.sizes import Attribute, Ids, solve
+from compressor.channels.trace import trace_model
 from compressor.inputs import AnyInputs
 from compressor.report.schema import Frozen
 
 Residual = Literal["coupled", "scatter"]
+Heads = Literal["width", "whole"]
 Mask = npt.NDArray[np.bool_]
 T = TypeVar("T", bound=np.generic)
 Role = Literal["out", "in", "scale"]
@@ -129,11 +136,7 @@ class Channels:
     def _components(self) -> tuple[Ids, dict[int, str]]:
         """Component of each id, and the reason of each frozen component."""
         trace = self._trace
-        a = np.concatenate([edge[0] for edge in trace.edges] or [np.zeros(0, np.int64)])
-        b = np.concatenate([edge[1] for edge in trace.edges] or [np.zeros(0, np.int64)])
-        graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(trace.count, trace.count))
-        _, component = connected_components(graph, directed=False)
-        component = component.astype(np.int64)
+        component = trace.components()
         reason: dict[int, str] = {int(component[0]): "it is a constant"}
         for ids, why in trace.freezes:
             for c in np.unique(component[ids]):
@@ -254,6 +257,20 @@ class Channels:
                 found.append(Place(tensor, dim, ("out", "in", "scale")[role], atoms))
         return found
 
+    def counts(self, mask: Mask) -> dict[Attribute, int]:
+        """The attributes of modules that must change, and their values, when the atoms of `mask` stay."""
+        stays = np.append(mask, True)[self._atom]  # [ids]; what has no atom (-1) stays
+        wanted = [(size, int(stays[ids].sum())) for ids, size in self._trace.demands]
+        return solve(wanted, self._trace.values, self._trace.pinned)
+
+    def splits_of_heads(self, stuck: bool) -> frozenset[Split]:
+        """The views that part channels into heads of attention; with `stuck`, those of which no head can get narrower."""
+        attended = {int(c) for ids in self._trace.attended for c in self._component[ids]}
+        if stuck:
+            attended.intersection_update(self._reason)
+        splits = enumerate(self._trace.splits)
+        return frozenset(split for split, ids in splits if attended.issuperset(self._component[ids].tolist()))
+
     # Questions --------------------------------------------------------------------------------------------------------
 
     def with_residual(self, residual: Residual) -> Channels:
@@ -356,19 +373,21 @@ class Channels:
         return self._tensor_cost({name: float(size) for name, size in self._itemsizes.items()})
 
 
-def analyse(model: nn.Module, inputs: AnyInputs, residual: Residual = "coupled") -> Channels:
+def analyse(model: nn.Module, inputs: AnyInputs, residual: Residual = "coupled", heads: Heads = "width") -> Channels:
     """Find the channels of `model` that can be cut. `inputs`: [channels, height, width] of one image, several such shapes, or
     name -> shape.
 
     Raises UsageError when the model does not run on them.
     """
-    trace = trace_model(model, inputs)
     parameters = dict(model.named_parameters())
     tensors = {**parameters, **dict(model.named_buffers())}
-    return Channels(
-        trace,
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        {name: tensor.element_size() for name, tensor in tensors.items()},
-        set(parameters),
-        residual,
-    )
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    itemsizes = {name: tensor.element_size() for name, tensor in tensors.items()}
+
+    def analysed(whole: frozenset[Split] = frozenset()) -> Channels:
+        return Channels(trace_model(model, inputs, whole), shapes, itemsizes, set(parameters), residual)
+
+    channels = analysed()
+    if whole := channels.splits_of_heads(stuck=heads == "width"):
+        channels = analysed(whole)
+    return channels

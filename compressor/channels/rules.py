@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from compressor.channels.trace import Call, Ids, Labels, Rule, Trace
+from compressor.channels.labels import Call, Labels, Rule, Trace
+from compressor.channels.sizes import Ids
 
 RULES: dict[str, Rule] = {}
 
@@ -107,10 +109,15 @@ def _product(trace: Trace, a: Tensor, b: Tensor, out: Tensor) -> None:
     """[..., n, k] times [..., k, m]: k joins, the rest is carried."""
     a_ids, b_ids = trace.labels(a), trace.labels(b)
     trace.join(a_ids[-1], b_ids[-2], "it is multiplied with values from outside the model")
-    labels: Labels = [*_meet(trace, [(a, a_ids[:-2]), (b, b_ids[:-2])], list(out.shape[:-2])), a_ids[-2], b_ids[-1]]
+    labels: Labels = [a_ids[-2], b_ids[-1]]
+    if out.dim() > 2:  # one product for each index of the first dimension
+        first = trace.join(a_ids[0], b_ids[0], "it is multiplied with values from outside the model")
+        labels.insert(0, None if a_ids[0] is None or b_ids[0] is None else first)
     trace.set(out, labels)
     own = b if trace.tensor_name(b) else a
-    if trace.tensor_name(own):
+    if not trace.tensor_name(own):
+        trace.attended.extend(ids for ids in (*a_ids, *b_ids) if ids is not None)
+    else:
         made, read = (b_ids[-1], b_ids[-2]) if own is b else (a_ids[-2], a_ids[-1])
         if made is not None and read is not None:
             trace.produced.append(made)
@@ -197,7 +204,15 @@ def _meet(trace: Trace, operands: Sequence[tuple[Tensor, Labels]], shape: Sequen
     """Labels of an element-wise result: operands that are not broadcast along a dimension join there."""
     labels: Labels = []
     for back in range(len(shape), 0, -1):
-        here = [ids[-back] for tensor, ids in operands if tensor.dim() >= back and tensor.shape[-back] == shape[-back] > 1]
+        full = [
+            (tensor, ids[-back]) for tensor, ids in operands if tensor.dim() >= back and tensor.shape[-back] == shape[-back] > 1
+        ]
+        expanded = [trace.expanded(tensor, -back) for tensor, _ in full]
+        here = [ids for (_, ids), size in zip(full, expanded, strict=True) if size is None] or [None]
+        for ids in here:
+            for size in expanded:
+                if ids is not None:
+                    trace.demand(ids, size)
         tracked = [ids for ids in here if ids is not None]
         if len(tracked) < len(here):
             for ids in tracked:
@@ -247,7 +262,7 @@ def cat(trace: Trace, call: Call) -> None:
     for here in range(call.out.dim()):
         column = [ids[here] for ids in pieces]
         if here == dim:
-            known = any(ids is not None for ids in column)
+            known = any(ids is not None and len(ids) > 1 for ids in column)  # a single index, as of a class token, stays anyway
             sizes = [tensor.shape[dim] for tensor in tensors]
             filled = [np.zeros(n, np.int64) if ids is None else ids for ids, n in zip(column, sizes, strict=True)]
             labels.append(np.concatenate(filled) if known else None)
@@ -268,55 +283,93 @@ def cat(trace: Trace, call: Call) -> None:
 # Views ----------------------------------------------------------------------------------------------------------------
 
 
-def _piece(trace: Trace, ids: Ids | None, start: int, stop: int, step: int = 1) -> Ids | None:
-    """A slice. Equal aligned chunks of one tensor stay equal, so they are joined index by index; any other part stays."""
-    if ids is None:
-        return None
-    piece = ids[start:stop:step]
-    if 0 < len(piece) < len(ids):
-        if len(piece) == 1:
-            trace.freeze(ids, "the model picks it by its place")
-        elif step == 1 and len(ids) % len(piece) == 0 and start % len(piece) == 0:
-            trace.alike(ids.reshape(-1, len(piece)))
-        else:
-            trace.freeze(ids, "the model takes an uneven part of it, by number")
-    return piece
-
-
 @rule("slice")
 def slice_(trace: Trace, call: Call) -> None:
+    """A part of the channels. Where it begins and ends must still be true of those that remain."""
     x = call.args[0]
     labels = trace.labels(x)
     dim = _normal(call.arg(1, "dim", 0), x.dim())
-    size = x.shape[dim]
-    start, stop = call.arg(2, "start"), call.arg(3, "end")
-    start, stop, step = slice(start, stop, call.arg(4, "step", 1)).indices(size)
-    labels[dim] = _piece(trace, labels[dim], start, max(start, stop), step)
+    bounds, step = (call.arg(2, "start"), call.arg(3, "end")), call.arg(4, "step", 1)
+    start, stop, _ = slice(*bounds).indices(x.shape[dim])
+    ids = labels[dim]
+    if ids is not None:
+        if trace.asked is None and step == 1:
+            _chunk(trace, ids, start, stop)
+        elif step == 1:
+            for bound in bounds:
+                _bound(trace, ids, bound)
+        elif stop == len(ids) and start < step and len(ids) % step == 0:  # every second one, say: in whole rounds
+            trace.alike(ids.reshape(-1, step).T)
+        else:
+            trace.freeze(ids, "the model takes a part of it, by number")
+        labels[dim] = ids[start:stop:step]
     trace.set(call.out, labels)
+
+
+def _bound(trace: Trace, ids: Ids, bound: int | None) -> None:
+    """A slice begins or ends at `bound`: of the channels before it (after it, when negative) as many must stay."""
+    if bound and abs(bound) < len(ids):
+        size = trace.asked_for(bound)
+        trace.demand(*((ids[:bound], size) if bound > 0 else (ids[bound:], -size)))
+
+
+def _chunk(trace: Trace, ids: Ids, start: int, stop: int) -> None:
+    """Equal chunks of one tensor stay equal, so they are joined index by index; any other part stays."""
+    size = stop - start
+    if 0 < size < len(ids):
+        if len(ids) % size == 0 and start % size == 0:
+            trace.alike(ids.reshape(-1, size))
+        else:
+            trace.freeze(ids, "the model takes an uneven part of it, by number")
 
 
 @rule("split", "split_with_sizes", "chunk")
 def split(trace: Trace, call: Call) -> None:
+    """Pieces of sizes that the code gives, or equal ones."""
     x = call.args[0]
     dim = _normal(call.arg(2, "dim", 0), x.dim())
+    asked = trace.asked if isinstance(call.args[1], list) or trace.asked is None else trace.asked[:1] * len(call.out)
     start = 0
-    for out in call.out:
+    for i, out in enumerate(call.out):
         labels = trace.labels(x)
-        labels[dim] = _piece(trace, labels[dim], start, start + out.shape[dim])
-        start += out.shape[dim]
+        stop = start + out.shape[dim]
+        if (ids := labels[dim]) is not None:
+            labels[dim] = ids[start:stop]
+            if asked is None or call.name.startswith("aten.chunk"):
+                _chunk(trace, ids, start, stop)
+            elif asked[i] == stop - start:  # else it is the rest
+                trace.demand(ids[start:stop], asked[i])
+        start = stop
         trace.set(out, labels)
 
 
-@rule("select", "unbind")
+@rule("select")
 def select(trace: Trace, call: Call) -> None:
-    x = call.args[0]
-    unbind = call.name.startswith("aten.unbind")
-    dim = _normal(call.arg(1, "dim", 0), x.dim())
+    """One index: those before it must stay (those after it, when it is counted from the end), so that it is found there."""
+    x, dim, index = call.args
     labels = trace.labels(x)
-    trace.freeze(labels[dim], "the model picks it by its place")
-    del labels[dim]
-    for out in call.out if unbind else [call.out]:
+    ids = labels.pop(_normal(dim, x.dim()))
+    if ids is not None:
+        trace.freeze(ids[: index + 1] if index >= 0 else ids[index:], "the model picks it by its place")
+    trace.set(call.out, labels)
+
+
+@rule("unbind")
+def unbind(trace: Trace, call: Call) -> None:
+    x = call.args[0]
+    labels = trace.labels(x)
+    trace.freeze(labels.pop(_normal(call.arg(1, "dim", 0), x.dim())), "the model takes it apart, one by one")
+    for out in call.out:
         trace.set(out, labels)
+
+
+@rule("stack")
+def stack(trace: Trace, call: Call) -> None:
+    """Tensors side by side along a new dimension."""
+    tensors = call.args[0]
+    labels = _meet(trace, [(tensor, trace.labels(tensor)) for tensor in tensors], tensors[0].shape)
+    labels.insert(_normal(call.arg(1, "dim", 0), call.out.dim()), None)
+    trace.set(call.out, labels)
 
 
 @rule("permute", "transpose", "t", "movedim", "numpy_T")
@@ -353,7 +406,14 @@ def squeeze(trace: Trace, call: Call) -> None:
 def expand(trace: Trace, call: Call) -> None:
     x, out = call.args[0], call.out
     labels: Labels = [*[None] * (out.dim() - x.dim()), *trace.labels(x)]
-    trace.set(out, [ids if ids is not None and len(ids) == n else None for ids, n in zip(labels, out.shape, strict=True)])
+    labels = [ids if ids is not None and len(ids) == n else None for ids, n in zip(labels, out.shape, strict=True)]
+    asked = trace.asked if trace.asked is not None and len(trace.asked) == out.dim() else [-1] * out.dim()
+    for ids, size in zip(labels, asked, strict=True):
+        if ids is not None:
+            trace.demand(ids, size)
+    trace.set(out, labels)
+    sizes = [1] * (out.dim() - x.dim()) + list(x.shape)
+    trace.expand(out, {d - out.dim(): asked[d] for d, size in enumerate(sizes) if size == 1 < out.shape[d]})
 
 
 @rule("repeat")
@@ -406,6 +466,28 @@ def channel_shuffle(trace: Trace, call: Call) -> None:
     trace.set(call.out, labels)
 
 
+@rule("index", "embedding", "index_select")
+def index(trace: Trace, call: Call) -> None:
+    """Rows of a table by number: the dimensions that are indexed stay, the others are carried."""
+    x = call.args[0]
+    labels = trace.labels(x)
+    if call.name.startswith("aten.index.Tensor"):
+        indices = [*call.args[1], *[None] * (x.dim() - len(call.args[1]))]
+        dims = [d for d, places in enumerate(indices) if places is not None]
+        if any(places.dtype == torch.bool for places in indices if places is not None):
+            return unknown(trace, call)
+        width = max(indices[d].dim() for d in dims)
+    else:
+        dims = [_normal(call.args[1], x.dim())] if call.name.startswith("aten.index_select") else [0]
+        width = call.args[-1 if "select" in call.name else 1].dim()
+    for dim in dims:
+        trace.freeze(labels[dim], "the model picks its entries by number")
+    together = dims == list(range(dims[0], dims[-1] + 1))  # else the indexed dimensions move to the front
+    kept = [ids for d, ids in enumerate(labels) if d not in dims]
+    at = dims[0] if together else 0
+    trace.set(call.out, [*kept[:at], *[None] * width, *kept[at:]])
+
+
 @rule("index_copy")
 def index_copy(trace: Trace, call: Call) -> None:
     """What is put in at numbered places keeps its width; so does a network whose layers were scattered before."""
@@ -436,11 +518,18 @@ def view(trace: Trace, call: Call) -> None:
     labels = trace.labels(x)
     if not any(ids is not None for ids in labels):
         return trace.set(out, [None] * out.dim())
+    asked = trace.asked if trace.asked is not None and len(trace.asked) == out.dim() else [None] * out.dim()
     new: Labels = [None] * out.dim()
     for olds, news in _blocks(x.shape, out.shape):
         merged = _merge(trace, [labels[d] for d in olds], [x.shape[d] for d in olds])
-        for dim, ids in zip(news, _separate(trace, merged, [out.shape[d] for d in news]), strict=True):
+        parts = _separate(trace, merged, [out.shape[d] for d in news])
+        heads = next((ids for ids in parts[:-1] if ids is not None), None)
+        for dim, ids in zip(news, parts, strict=True):
             new[dim] = ids
+            if ids is None:
+                trace.pin(asked[dim], heads)
+            else:
+                trace.demand(ids, asked[dim])
     trace.set(out, new)
 
 
@@ -483,15 +572,22 @@ def _merge(trace: Trace, labels: Labels, sizes: Sequence[int]) -> Ids | None:
 
 
 def _separate(trace: Trace, ids: Ids | None, sizes: Sequence[int]) -> Labels:
-    """One dimension cut into several: the last axis along which ids differ stays tracked, and its copies must stay alike."""
+    """One dimension cut into several: the last axis along which ids differ stays tracked, and its copies must stay alike.
+
+    Where whole heads of attention are to go, it is the axis before that.
+    """
     labels: Labels = [None] * len(sizes)
     if ids is None:
         return labels
     cube = ids.reshape(tuple(sizes))
     varies = [d for d in range(len(sizes)) if np.any(cube != cube.take([0], axis=d))]
-    axis = varies[-1] if varies else 0
-    rows = np.moveaxis(cube, axis, -1).reshape(-1, sizes[axis])
-    labels[axis] = trace.alike(rows if len(varies) > 1 else rows[:1])
+    if len(varies) < 2:
+        axis = varies[0] if varies else 0
+        labels[axis] = np.moveaxis(cube, axis, -1).reshape(-1, sizes[axis])[0]
+        return labels
+    axis = varies[-2] if len(trace.splits) in trace.whole else varies[-1]
+    labels[axis] = tracked = trace.alike(np.moveaxis(cube, axis, -1).reshape(-1, sizes[axis]))
+    trace.splits.append(tracked)
     return labels
 
 
@@ -525,7 +621,7 @@ def _reduced(call: Call, dims: int) -> set[int]:
 @rule("mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "std", "var", "var_mean", "std_mean",
       "linalg_vector_norm", "norm", "logsumexp", "any", "all")  # fmt: skip
 def reduce(trace: Trace, call: Call) -> None:
-    """Reduced dimensions are dropped. A sum does not feel a channel of zeros; every other reduction would."""
+    """Reduced dimensions are dropped. Neither a sum nor a Euclidean norm feels a channel of zeros; other reductions would."""
     x = call.args[0]
     labels = trace.labels(x)
     if isinstance(call.arg(1, "dim"), Tensor):
@@ -533,7 +629,7 @@ def reduce(trace: Trace, call: Call) -> None:
     gone = _reduced(call, x.dim())
     operator = call.name.split(".")[1]
     for dim in gone:
-        if operator != "sum":
+        if operator not in ("sum", "linalg_vector_norm", "norm"):
             trace.freeze(labels[dim], f"the model takes its {operator} over channels")
     for out in _outputs(call):
         if out.dim() == x.dim():

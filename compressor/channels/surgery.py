@@ -17,13 +17,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from compressor.channels.groups import Channels, Mask
-from compressor.channels.trace import Ids
+from compressor.channels.sizes import Ids
 
 Count = int | list[int]
-COUNTS = (
-    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "normalized_shape",
-    "num_channels", "num_parameters",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,6 +109,13 @@ def plan(model: nn.Module, channels: Channels, mask: Mask) -> Cut:
         tensors = {leaf: kept[name] for leaf, name in names.items() if name in kept}
         if tensors and (changed := _counts(module, tensors)):
             counts[owner] = changed
+    for attribute, value in channels.counts(mask).items():
+        own = counts.setdefault(attribute.module, {})
+        if attribute.item is None:
+            own[attribute.name] = value
+        else:
+            now = own.get(attribute.name) or list(getattr(model.get_submodule(attribute.module), attribute.name))
+            own[attribute.name] = [value if i == attribute.item else size for i, size in enumerate(now)]
     return Cut(kept, counts, spread)
 
 
@@ -160,10 +163,25 @@ def apply(model: nn.Module, cut: Cut) -> nn.Module:
 
 
 def set_counts(model: nn.Module, counts: dict[str, dict[str, Count]]) -> None:
+    """Set counts that modules keep. Raises AttributeError for what is none: a file of counts must not set anything else."""
     for name, changed in counts.items():
         module = model.get_submodule(name)
         for attribute, value in changed.items():
-            setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
+            now = module.__dict__.get(attribute)
+            if attribute.startswith("_") or not _counts_less(now, value):
+                raise AttributeError(f"{name}.{attribute} is {now!r}, which is no count that {value} may replace")
+            setattr(module, attribute, value if isinstance(now, int) else type(now)(value))
+
+
+def _counts_less(now: object, value: Count) -> bool:
+    """Whether `value` is a count, or several, like `now`, and none is higher."""
+    before, after = ([entry] if isinstance(entry, int) else entry for entry in (now, value))
+    return (
+        isinstance(before, list | tuple)
+        and isinstance(after, list)
+        and len(before) == len(after)
+        and all(type(a) is type(b) is int and 0 <= b <= a or a == b for a, b in zip(before, after, strict=True))
+    )
 
 
 def mask(model: nn.Module, cut: Cut) -> nn.Module:

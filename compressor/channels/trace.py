@@ -2,192 +2,32 @@
 
 Every index of every dimension of every parameter gets a number of its own. The forward runs under a dispatch mode, so that
 whatever the model's code looks like we see a sequence of ATen operators. Each operator's rule (`rules.py`) says what numbers
-its output carries and which numbers must go together; an operator without a rule freezes what it touches.
+its output carries and which numbers must go together; an operator without a rule freezes what it touches. A second mode
+watches the sizes that the model's code asks for (`sizes.py`).
 No data, no compute, no export: what runs can be analysed. A model whose control flow reads values cannot run on `meta`; it is
 traced with real tensors instead.
-
-Labels: a tensor carries, for each dimension, either None (batch, space, tokens) or an array of numbers, one per index.
-Number 0 stands for an index that no parameter makes and that must therefore stay (padding, raw inputs).
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compressor.channels.labels import Call, Rule, Split, Trace
+from compressor.channels.rules import RULES, unknown
+from compressor.channels.sizes import Size, mark_attributes
 from compressor.errors import UsageError
 from compressor.inputs import AnyInputs, Inputs
 from compressor.meta import meta_copy
 from compressor.outputs import tensors_in
-
-Ids = npt.NDArray[np.int64]
-Labels = list[Ids | None]
-Rule = Callable[["Trace", "Call"], None]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One operator at work."""
-
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
-
-    @cached_property
-    def inputs(self) -> list[Tensor]:
-        return tensors_in((self.args, self.kwargs))
-
-    def arg(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument that may have been passed by position or by name."""
-        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One factor of a cost: the ids along a dimension. `own` when they are the dimension of a parameter itself."""
-
-    ids: Ids
-    own: bool
-
-
-@dataclass(frozen=True)
-class Term:
-    """Multiply-adds of one operator for one image: `constant` times the product of the axes' sizes."""
-
-    layer: str
-    constant: float
-    axes: tuple[Axis, ...]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A layer or a norm at work: its parameters, and the serial numbers of the tensors it read and wrote."""
-
-    tensors: tuple[str, ...]  # the weight first
-    read: int
-    wrote: int
-    groups: int = 1  # of a convolution: its outputs go from all groups alike
-
-
-@dataclass
-class Trace:
-    """What one or more forward passes told. Rules write into it."""
-
-    names: dict[int, str]  # id() of each parameter and buffer -> its name
-    labels_of: dict[str, list[Ids]] = field(default_factory=dict)
-    blocks: list[tuple[int, int, str, int]] = field(default_factory=list)  # first id, size, tensor, dim
-    count: int = 1
-    edges: list[tuple[Ids, Ids]] = field(default_factory=list)
-    freezes: list[tuple[Ids, str]] = field(default_factory=list)
-    produced: list[Ids] = field(default_factory=list)
-    consumed: list[Ids] = field(default_factory=list)
-    sums: list[Ids] = field(default_factory=list)  # what was added to something: residual streams
-    terms: list[Term] = field(default_factory=list)
-    layers: list[Step] = field(default_factory=list)
-    norms: list[Step] = field(default_factory=list)
-    reads: Counter[int] = field(default_factory=Counter)  # serial number of a tensor -> how many operators read it
-    serials: Iterator[int] = field(default_factory=itertools.count)
-    outputs: set[int] = field(default_factory=set)  # serial numbers of what the model returns
-    unknown: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    batch: int = 2
-    first: bool = True  # costs and steps are taken from the first pass alone
-
-    def tensor_name(self, tensor: Any) -> str | None:
-        """The name of a parameter or buffer, or of the one that `tensor` is a view of."""
-        if not isinstance(tensor, Tensor):
-            return None
-        return self.names.get(id(tensor)) or getattr(tensor, "_origin", None)
-
-    def labels(self, tensor: Tensor) -> Labels:
-        name = self.names.get(id(tensor))
-        if name is not None:
-            if name not in self.labels_of:
-                self.labels_of[name] = [self._fresh(name, dim, size) for dim, size in enumerate(tensor.shape)]
-            return list(self.labels_of[name])
-        return list(getattr(tensor, "_channels", None) or [None] * tensor.dim())
-
-    def _fresh(self, name: str, dim: int, size: int) -> Ids:
-        ids: Ids = np.arange(self.count, self.count + size)
-        self.blocks.append((self.count, size, name, dim))
-        self.count += size
-        if size == 1:  # broadcast or the only channel there is: nothing to choose
-            self.freeze(ids, "it has one index only")
-        return ids
-
-    def set(self, tensor: Tensor, labels: Sequence[Ids | None]) -> None:
-        sizes = tuple(tensor.shape)
-        fits = (ids is None or len(ids) == size for ids, size in zip(labels, sizes, strict=True))
-        assert all(fits), (labels, sizes)
-        if id(tensor) in self.names:  # written in place, as batch norm does with its statistics
-            return
-        tensor._channels = list(labels)  # type: ignore[attr-defined]  # labels ride on the tensor itself
-
-    def carries(self, tensor: Tensor) -> bool:
-        return id(tensor) in self.names or any(ids is not None for ids in getattr(tensor, "_channels", ()) or ())
-
-    def freeze(self, ids: Ids | None, reason: str) -> None:
-        if ids is not None and ids.size:
-            self.freezes.append((ids[ids > 0], reason))
-
-    def freeze_all(self, tensor: Tensor, reason: str) -> None:
-        for ids in self.labels(tensor):
-            self.freeze(ids, reason)
-
-    def join(self, a: Ids | None, b: Ids | None, reason: str) -> Ids | None:
-        """`a[i]` and `b[i]` live and die together; what meets an untracked or constant index stays."""
-        if a is None or b is None or a is b:
-            self.freeze(a if b is None else (b if a is None else None), reason)
-            return a if b is None else b
-        assert a.shape == b.shape, (a.shape, b.shape)
-        self.freeze(a[b == 0], reason)
-        self.freeze(b[a == 0], reason)
-        both = (a > 0) & (b > 0)
-        self.edges.append((a[both], b[both]))
-        return a
-
-    def alike(self, rows: Ids) -> Ids:
-        """Rows of [copies, n] ids must stay alike: index j of every row lives and dies with index j of the first."""
-        first: Ids = rows[0]
-        for row in rows[1:]:
-            self.join(first, row, "its copies meet a constant")
-        return first
-
-    def cost(self, layer: str, constant: float, *axes: Axis | int) -> None:
-        """Add `constant` times the product of `axes` multiply-adds (for the whole batch) to `layer`."""
-        if self.first:
-            for size in axes:
-                constant *= size if isinstance(size, int) else 1
-            tracked = tuple(axis for axis in axes if isinstance(axis, Axis))
-            self.terms.append(Term(layer, constant / self.batch, tracked))
-
-    def axis(self, tensor: Tensor, dim: int) -> Axis | int:
-        ids = self.labels(tensor)[dim]
-        return tensor.shape[dim] if ids is None else Axis(ids, self.tensor_name(tensor) is not None)
-
-    def serial(self, tensor: Tensor) -> int:
-        if not hasattr(tensor, "_serial"):
-            tensor._serial = next(self.serials)  # type: ignore[attr-defined]
-        return int(tensor._serial)  # type: ignore[attr-defined]
-
-    def step(self, steps: list[Step], x: Tensor, out: Tensor, tensors: Sequence[Tensor | None], groups: int = 1) -> None:
-        """Note that a layer or a norm with these parameters made `out` from `x`."""
-        names = tuple(name for name in map(self.tensor_name, tensors) if name)
-        if self.first and names:
-            steps.append(Step(names, self.serial(x), self.serial(out), groups))
-
 
 VIEWS = {
     "aten.t.default", "aten.transpose.int", "aten.permute.default", "aten.view.default", "aten._unsafe_view.default",
@@ -241,22 +81,70 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         return out
 
 
+SHAPE = torch.Tensor.shape
+COMPUTE = {"add", "sub", "rsub", "mul", "rmul", "div", "truediv", "rtruediv", "true_divide", "divide", "pow", "rpow"}
+
+
+class _Sizes(TorchFunctionMode):
+    """Shapes that know whose widths they are, and the sizes that the model's code asks for."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        trace, name, kwargs = self.trace, getattr(func, "__name__", ""), kwargs or {}
+        if name.strip("_") in COMPUTE:
+            for size in args:
+                if isinstance(size, Size):
+                    float(size)  # it is a number here: this notes it
+        trace.asked = _asked(name, args, kwargs)
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            trace.asked = None
+        of_shape = name == "size" or (name == "__get__" and getattr(func, "__self__", None) is SHAPE)
+        if not of_shape or not isinstance(args[0], Tensor) or not trace.carries(args[0]):
+            return out
+        shape = trace.shape(args[0], args[0].shape)
+        return shape if isinstance(out, tuple) else shape[args[1] if len(args) > 1 else kwargs["dim"]]
+
+
+def _asked(name: str, args: Any, kwargs: Any) -> list[int | None] | None:
+    """The sizes in a call that the rules of `rules.py` ask for: one a dimension of a view, the bounds of slices, or pieces."""
+    if name in ("view", "reshape", "expand", "split", "split_with_sizes"):
+        sizes = [*args[1:], *kwargs.values()]
+        return [size for part in sizes for size in (part if isinstance(part, tuple | list) else [part])]
+    if name == "unflatten":
+        dim, sizes = [*args[1:], *kwargs.values()][:2]
+        dims = args[0].dim()
+        return [*[None] * (dim % dims), *sizes, *[None] * (dims - 1 - dim % dims)]
+    if name == "narrow":
+        start, length = [*args[1:], *kwargs.values()][1:3]
+        return [start, start + length]
+    if name == "__getitem__":
+        parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return [bound for part in parts if isinstance(part, slice) for bound in (part.start, part.stop)]
+    return None
+
+
 @contextmanager
-def _slow_attention() -> Iterator[None]:
-    """Torch's fused attention fast path is one operator with a dozen weights: take the path made of plain operators."""
-    before = torch.backends.mha.get_fastpath_enabled()
+def plain_attention() -> Iterator[None]:
+    """Attention of `nn.MultiheadAttention` in plain steps: its fused operator has a dozen weights, and what is called with a
+    function mode at work is called as a whole."""
+    fast, watched = torch.backends.mha.get_fastpath_enabled(), functional.has_torch_function
     torch.backends.mha.set_fastpath_enabled(False)
+    functional.has_torch_function = lambda tensors: False
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        functional.has_torch_function = watched
 
 
 def _forward(trace: Trace, model: nn.Module, inputs: Inputs) -> None:
-    from compressor.channels.rules import RULES, unknown
-
     samples = inputs.random(2, like=model)
-    with torch.no_grad(), _slow_attention(), _Watch(trace, RULES, unknown):
+    with torch.no_grad(), plain_attention(), _Watch(trace, RULES, unknown), _Sizes(trace):
         out = inputs.call(model, samples)
     for tensor in tensors_in(out):
         trace.freeze_all(tensor, "it is an output of the model")
@@ -275,27 +163,27 @@ def _real_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def trace_model(model: nn.Module, inputs: AnyInputs) -> Trace:
+def trace_model(model: nn.Module, inputs: AnyInputs, whole: frozenset[Split] = frozenset()) -> Trace:
     """Trace `model` on two samples of its `inputs`: once in eval mode, once in train mode for heads that only train.
 
-    The model stays as it is. Raises UsageError when it does not run on such inputs, or answers with no tensor.
+    `whole`: the views of attention of which whole heads are to go. The model stays as it is. Raises UsageError when it does not run on such inputs, or answers with no tensor.
     """
     inputs = Inputs.of(inputs)
-    trace = _traced(model, inputs)
+    trace = _traced(model, inputs, whole)
     if not trace.outputs:  # then nothing could be compared after a cut
         raise UsageError("The model's answer holds no tensor: have it return tensors, or tuples, dicts or dataclasses of them.")
     return trace
 
 
-def _traced(model: nn.Module, inputs: Inputs) -> Trace:
+def _traced(model: nn.Module, inputs: Inputs, whole: frozenset[Split]) -> Trace:
     try:
-        return _trace(meta_copy(model), inputs)
+        return _trace(meta_copy(model), inputs, whole)
     except RuleFailed:
         raise
     except Exception:  # its control flow reads values, or it makes tensors on a fixed device: use real tensors
         pass
     try:
-        return _trace(_real_copy(model), inputs)
+        return _trace(_real_copy(model), inputs, whole)
     except RuleFailed:
         raise
     except Exception as error:
@@ -307,8 +195,8 @@ def _traced(model: nn.Module, inputs: Inputs) -> Trace:
         ) from error
 
 
-def _trace(twin: nn.Module, inputs: Inputs) -> Trace:
-    trace = Trace(_names(twin))
+def _trace(twin: nn.Module, inputs: Inputs, whole: frozenset[Split]) -> Trace:
+    trace = Trace(_names(twin), values=mark_attributes(twin), whole=whole)
     _forward(trace, twin.eval(), inputs)
     trace.first = False
     twin.train()
@@ -321,4 +209,5 @@ def _trace(twin: nn.Module, inputs: Inputs) -> Trace:
         raise
     except Exception:  # some models want targets when they train; what eval showed stands
         pass
+    trace.settle()
     return trace

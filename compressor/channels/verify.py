@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.channels import surgery
 from compressor.channels.groups import Channels, Mask
 from compressor.channels.surgery import Cut
-from compressor.channels.trace import Ids
+from compressor.channels.sizes import Ids
+from compressor.channels.trace import plain_attention
 from compressor.errors import VerificationFailed
 from compressor.inputs import AnyInputs, Inputs
 from compressor.meta import meta_copy
@@ -58,9 +61,26 @@ class _SurvivingNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         return (torch.zeros_like(x).index_copy(dim, kept, out), *rest)
 
 
+class _SurvivingAttention(TorchFunctionMode):
+    """Attention divides by the square root of the channels that remain, those of its queries [..., channels] that are not 0."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention and kwargs.get("scale") is None:
+            query = args[0] if args else kwargs["query"]
+            alive = int((query.flatten(0, -2) != 0).any(0).sum())
+            kwargs = {**kwargs, "scale": max(alive, 1) ** -0.5}
+        return func(*args, **kwargs)
+
+
 def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = None) -> list[Tensor]:
+    """What `model` answers to two random samples. `norms`: as a model whose channels are masked, not cut."""
     samples = inputs.random(2, like=model)
-    with torch.no_grad(), _SurvivingNorms(norms) if norms else contextlib.nullcontext():
+    with torch.no_grad(), contextlib.ExitStack() as surviving:
+        if norms is not None:
+            surviving.enter_context(_SurvivingNorms(norms))
+            surviving.enter_context(_SurvivingAttention())
+            surviving.enter_context(plain_attention())
         out = inputs.call(model.eval(), samples)
     return [tensor for tensor in tensors_in(out) if tensor.is_floating_point()]
 
@@ -68,18 +88,38 @@ def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = No
 def difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) -> float:
     """Largest difference between `small` and the masked `model` over the size of their output, on two random samples.
 
-    Raises what the small model raises; infinite when the outputs differ in number, shape or finiteness.
+    A model that answers the same to everything, such as one whose last layer was set to zero before training, would agree
+    with anything: then a copy of it with noise on its parameters is cut, too. Raises what the small model raises; infinite
+    when the outputs differ in number, shape or finiteness.
     """
     inputs = Inputs.of(inputs)
     try:
-        return _difference(model, small, cut, inputs, torch.float64)
+        gap, telling = _difference(model, small, cut, inputs, torch.float64)
+        dtype = torch.float64
     except RuntimeError as error:
         if "dtype" not in str(error) and "type" not in str(error):
             raise
-        return _difference(model, small, cut, inputs, torch.float32)  # it makes float32 values of its own
+        dtype = torch.float32  # it makes float32 values of its own
+        gap, telling = _difference(model, small, cut, inputs, dtype)
+    if not telling:
+        stirred = _stirred(model)
+        gap = max(gap, _difference(stirred, surgery.apply(stirred, cut), cut, inputs, dtype)[0])
+    return gap
 
 
-def _difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: Inputs, dtype: torch.dtype) -> float:
+def _stirred(model: nn.Module) -> nn.Module:
+    random = torch.Generator().manual_seed(0)
+    parameters = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+
+    def stir(name: str, tensor: Tensor) -> Tensor:
+        noise = 0.02 * torch.randn(tensor.shape, generator=random) if name in parameters else torch.zeros(())
+        return tensor + noise.to(tensor)
+
+    return surgery.remake(model, stir)
+
+
+def _difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: Inputs, dtype: torch.dtype) -> tuple[float, bool]:
+    """The difference, and whether it tells anything: whether any answer depends on the samples."""
     masked = surgery.mask(model, cut).to(dtype)
     norms = {
         id(weight): cut.kept[name][0] for name, weight in masked.named_parameters() if name in cut.kept and weight.dim() == 1
@@ -87,14 +127,20 @@ def _difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: Inputs, dt
     compact = surgery.remake(small, lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor.clone())
     mine, theirs = _outputs(compact, inputs), _outputs(masked, inputs, norms)
     if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs]:
-        return float("inf")
-    worst = 0.0
+        return float("inf"), True
+    worst, telling = 0.0, False
     for a, b in zip(mine, theirs, strict=True):
         gap, size = float((a - b).abs().max()), _size(b, dtype)
         if not np.isfinite(gap):
-            return float("inf")
+            return float("inf"), True
         worst = max(worst, gap / size if size > 0 else gap)
-    return worst
+        telling |= not _same_answer(b)
+    return worst, telling
+
+
+def _same_answer(out: Tensor) -> bool:
+    """Whether `out` [2, ...] is the same for both samples, up to rounding."""
+    return out.dim() > 0 and len(out) == 2 and torch.allclose(out[0], out[1], rtol=FAINTEST, atol=0)
 
 
 def _size(out: Tensor, dtype: torch.dtype) -> float:

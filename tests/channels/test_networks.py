@@ -85,14 +85,39 @@ class Reshaped(nn.Module):
         return self.head(self.norm(x.reshape(len(x), self.width, -1).transpose(1, 2))).mean(1)
 
 
-@pytest.mark.parametrize("model", [Flat(), Reshaped()], ids=["number", "attribute"])
-def test_a_width_written_into_the_code_is_held_and_told(model: nn.Module) -> None:
-    verified = cut(liven(model))
-    assert verified.channels.held.keys() == {"second"}
-    assert "the model's code relies on its width" in verified.channels.held["second"]
-    assert {row.name for row in verified.channels.frozen()} == {"head", "second"}
-    assert verified.model.first.out_channels == 4
-    assert verified.model.second.out_channels == 8
+class Checked(nn.Module):
+    """Insists on a width before it goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        if x.shape[1] != 8:
+            raise ValueError("8 channels are needed")
+        return self.last(x).mean((2, 3))
+
+
+def test_a_width_written_into_the_code_is_frozen_and_told() -> None:
+    verified = cut(liven(Flat()))
+    reasons = {row.name: row.reason for row in verified.channels.frozen()}
+    assert reasons["second"] == "the model's code has the number 512 for its width"
+    assert not verified.channels.held
+    assert (verified.model.first.out_channels, verified.model.second.out_channels) == (4, 8)
+
+
+def test_a_width_kept_on_a_module_is_set_anew() -> None:
+    verified = cut_and_check(Reshaped())
+    assert verified.model.width == verified.model.second.out_channels == 4
+    assert verified.cut.counts[""] == {"width": 4}
+
+
+def test_a_width_that_the_code_insists_on_is_held_and_told() -> None:
+    verified = cut(liven(Checked()))
+    assert verified.channels.held == {"second": "the model's code relies on its width: 8 channels are needed"}
+    assert {row.name for row in verified.channels.frozen()} == {"last", "second"}
+    assert (verified.model.first.out_channels, verified.model.second.out_channels) == (4, 8)
     assert verified.difference <= EXACT
 
 
@@ -242,11 +267,11 @@ def test_a_network_that_reads_values_is_traced_on_real_tensors() -> None:
 
 
 def test_a_width_in_the_code_of_a_network_that_reads_values() -> None:
-    class ChoosyFlat(Flat):
+    class ChoosyChecked(Checked):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x if x.sum() > -1e9 else -x)
 
-    assert cut(liven(ChoosyFlat())).channels.held.keys() == {"second"}
+    assert cut(liven(ChoosyChecked())).channels.held.keys() == {"second"}
 
 
 @pytest.mark.parametrize("network", [Choosy, resnet20])

@@ -276,18 +276,36 @@ def test_equal_chunks_stay_equal(step: Callable[[Tensor], Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [lambda x: x[:, :3], lambda x: x[:, ::2], lambda x: x.split([3, 5], 1)[0]], ids="head stride split".split()
-)
-def test_uneven_parts_stay(step: Callable[[Tensor], Tensor]) -> None:
+    ("step", "reason"),
+    [
+        (lambda x: x[:, :3], "3 of 8 channels: the model's code has the number 3 for its width"),
+        (lambda x: x[:, -3:], "3 of 8 channels: the model's code has the number 3 for its width"),
+        (lambda x: x[:, 1:7:3], "the model takes a part of it, by number"),
+        (lambda x: x.split([3, 5], 1)[0], "the model's code has the number 3 for its width; "
+                                          "the model's code has the number 5 for its width"),
+        (lambda x: x.chunk(3, 1)[0], "the model takes an uneven part of it, by number"),
+    ],
+    ids="head tail stride split chunk".split(),
+)  # fmt: skip
+def test_parts_of_a_size_written_into_the_code_stay(step: Callable[[Tensor], Tensor], reason: str) -> None:
     width = step(torch.zeros(1, 8, 1, 1)).shape[1]
-    assert why_frozen(Between(step, width))["first"] == "the model takes an uneven part of it, by number"
+    assert why_frozen(Between(step, width))["first"] == reason
+
+
+def test_every_second_channel_goes_with_the_one_after_it() -> None:
+    assert coupled(Between(lambda x: x[:, 1::2], 4)) == {"first": (4, {"first"})}
 
 
 @pytest.mark.parametrize(
-    "step", [lambda x: x[:, 2:3] * x, lambda x: x.select(1, 2)[:, None] * x, lambda x: x.unbind(1)[2][:, None] * x]
+    ("step", "reason"),
+    [
+        (lambda x: x.select(1, 2)[:, None] * x, "3 of 8 channels: the model picks it by its place"),
+        (lambda x: x.select(1, -1)[:, None] * x, "the model picks it by its place"),
+        (lambda x: x.unbind(1)[2][:, None] * x, "the model takes it apart, one by one"),
+    ],
 )
-def test_a_picked_channel_holds_the_others(step: Callable[[Tensor], Tensor]) -> None:
-    assert why_frozen(Between(step))["first"] == "the model picks it by its place"
+def test_a_picked_channel_holds_those_before_it(step: Callable[[Tensor], Tensor], reason: str) -> None:
+    assert why_frozen(Between(step))["first"].endswith(reason)
 
 
 def test_selecting_in_space_touches_no_channel() -> None:

@@ -295,7 +295,7 @@ def put(*path: str, value: object) -> Callable[[dict[str, Any]], object]:
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "an attribute that is no count": (put("counts", "conv1", "forward", value=1), "'forward' is not a count of a layer"),
+    "an attribute that is no count": (put("counts", "conv1", "forward", value=1), "conv1.forward is None, which is no count"),
     "a count that is text": (put("counts", "conv1", "in_channels", value="8"), "'8' is not a count"),
     "a count that is true": (put("counts", "conv1", "in_channels", value=True), "True is not a count"),
     "a count that is not whole": (put("counts", "conv1", "in_channels", value=8.5), "8.5 is not a count"),
