@@ -79,21 +79,21 @@ class Size(int):
         widths = [(symbol, power) for symbol, power in monomial if isinstance(symbol, Width)]
         return widths[0][0] if len(widths) == 1 and widths[0][1] == 1 else None
 
-    def __add__(self, other: int) -> int:
+    def __add__(self, other: Any) -> Any:
         return _sum(self, other, 1)
 
     __radd__ = __add__
 
-    def __sub__(self, other: int) -> int:
+    def __sub__(self, other: Any) -> Any:
         return _sum(self, other, -1)
 
-    def __rsub__(self, other: int) -> int:
-        return _sum(self * -1, other, 1)
+    def __rsub__(self, other: Any) -> Any:
+        return -self + other
 
-    def __neg__(self) -> int:
+    def __neg__(self) -> Any:
         return self * -1
 
-    def __mul__(self, other: int) -> int:
+    def __mul__(self, other: Any) -> Any:
         if not isinstance(other, int):
             return _number(self, int.__mul__, other)
         table: dict[Monomial, Fraction] = {}
@@ -105,7 +105,7 @@ class Size(int):
 
     __rmul__ = __mul__
 
-    def __floordiv__(self, other: int) -> int:
+    def __floordiv__(self, other: Any) -> Any:
         divisor = _terms(other) if isinstance(other, int) else {}
         if len(divisor) != 1 or not other or int(self) % int(other):
             return _number(self, int.__floordiv__, other)
@@ -113,7 +113,7 @@ class Size(int):
         inverse = frozenset((symbol, -power) for symbol, power in monomial)
         return _size(int(self) // int(other), {_product(a, inverse): x / constant for a, x in self.terms.items()})
 
-    def __rfloordiv__(self, other: int) -> int:
+    def __rfloordiv__(self, other: int) -> Any:
         return Size.__floordiv__(_size(int(other), {ONE: Fraction(int(other))}), self)
 
     def __eq__(self, other: object) -> bool:
@@ -166,7 +166,7 @@ def _product(a: Monomial, b: Monomial) -> Monomial:
     return frozenset((symbol, power) for symbol, power in powers.items() if power)
 
 
-def _sum(a: Size, b: int, sign: int) -> int:
+def _sum(a: Size, b: Any, sign: int) -> Any:
     if not isinstance(b, int):
         return _number(a, int.__add__ if sign > 0 else int.__sub__, b)
     table = dict(a.terms)
@@ -219,11 +219,6 @@ def mark_attributes(model: nn.Module) -> dict[Attribute, int]:
     return values
 
 
-def value_at(size: Size, values: Mapping[Attribute, int]) -> Fraction:
-    """The polynomial when the attributes have these values."""
-    return sum((x * prod(Fraction(values[s]) ** p for s, p in m) for m, x in size.terms.items()), Fraction(0))  # type: ignore[index, misc]
-
-
 def solve(wanted: Iterable[tuple[Size, int]], now: Mapping[Attribute, int], fixed: set[Attribute]) -> dict[Attribute, int]:
     """Values of attributes with which each size has the number that is wanted; those that nothing determines stay.
 
@@ -241,8 +236,8 @@ def solve(wanted: Iterable[tuple[Size, int]], now: Mapping[Attribute, int], fixe
             elif unknown and (value := _isolated(size, unknown[0], number, values)) is not None:
                 values[unknown[0]] = value
         if later and len(values) == known:  # several unknowns in each: a divisor stays as it is, or else the smallest
-            unknown = [(power > 0, now[s], s) for m in later[0][0].terms for s, power in m if s in now and s not in values]
-            stays = min(unknown, key=lambda entry: (*entry[:2], str(entry[2])))[2]
+            powers = {s: power for m in later[0][0].terms for s, power in m if isinstance(s, Attribute) and s not in values}
+            stays = min(powers, key=lambda s: (powers[s] > 0, now[s], str(s)))
             values[stays] = now[stays]
         pending = later
     return {attribute: value for attribute, value in values.items() if value != now[attribute]}
@@ -250,13 +245,20 @@ def solve(wanted: Iterable[tuple[Size, int]], now: Mapping[Attribute, int], fixe
 
 def _isolated(size: Size, unknown: Attribute, number: int, values: Mapping[Attribute, int]) -> int | None:
     """The value of `unknown` with which `size` is `number`; None when no whole number does it."""
-    for candidate in (power for m in size.terms for s, power in m if s == unknown):
-        rest = value_at(_size(0, {m: x for m, x in size.terms.items() if (unknown, candidate) not in m}), values)
-        own = value_at(
-            _size(0, {m - {(unknown, candidate)}: x for m, x in size.terms.items() if (unknown, candidate) in m}), values
-        )
-        if not own or number == rest:
+    known: Mapping[Any, int] = values
+    rest, factors = Fraction(number), {1: Fraction(0), -1: Fraction(0)}  # factor of `unknown`, and of 1 / `unknown`
+    for monomial, constant in size.terms.items():
+        powers = dict(monomial)
+        power = powers.pop(unknown, 0)
+        value = constant * prod(Fraction(known[symbol]) ** p for symbol, p in powers.items())
+        if power in factors:
+            factors[power] += value
+        elif power == 0:
+            rest -= value
+        else:
             return None
-        value = (number - rest) / own if candidate == 1 else own / (number - rest) if candidate == -1 else Fraction(0)
-        return int(value) if value > 0 and value.denominator == 1 else None
-    return None
+    direct, inverse = factors[1], factors[-1]
+    if not rest or bool(direct) == bool(inverse):
+        return None
+    found = rest / direct if direct else inverse / rest
+    return int(found) if found > 0 and found.denominator == 1 else None

@@ -110,12 +110,13 @@ def plan(model: nn.Module, channels: Channels, mask: Mask) -> Cut:
         if tensors and (changed := _counts(module, tensors)):
             counts[owner] = changed
     for attribute, value in channels.counts(mask).items():
-        own = counts.setdefault(attribute.module, {})
+        changed = counts.setdefault(attribute.module, {})
         if attribute.item is None:
-            own[attribute.name] = value
+            changed[attribute.name] = value
         else:
-            now = own.get(attribute.name) or list(getattr(model.get_submodule(attribute.module), attribute.name))
-            own[attribute.name] = [value if i == attribute.item else size for i, size in enumerate(now)]
+            now = changed.get(attribute.name) or list(getattr(model.get_submodule(attribute.module), attribute.name))
+            assert isinstance(now, list)
+            changed[attribute.name] = [value if i == attribute.item else size for i, size in enumerate(now)]
     return Cut(kept, counts, spread)
 
 
@@ -170,7 +171,7 @@ def set_counts(model: nn.Module, counts: dict[str, dict[str, Count]]) -> None:
             now = module.__dict__.get(attribute)
             if attribute.startswith("_") or not _counts_less(now, value):
                 raise AttributeError(f"{name}.{attribute} is {now!r}, which is no count that {value} may replace")
-            setattr(module, attribute, value if isinstance(now, int) else type(now)(value))
+            setattr(module, attribute, tuple(value) if isinstance(now, tuple) and isinstance(value, list) else value)
 
 
 def _counts_less(now: object, value: Count) -> bool:
@@ -180,7 +181,7 @@ def _counts_less(now: object, value: Count) -> bool:
         isinstance(before, list | tuple)
         and isinstance(after, list)
         and len(before) == len(after)
-        and all(type(a) is type(b) is int and 0 <= b <= a or a == b for a, b in zip(before, after, strict=True))
+        and all((type(a) is type(b) is int and 0 <= b <= a) or a == b for a, b in zip(before, after, strict=True))
     )
 
 

@@ -132,14 +132,15 @@ def _asked(name: str, args: Any, kwargs: Any) -> list[int | None] | None:
 def plain_attention() -> Iterator[None]:
     """Attention of `nn.MultiheadAttention` in plain steps: its fused operator has a dozen weights, and what is called with a
     function mode at work is called as a whole."""
-    fast, watched = torch.backends.mha.get_fastpath_enabled(), functional.has_torch_function
+    fast, names = torch.backends.mha.get_fastpath_enabled(), vars(functional)
+    watched = names["has_torch_function"]
     torch.backends.mha.set_fastpath_enabled(False)
-    functional.has_torch_function = lambda tensors: False
+    names["has_torch_function"] = lambda tensors: False
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        functional.has_torch_function = watched
+        names["has_torch_function"] = watched
 
 
 def _forward(trace: Trace, model: nn.Module, inputs: Inputs) -> None:
@@ -166,7 +167,8 @@ def _real_copy(model: nn.Module) -> nn.Module:
 def trace_model(model: nn.Module, inputs: AnyInputs, whole: frozenset[Split] = frozenset()) -> Trace:
     """Trace `model` on two samples of its `inputs`: once in eval mode, once in train mode for heads that only train.
 
-    `whole`: the views of attention of which whole heads are to go. The model stays as it is. Raises UsageError when it does not run on such inputs, or answers with no tensor.
+    `whole`: the views of attention of which whole heads are to go. The model stays as it is. Raises UsageError when it does
+    not run on such inputs, or answers with no tensor.
     """
     inputs = Inputs.of(inputs)
     trace = _traced(model, inputs, whole)

@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.channels import surgery
 from compressor.channels.groups import Channels, Mask
-from compressor.channels.surgery import Cut
 from compressor.channels.sizes import Ids
+from compressor.channels.surgery import Cut
 from compressor.channels.trace import plain_attention
 from compressor.errors import VerificationFailed
 from compressor.inputs import AnyInputs, Inputs
