@@ -14,11 +14,12 @@ from torch import nn
 
 from compressor import budget, measure
 from compressor.channels import Channels, Residual, analyse
+from compressor.channels.drawing import FORMATS, Drawing, copies, draw, readers, shares
 from compressor.checkpoint import kind_of, load_model
 from compressor.data import Data, check_classes
 from compressor.errors import UsageError
 from compressor.export import check_onnx, export_onnx
-from compressor.files import write_whole
+from compressor.files import write_text, write_whole
 from compressor.inputs import WHOLE, Input, Inputs
 from compressor.measure import Predict
 from compressor.method import Job
@@ -134,13 +135,19 @@ def _accuracy(predict: Predict, data: Data | None, device: torch.device) -> Accu
     return measure.accuracy(predict, data.batches("test", batch_size=EVALUATION_BATCH, device=device))
 
 
-def look(source: Source, asked: Inputs | None, residual: Residual) -> dict[str, Any]:
-    """What `compress inspect` shows, as plain values. Raises a CompressError."""
+def look(source: Source, asked: Inputs | None, residual: Residual, graph: Path | None = None) -> dict[str, Any]:
+    """What `compress inspect` shows, as plain values; with `graph`, the drawing goes there. Raises a CompressError."""
+    if graph is not None and graph.suffix not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise UsageError(f"--graph {graph}: the ending says how it is written, and can be {known} (Mermaid, Graphviz).")
     opened = open_both(source, Images(), asked)
     channels = analyse(opened.loaded.model, opened.inputs, residual)
     whole = channels.all_kept()
     macs, params = channels.macs.total(whole), channels.params.total(whole)
     least = budget.Shelf(channels, np.zeros(channels.atoms), 1, Job.most).without_weakest(channels.atoms)
+    drawing = draw(channels)
+    if graph is not None:
+        write_text(graph, FORMATS[graph.suffix](drawing))
     return {
         "model": source.model,
         "arch": opened.loaded.arch,
@@ -148,28 +155,27 @@ def look(source: Source, asked: Inputs | None, residual: Residual) -> dict[str, 
         "inputs": opened.inputs.shapes,
         "macs": round(macs),
         "params": round(params),
-        "groups": _groups(channels, macs, params),
+        "groups": _groups(channels, drawing),
         "frozen": [asdict(row) for row in channels.frozen()],
         "unknown_operators": channels.unknown_operators(),
         "smallest": {"macs": channels.macs.total(least) / macs, "params": channels.params.total(least) / params},
     }
 
 
-def _groups(channels: Channels, macs: float, params: float) -> list[dict[str, Any]]:
-    """Each group, with the shares of the whole that go when all of it goes."""
-    own = channels.split(np.arange(channels.atoms))
-    rows = []
-    for group in channels.groups:
-        without = channels.all_kept()
-        without[own[group.name]] = False
-        rows.append(
-            {
-                "name": group.name,
-                "channels": group.size,
-                "layers": group.layers,
-                "scatter": group.scatter,
-                "macs": 1 - channels.macs.total(without) / macs,
-                "params": 1 - channels.params.total(without) / params,
-            }
-        )
-    return rows
+def _groups(channels: Channels, drawing: Drawing) -> list[dict[str, Any]]:
+    """Each group, with the shares of the whole that go when all of it goes, and the first of those that are like it."""
+    first_alike = {name: node.names[0] for node in drawing.nodes for name in node.names}
+    share = shares(channels)
+    return [
+        {
+            "name": group.name,
+            "channels": group.size,
+            "copies": copies(group),
+            "layers": group.layers,
+            "read_by": readers(group),
+            "scatter": group.scatter,
+            **asdict(share[group.name]),
+            "alike": first_alike[group.name],
+        }
+        for group in channels.groups
+    ]

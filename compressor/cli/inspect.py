@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json as json_
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from compressor.cli import options
 from compressor.cli.prune import Residual
 
+SHOWN = 4  # patterns of names in one cell
+FIGURES = ("groups", "layers", "channels", "MACs", "params")
+IN_A_FILE = 160  # columns, where no terminal says how many there are
+
 
 @options.answers
 def inspect(
     model: options.Model,
+    graph: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the coupling: Mermaid (.mmd, .md) or Graphviz (.dot, .gv)."),
+    ] = None,
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
     input_: options.Input = None,
@@ -29,35 +40,87 @@ def inspect(
     """Show what can be cut, what goes with it, what is frozen and why. Needs no data."""
     inputs = options.inputs(input_)
     from compressor.evaluate import look
-    from compressor.report import figures
 
-    view = look(options.source(model, arch, arch_arg, key, ema, trust_pickle), inputs, residual.value)
+    view = look(options.source(model, arch, arch_arg, key, ema, trust_pickle), inputs, residual.value, graph)
     if json:
         print(json_.dumps(view, indent=2))
-        return
-    console = Console()
-    console.print(f"{view['model']}: {view['arch']}, {figures.inputs(view['inputs'])}", highlight=False, markup=False)
+    else:
+        _show(view, graph)
+
+
+def _show(view: Mapping[str, Any], graph: Path | None) -> None:
+    from compressor.report import figures
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, IN_A_FILE)
+    console.print(f"{view['model']}: {view['arch']}, {figures.inputs(view['inputs'])}")
     for note in view["notes"]:
-        console.print(f"  {note}", highlight=False, markup=False)
-    console.print(f"{figures.count(view['macs'])} MACs, {figures.count(view['params'])} parameters\n", highlight=False)
-    groups = Table("group", "channels", "MACs", "parameters", "layers cut together", box=None, pad_edge=False)
-    for group in view["groups"]:
-        layers = group["layers"]
-        shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
-        groups.add_row(
-            group["name"], str(group["channels"]), f"{group['macs']:.1%}", f"{group['params']:.1%}",
-            shown + (" (scattered)" if group["scatter"] else ""),
-        )  # fmt: skip
-    console.print(groups)
-    console.print("Shares: what goes when the whole group goes.\n", style="dim")
+        console.print(f"  {note}")
+    macs, params = view["macs"], view["params"]
+    groups = view["groups"]
+    console.print(f"{figures.count(macs)} MACs, {figures.count(params)} parameters, {len(groups)} groups of channels\n")
+    if groups:
+        console.print(_groups(groups))
+        console.print("Shares: what goes when the whole group goes. Several groups in a row are alike.", style="dim")
+        if wide := next((group for group in groups if group["copies"] > 1), None):
+            size, each = wide["channels"], wide["copies"]
+            console.print(
+                f"{size} x {each}: {size} to choose from; with each go {each} channels, as of all heads.", style="dim"
+            )
+        console.print()
     if view["frozen"]:
-        frozen = Table("frozen", "because", box=None, pad_edge=False)
-        for row in view["frozen"]:
-            frozen.add_row(row["name"], row["reason"])
-        console.print(frozen)
+        console.print(_frozen(view["frozen"]))
     for operator, count in view["unknown_operators"].items():
         console.print(f"operator {operator} has no rule ({count} times): what it touches stays")
-    smallest = view["smallest"]
+    least = view["smallest"]
     console.print(
-        f"\nSmallest reachable: {smallest['macs']:.1%} of the MACs, {smallest['params']:.1%} of the parameters", highlight=False
+        f"\nSmallest reachable: {figures.count(round(least['macs'] * macs))} MACs ({least['macs']:.1%}), "
+        f"{figures.count(round(least['params'] * params))} parameters ({least['params']:.1%})"
     )
+    if graph is not None:
+        console.print(f"The coupling is drawn in {graph}")
+
+
+def _groups(groups: Iterable[Mapping[str, Any]]) -> Table:
+    """A row for each group, or for those that are alike."""
+    table = _table("group", "groups", "channels", "MACs", "params", "cut together with")
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for group in groups:
+        alike.setdefault(group["alike"], []).append(group)
+    for same in alike.values():
+        first, names = same[0], [group["name"] for group in same]
+        table.add_row(
+            _names(names) + (" (scattered)" if first["scatter"] else ""),
+            f"{len(same)}",
+            f"{first['channels']}" + (f" x {first['copies']}" if first["copies"] > 1 else ""),
+            f"{first['macs']:.1%}",
+            f"{first['params']:.1%}",
+            _names([layer for group in same for layer in group["layers"] if layer not in names], SHOWN),
+        )
+    return table
+
+
+def _names(names: list[str], most: int | None = None) -> str:
+    """In few words, each pattern on a line of its own."""
+    from compressor.channels.drawing import brief
+
+    return brief(names, most).replace(", ", "\n")
+
+
+def _frozen(frozen: Iterable[Mapping[str, str]]) -> Table:
+    """A row for each reason."""
+    table = _table("frozen", "layers", "because")
+    reasons: dict[str, list[str]] = {}
+    for row in frozen:
+        reasons.setdefault(row["reason"], []).append(row["name"])
+    for reason, names in reasons.items():
+        table.add_row(_names(names), f"{len(names)}", reason)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in FIGURES else "left", overflow="fold")
+    return table

@@ -118,12 +118,22 @@ def test_a_file_is_replaced_with_force_alone_and_a_wrong_one_never_written(
 # inspect --------------------------------------------------------------------------------------------------------------
 
 
+def rows(printed: str) -> set[str]:
+    """Lines with one space between words."""
+    return {" ".join(line.split()) for line in printed.splitlines()}
+
+
 def test_what_can_be_cut_is_shown(here: Path) -> None:
     result = compress("inspect", *NET, "--input", "1x8x8")
     assert result.exit_code == 0, result.output
     assert "net.pt: net.py:Net, images 1x8x8\n" in result.stdout
-    for words in ("conv1", "stem.0, conv2", "head", "is an output of the model", "Smallest reachable: "):
-        assert words in result.stdout
+    for row in (
+        "stem.0 1 8 100.0% 98.3% conv2",
+        "conv1 1 16 96.9% 92.3%",
+        "head 1 it is an output of the model",
+        "Smallest reachable: 1.74 k MACs (1.1%), 53 parameters (2.1%)",
+    ):
+        assert row in rows(result.stdout)
     assert "scattered" in compress("inspect", *NET, "--input", "1x8x8", "--residual", "scatter").stdout
 
 
@@ -134,15 +144,35 @@ def test_what_can_be_cut_is_told_to_programs(here: Path) -> None:
     assert view["inputs"] == {"images": [1, 224, 224]} and view["notes"][0].startswith("images are assumed to be 1x224x224")
     stream, inner = view["groups"]
     assert (stream["layers"], stream["channels"], inner["layers"], inner["channels"]) == (["stem.0", "conv2"], 8, ["conv1"], 16)
+    assert (stream["read_by"], inner["read_by"], inner["copies"]) == (["conv1", "head"], ["conv2"], 1)
     assert 0 < view["smallest"]["macs"] < 0.1
     assert view["macs"] == (8 * 9 + 16 * 8 * 9 + 8 * 16 * 9) * 224 * 224 + 10 * 8
+
+
+@pytest.mark.parametrize(("file", "begins"), [("a.md", "```mermaid\nflowchart"), ("a.gv", "digraph")])
+def test_the_coupling_is_drawn(here: Path, tmp_path: Path, file: str, begins: str) -> None:
+    result = compress("inspect", *NET, "--input", "1x8x8", "--graph", tmp_path / file)
+    assert result.exit_code == 0 and f"The coupling is drawn in {tmp_path / file}" in result.stdout
+    text = (tmp_path / file).read_text()
+    assert text.startswith(begins) and "stem.0" in text
+
+
+def test_groups_that_are_alike_share_a_row() -> None:
+    result = compress("inspect", "torchvision:resnet18")
+    assert result.exit_code == 0, result.output
+    assert {"layer1.{0,1}.conv1 2 64 12.7% 0.6%", "conv1 1 64 35.5% 2.0% layer1.{0,1}.conv2"} <= rows(result.stdout)
+
+
+def test_a_drawing_of_an_unknown_kind_is_refused(here: Path) -> None:
+    result = compress("inspect", *NET, "--graph", "a.png")
+    assert (result.exit_code, result.stdout) == (2, "") and ".mmd, .md, .dot, .gv (Mermaid, Graphviz)" in result.stderr
 
 
 def test_a_model_of_which_nothing_can_be_cut_is_shown_too(here: Path, tmp_path: Path) -> None:
     (tmp_path / "flat.py").write_text("from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
     torch.save({"1.weight": torch.ones(10, 64), "1.bias": torch.ones(10)}, tmp_path / "flat.pt")
     arguments = (tmp_path / "flat.pt", "--arch", f"{tmp_path / 'flat.py'}:net", "--input", "1x8x8")
-    assert "Smallest reachable: 100.0% of the MACs" in compress("inspect", *arguments).stdout
+    assert "Smallest reachable: 640 MACs (100.0%)" in compress("inspect", *arguments).stdout
     result = compress("prune", *arguments, "--rate", "0.5", "--out", tmp_path / "out")
     assert result.exit_code == 3 and "Nothing can be cut from this model" in result.stderr
 
