@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import gcd, lcm
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,7 @@ class Trace:
     widths: dict[int, Width] = field(default_factory=dict)  # id() of labels -> what the model's code sees of them
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)  # as many of one must stay as of the other, or in proportion
     demands: list[tuple[Ids, Size]] = field(default_factory=list)  # as many channels must stay as the size will say
+    constant: set[frozenset[Any]] = field(default_factory=set)  # origins of sizes that no cut changes: the width of a head
     values: dict[Attribute, int] = field(default_factory=dict)  # of all attributes today
     pinned: set[Attribute] = field(default_factory=set)  # attributes that also count something else, and so must stay
     splits: list[Ids] = field(default_factory=list)  # of each view that parts channels, as for the heads of attention
@@ -207,6 +209,7 @@ class Trace:
             return
         width = size.proportional
         if heads is not None and width and len(width.ids) % size == 0 and len(heads) % (len(width.ids) // size) == 0:
+            self.constant.add(size.origin)
             parts = width.ids.reshape(-1, size)  # [heads, channels of each]
             self.join(heads[: len(parts)], self.alike(parts.T), "its width is that of padded channels")
         else:
@@ -220,24 +223,23 @@ class Trace:
     def settle(self) -> None:
         """Once all passes are over: what the code's sizes say of channels."""
         for width in self.widths.values():
-            if width.number:
+            if any(size.origin not in self.constant for size in width.numbers):
                 self.freeze(width.ids, "the model's code computes with its width")
             for size in width.equal:
                 self.demand(width.ids, size)
         first: dict[frozenset[Any], Ids] = {}
         for ids, size in self.demands:
-            self.ties.append((first.setdefault(frozenset(size.terms.items()), ids), ids))
+            self.ties.append((first.setdefault(size.origin, ids), ids))
             if self.pinned.issuperset(size.attributes):
                 names = ", ".join(map(str, size.attributes))
                 self.freeze(ids, f"{names} counts something else, too")
         component = self.components()
-        for few, many in (sorted(tie, key=len) for tie in self.ties):
-            times, rest = divmod(len(many), len(few))
-            if rest:
-                self.freeze(few, "the model's code derives another width from it")
-                self.freeze(many, "the model's code derives its width from another")
-            elif not np.array_equal(np.sort(component[few]).repeat(times), np.sort(component[many])):  # else it is so anyway
-                self.join(few, self.alike(many.reshape(-1, len(few))), "its width is that of padded channels")
+        for a, b in self.ties:
+            common = lcm(len(a), len(b))
+            one, other = (np.sort(component[ids]).repeat(common // len(ids)) for ids in (a, b))
+            if not np.array_equal(one, other):  # else the proportion is kept whatever goes
+                rows = (-1, gcd(len(a), len(b)))
+                self.join(self.alike(a.reshape(rows)), self.alike(b.reshape(rows)), "its width is that of padded channels")
 
     def components(self) -> Ids:
         """The component of each id: what lives and dies together has the same."""

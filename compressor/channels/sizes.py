@@ -37,13 +37,13 @@ class Attribute:
 class Width:
     """The number of channels along one dimension of a tensor; `ids` are their labels.
 
-    equal: sizes that the code compared it with and found equal. number: whether it was used as a real number, as in
-    `c ** -0.5`, which a cut would change.
+    equal: sizes that the code compared it with and found equal. numbers: those made of it that were used as real numbers,
+    as in `(c // heads) ** -0.5`.
     """
 
     ids: Ids
     equal: list[Size] = field(default_factory=list)
-    number: bool = False
+    numbers: list[Size] = field(default_factory=list)
 
 
 Symbol = Attribute | Width
@@ -59,6 +59,11 @@ class Size(int):
     @staticmethod
     def of(value: int, symbol: Symbol) -> Size:
         return _size(value, {frozenset({(symbol, 1)}): Fraction(1)})
+
+    @property
+    def origin(self) -> frozenset[tuple[Monomial, Fraction]]:
+        """The same for sizes that are the same polynomial."""
+        return frozenset(self.terms.items())
 
     @property
     def symbols(self) -> set[Symbol]:
@@ -180,7 +185,7 @@ def _number(size: Size, operation: Callable[..., Any], *others: Any) -> Any:
     for number in (size, *others):
         if isinstance(number, Size):
             for width in number.widths:
-                width.number = True
+                width.numbers.append(number)
     plain = [int(other) if isinstance(other, Size) else other for other in others]
     result = operation(int(size), *plain)
     return NotImplemented if result is NotImplemented else result

@@ -185,11 +185,16 @@ def _counts_less(now: object, value: Count) -> bool:
     )
 
 
-def mask(model: nn.Module, cut: Cut) -> nn.Module:
-    """The large model with zeros wherever `cut` takes something away."""
+def typed(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy; real numbers become `dtype`, if one is given."""
+    return tensor.to(dtype, copy=True) if dtype and tensor.is_floating_point() else tensor.clone()
+
+
+def mask(model: nn.Module, cut: Cut, dtype: torch.dtype | None = None) -> nn.Module:
+    """The large model with zeros wherever `cut` takes something away; in `dtype`, if one is given."""
 
     def zero(name: str, tensor: Tensor) -> Tensor:
-        tensor = tensor.clone()
+        tensor = typed(tensor, dtype)
         for dim, places in cut.kept.get(name, {}).items():
             gone = np.setdiff1d(np.arange(tensor.shape[dim]), places)
             tensor.index_fill_(dim, torch.from_numpy(gone).to(tensor.device), 0)

@@ -103,10 +103,12 @@ class _Sizes(TorchFunctionMode):
             out = func(*args, **kwargs)
         finally:
             trace.asked = None
-        of_shape = name == "size" or (name == "__get__" and getattr(func, "__self__", None) is SHAPE)
+        of_shape = name in ("size", "numel") or (name == "__get__" and getattr(func, "__self__", None) is SHAPE)
         if not of_shape or not isinstance(args[0], Tensor) or not trace.carries(args[0]):
             return out
         shape = trace.shape(args[0], args[0].shape)
+        if name == "numel":
+            return shape.numel()
         return shape if isinstance(out, tuple) else shape[args[1] if len(args) > 1 else kwargs["dim"]]
 
 

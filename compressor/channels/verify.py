@@ -120,12 +120,13 @@ def _stirred(model: nn.Module) -> nn.Module:
 
 def _difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: Inputs, dtype: torch.dtype) -> tuple[float, bool]:
     """The difference, and whether it tells anything: whether any answer depends on the samples."""
-    masked = surgery.mask(model, cut).to(dtype)
+    # One after the other: both at once may not fit into memory.
+    mine = _outputs(surgery.remake(small, lambda _, tensor: surgery.typed(tensor, dtype)), inputs)
+    masked = surgery.mask(model, cut, dtype)
     norms = {
         id(weight): cut.kept[name][0] for name, weight in masked.named_parameters() if name in cut.kept and weight.dim() == 1
     }
-    compact = surgery.remake(small, lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor.clone())
-    mine, theirs = _outputs(compact, inputs), _outputs(masked, inputs, norms)
+    theirs = _outputs(masked, inputs, norms)
     if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs]:
         return float("inf"), True
     worst, telling = 0.0, False
