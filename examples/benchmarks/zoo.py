@@ -1,185 +1,84 @@
-"""Which models can be cut, and is what comes out right? All of torchvision, 39 of timm, three of Hugging Face.
+"""Which models can be cut, and is what comes out right? Ours and Torch-Pruning 1.6.1, side by side.
 
     pip install timm transformers torch-pruning==1.6.1
     python examples/benchmarks/zoo.py [--only PATTERN ...] [--tool ours] [--stage cut] [--again]
 
-Every model is built with random weights and cut in a process of its own, on one thread, within `--limit` seconds and
-`--memory` GB. What a process has reached is written to the JSON file beside this script as soon as it is reached; models that
-stand there already are left out unless `--again` is given. `docs/models.md` is made from that file.
+All models of torchvision, 39 of timm and three of Hugging Face (`zoo_models.py`) are built with random weights and cut, each
+by each tool in a process of its own, on one thread, within `--limit` seconds and `--memory` GB. What a process has reached is
+written to the JSON file beside this script, from which `docs/models.md` is made; models that stand there already are left out
+unless `--again` is given.
 
-    cut      analysis, scores of `magnitude`, selection at half of the MACs (or the most that the model allows), surgery; the
-             small model equals the masked one and its output has the form of the original's
-    reload   weights and plan are read in a fresh process, and the network answers as before
-    onnx     it is exported, and ONNX Runtime answers as PyTorch does for one image and for three
+    cut      ours: analysis, scores of `magnitude`, selection at half of the MACs (or the most that the model allows), surgery;
+             the small model equals the masked one, and its output has the form of the original's
+             Torch-Pruning: its README's recipe with the group L2 norm, `pruning_ratio=0.5`, `round_to=8`, no hint about the
+             model. It must not cut what the model returns, so that it is told to ignore the layers whose output is returned
+             and those from which no other layer is reached, as the autograd graph says
+    reload   ours alone: weights and plan are read in a fresh process, where the network answers as before
+    onnx     it is exported, and ONNX Runtime answers as PyTorch does for one image and for three; where that fails, the
+             original is tried, too
 
 Seconds are given twice, as the clock saw them and as the processor spent them: the two differ on a machine that is shared. The
-limit is on those of the processor.
+limit is on those of the processor. Run it from the root of the repository: `compressor.load` trusts no code from elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import fcntl
 import json
 import multiprocessing
 import os
 import platform
 import signal
+import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torchvision import models
+from zoo_models import LAYERS, Entry, zoo
 
+import compressor
 from compressor import budget
 from compressor.budget import Scores
-from compressor.channels import Channels, Mask, analyse, remove, surgery
-from compressor.checkpoint import build
+from compressor.channels import Channels, Cut, Mask, analyse, remove, surgery
+from compressor.checkpoint.plan import Plan, save_model
 from compressor.errors import Infeasible
+from compressor.export import check_onnx, export_onnx
 from compressor.files import write_text
 from compressor.inputs import Inputs
 from compressor.measure import count_macs
 from compressor.method import Job
 from compressor.methods.prune.magnitude import Magnitude
+from compressor.outputs import tensors_in
 from compressor.runtime import first_line
 from compressor.task import Classify
 
 HERE = Path(__file__).resolve()
 STAGES = ("cut", "reload", "onnx")
-SEED = 0
+STEPS = ("analysis", "surgery", "verification", "forward", "reload", "onnx")  # what the summary counts
+PACKAGES = "compressor", "torch", "torchvision", "timm", "transformers", "torch-pruning", "onnx", "onnxruntime-gpu"
 SPAWN = multiprocessing.get_context("spawn")
 Row = dict[str, Any]
-TIMM = """
-resnet26d seresnet50 resnext50_32x4d rexnet_100 ghostnet_100 hrnet_w18_small dla34 res2net50_26w_4s skresnet18 cspresnet50
-ese_vovnet19b_dw nf_resnet50 tf_efficientnetv2_b0 mixnet_s lcnet_100 mobilevit_s mobileone_s0 repvgg_a2 convnextv2_atto
-vit_small_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 swinv2_tiny_window8_256 maxvit_tiny_rw_224
-coatnet_0_rw_224 levit_128 efficientformer_l1 edgenext_small poolformer_s12 xcit_tiny_12_p8_224 cait_xxs24_224
-crossvit_tiny_240 pvt_v2_b0 twins_pcpvt_small mobilenetv4_conv_small fastvit_t8 tiny_vit_5m_224 eva02_tiny_patch14_224
-hiera_tiny_224
-"""
-
-
-# The models -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model: the code that builds it, and what it is called with."""
-
-    name: str
-    family: str
-    arch: str
-    inputs: Inputs
-
-    def build(self) -> nn.Module:
-        torch.manual_seed(SEED)
-        model = build(self.arch).eval()
-        enliven(model)
-        normalise(model, self.inputs)
-        return model
-
-    @torch.no_grad()
-    def form(self, model: nn.Module) -> str:
-        """The form of what `model` answers for one sample."""
-        return form_of(model(*self.inputs.random(1)), self.family)
-
-
-def zoo() -> list[Entry]:
-    """All models, in the order of the table."""
-    import timm
-
-    entries = []
-    parts = models, models.segmentation, models.detection, models.video, models.optical_flow
-    for part in parts:
-        family = "classification" if part is models else part.__name__.rpartition(".")[2].replace("_", " ")
-        for name in models.list_models(module=part):
-            entries.append(Entry(name, family, f"torchvision:{name}", torchvision_inputs(name, family)))
-    for name in TIMM.split():
-        entries.append(Entry(name, "timm", f"timm:{name}", Inputs.of(timm.get_pretrained_cfg(name).input_size)))
-    for factory in (ViTForImageClassification, SwinForImageClassification, SegformerForSemanticSegmentation):
-        entries.append(Entry(factory.__name__, "Hugging Face", f"{HERE}:{factory.__name__}", Inputs.of((3, 224, 224))))
-    return entries
-
-
-def torchvision_inputs(name: str, family: str) -> Inputs:
-    if family == "video":
-        side = 224 if name.startswith(("mvit", "s3d")) else 112
-        return Inputs.of((3, 16, side, side))
-    if family == "optical flow":
-        return Inputs.of([(3, 128, 128), (3, 128, 128)])
-    side = {"inception_v3": 299, "ssd300_vgg16": 300}.get(name, 320 if family == "detection" else 224)
-    return Inputs.of((3, side, side))
-
-
-def ViTForImageClassification() -> nn.Module:  # noqa: N802  # the names of the classes that they build
-    import transformers
-
-    config = transformers.ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=1000)
-    return transformers.ViTForImageClassification(config)
-
-
-def SwinForImageClassification() -> nn.Module:  # noqa: N802
-    import transformers
-
-    return transformers.SwinForImageClassification(transformers.SwinConfig(num_labels=1000))
-
-
-def SegformerForSemanticSegmentation() -> nn.Module:  # noqa: N802
-    import transformers
-
-    return transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=150))
-
-
-def enliven(model: nn.Module) -> None:
-    """Random numbers where building leaves constants: zeros become small, anything else lies between 0.5 and 1.5.
-
-    A layer scale of 1e-6, a residual branch that begins at zero or a batch norm that does nothing would hide a wrong cut.
-    """
-    random = torch.Generator().manual_seed(SEED)
-    statistics = [tensor for name, tensor in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
-    with torch.no_grad():
-        for tensor in [*model.parameters(), *statistics]:
-            first = tensor.flatten()[0].item()
-            if (tensor == first).all():
-                tensor.normal_(0, 0.1, generator=random) if first == 0 else tensor.uniform_(0.5, 1.5, generator=random)
-
-
-def normalise(model: nn.Module, inputs: Inputs) -> None:
-    """Scale each layer so that its outputs have variance one (Mishkin and Matas, ICLR 2016, arXiv 1511.06422), biases with it.
-
-    Random networks otherwise answer the same to everything: gates are saturated, and detectors find nothing.
-    """
-
-    @torch.no_grad()
-    def scale(layer: nn.Module, args: object, output: Tensor) -> Tensor:
-        hooks.pop(layer).remove()
-        spread = output.std().item()
-        for parameter in layer.parameters(recurse=False):
-            parameter.div_(spread)
-        return output / spread
-
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | _ConvNd)]
-    hooks = {layer: layer.register_forward_hook(scale) for layer in layers}
-    with torch.no_grad():
-        model(*inputs.random(1))
-    for hook in hooks.values():  # of layers that do not run
-        hook.remove()
 
 
 # What each process does -----------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """A step has failed, and that was told."""
 
 
 class Progress:
@@ -193,10 +92,14 @@ class Progress:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Its seconds by the clock and by the processor are told once it is done: a step without seconds has failed."""
+        """Tells the seconds by the clock and by the processor of a step that is done, or why it has failed."""
         self.tell(at=name)
         wall, cpu = time.perf_counter(), time.process_time()
-        yield
+        try:
+            yield
+        except Exception as error:  # whatever a model or a tool may raise is a result
+            self.tell(failed={name: shorten(first_line(error), 200, placeholder=" ...")})
+            raise Stopped from error
         spent = {"wall": round(time.perf_counter() - wall, 3), "cpu": round(time.process_time() - cpu, 3)}
         self.tell(seconds={name: spent})
 
@@ -207,39 +110,29 @@ def work(entry: Entry, tool: str, stage: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     progress = Progress(pipe)
-    try:
+    with suppress(Stopped):
         with progress.step("build"):
             model = entry.build()
         with progress.step("original"):
-            form, macs = entry.form(model), count_macs(model, entry.inputs)
-        progress.tell(macs=macs)
-        small = TOOLS[tool](model, entry, progress)
+            form = entry.form(model)
+            progress.tell(macs=count_macs(model, entry.inputs))
+        small, cut = TOOLS[tool](model, entry, progress)
         with progress.step("forward"):
             if (found := entry.form(small.eval())) != form:
                 raise ValueError(f"the output was {form} and is {found}")
-        progress.tell(macs_after=count_macs(small, entry.inputs), at="end")
-    except Exception as error:  # whatever a model or a tool may raise is a result
-        progress.tell(failed=first_line(error))
+            progress.tell(macs_after=count_macs(small, entry.inputs))
+        if cut is not None and stage in ("reload", "onnx"):
+            with suppress(Stopped):
+                reload(small, cut, entry, progress)
+        if stage == "onnx":
+            onnx(small, model, entry, progress)
 
 
-def form_of(output: object, family: str) -> str:
-    """The types, keys and shapes of what a model returns. How many objects a detector finds is no part of it."""
-    if isinstance(output, Tensor):
-        shape = list(output.shape)
-        return f"{str(output.dtype)[6:]}{['any', *shape[1:]] if family == 'detection' else shape}"
-    kind = type(output).__name__
-    if isinstance(output, Mapping):
-        return f"{kind}({', '.join(f'{key}={form_of(value, family)}' for key, value in output.items())})"
-    if isinstance(output, list | tuple):
-        return f"{kind}({', '.join(form_of(value, family) for value in output)})"
-    return kind
-
-
-def ours(model: nn.Module, entry: Entry, progress: Progress) -> nn.Module:
+def ours(model: nn.Module, entry: Entry, progress: Progress) -> tuple[nn.Module, Cut]:
     goal = budget.parse_rate(0.5)
     with progress.step("analysis"):
         channels = analyse(model, entry.inputs)
-    progress.tell(groups=len(channels.groups), frozen=len(channels.frozen()), unknown=channels.unknown_operators())
+        progress.tell(groups=len(channels.groups), frozen=len(channels.frozen()), unknown=channels.unknown_operators())
     with progress.step("selection"):
         method = Magnitude(Job(model, entry.inputs, channels, goal, Classify()))
         strength = channels.split(method.scores(channels))
@@ -253,17 +146,96 @@ def ours(model: nn.Module, entry: Entry, progress: Progress) -> nn.Module:
                 return budget.Shelf(channels, scores, 1, Job.most).without_weakest(channels.atoms)
 
         mask = choose(channels)
-    if mask.all():
-        raise Infeasible("nothing can be cut")
+        if mask.all():
+            raise Infeasible("nothing can be cut")
     with progress.step("surgery"):
         surgery.apply(model, surgery.plan(model, channels, mask))
-    with progress.step("verification"):
+    with progress.step("verification"):  # it cuts once more, holding groups whole that break the model
         done = remove(model, channels, choose, entry.inputs)
-    progress.tell(difference=done.difference, held=done.channels.held)
-    return done.model
+        progress.tell(difference=done.difference, held=done.channels.held)
+        if done.mask.all():
+            raise Infeasible("all groups had to be held whole")
+    return done.model, done.cut
 
 
-TOOLS: dict[str, Callable[[nn.Module, Entry, Progress], nn.Module]] = {"ours": ours}
+def torch_pruning(model: nn.Module, entry: Entry, progress: Progress) -> tuple[nn.Module, None]:
+    import torch_pruning as tp
+
+    small = copy.deepcopy(model)
+    with progress.step("analysis"):
+        pruner = tp.pruner.BasePruner(
+            small,
+            tuple(entry.inputs.random(1)),
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=0.5,
+            round_to=8,
+            ignored_layers=last_layers(small, entry.inputs),
+            output_transform=lambda output: [tensor for tensor in tensors_in(output) if tensor.requires_grad],
+        )
+    with progress.step("surgery"):
+        pruner.step()
+    return small, None
+
+
+def last_layers(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
+    """Convolutions and linear layers whose output the model returns, or from which no other layer is reached."""
+    made: dict[Any, nn.Module] = {}  # node of the autograd graph -> the layer whose output it is
+
+    def nearest(nodes: list[Any]) -> set[Any]:
+        """Walk back to the layers' outputs that are met first."""
+        found, seen = set(), set()
+        while nodes:
+            node = nodes.pop()
+            if node in made:
+                found.add(node)
+            elif node is not None and node not in seen:
+                seen.add(node)
+                nodes += [before for before, _ in node.next_functions]
+        return found
+
+    layers = [layer for layer in model.modules() if isinstance(layer, LAYERS)]
+    hooks = [layer.register_forward_hook(lambda layer, _, output: made.update({output.grad_fn: layer})) for layer in layers]
+    returned = nearest([tensor.grad_fn for tensor in tensors_in(model(*inputs.random(1)))])
+    for hook in hooks:
+        hook.remove()
+    read = nearest([before for node in made for before, _ in node.next_functions])
+    return list({made[node] for node in returned | (made.keys() - read)})
+
+
+Tool = Callable[[nn.Module, Entry, Progress], tuple[nn.Module, Cut | None]]  # gives the small model
+TOOLS: dict[str, Tool] = {"ours": ours, "torch-pruning": torch_pruning}
+
+
+def reload(small: nn.Module, cut: Cut, entry: Entry, progress: Progress) -> None:
+    """Write weights and plan, and have a fresh process read them and answer again."""
+    with progress.step("reload"), tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, SPAWN) as fresh:
+        save_model(Path(folder), small, Plan(entry.arch, {}, entry.inputs, cut))
+        torch.testing.assert_close(fresh.submit(reloaded_answers, folder, entry).result(), answers(small, entry))
+
+
+def reloaded_answers(folder: str, entry: Entry) -> list[Tensor]:
+    torch.set_num_threads(1)
+    return answers(compressor.load(folder), entry)
+
+
+@torch.no_grad()
+def answers(model: nn.Module, entry: Entry) -> list[Tensor]:
+    return tensors_in(model(*entry.inputs.random(1)))
+
+
+def onnx(small: nn.Module, model: nn.Module, entry: Entry, progress: Progress) -> None:
+    def run(network: nn.Module) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            export_onnx(network, entry.inputs, file)
+            check_onnx(network, file, entry.inputs, batch_sizes=(1, 3))
+
+    try:
+        with progress.step("onnx"):
+            run(small)
+    except Stopped:
+        with progress.step("onnx of the original"):
+            run(model)
 
 
 # The process that waits -----------------------------------------------------------------------------------------------
@@ -271,7 +243,7 @@ TOOLS: dict[str, Callable[[nn.Module, Entry, Progress], nn.Module]] = {"ours": o
 
 def measure(entry: Entry, tool: str, options: argparse.Namespace) -> Row:
     """The row of one model and one tool: what its process told until it ended or was stopped."""
-    row: Row = {"model": entry.name, "family": entry.family, "tool": tool, "stage": options.stage, "at": "start"}
+    row: Row = {"model": entry.name, "family": entry.family, "tool": tool, "stage": options.stage, "at": "start", "failed": {}}
     here, there = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=work, args=(entry, tool, options.stage, there))
     process.start()
@@ -283,12 +255,12 @@ def measure(entry: Entry, tool: str, options: argparse.Namespace) -> Row:
             if here.poll(0.2):
                 merge(row, here.recv())
             elif why := excess(process.pid, began, options):
-                row["failed"] = why
+                row["failed"][row["at"]] = why
                 break
     except EOFError:  # it has ended
         process.join()
         if process.exitcode:
-            row["failed"] = f"its process ended with status {process.exitcode}"
+            row["failed"][row["at"]] = f"its process ended with status {process.exitcode}"
     finally:
         if process.is_alive():
             os.killpg(process.pid, signal.SIGKILL)
@@ -309,7 +281,7 @@ def excess(pid: int, began: float, options: argparse.Namespace) -> str | None:
         return None
     seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     gigabytes = int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 1e9
-    if seconds > options.limit or time.monotonic() - began > 5 * options.limit:
+    if seconds > options.limit or time.monotonic() - began > 10 * options.limit:
         return f"stopped after {options.limit:g} s"
     if gigabytes > options.memory:
         return f"stopped above {options.memory:g} GB of memory"
@@ -323,25 +295,46 @@ def read(out: Path) -> dict[tuple[str, str], Row]:
 
 
 def record(out: Path, row: Row, order: list[str]) -> None:
-    """Put a row in its place in the file, which other runs of this script may be writing, too."""
-    with HERE.open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Put a row in its place in the file."""
+    with locked(out.resolve().parent):
         rows = {**read(out), (row["model"], row["tool"]): row}
-        packages = ("compressor", "torch", "torchvision", "timm", "transformers", "torch-pruning", "onnx", "onnxruntime-gpu")
         figures = {
             "command": "python examples/benchmarks/zoo.py",
             "machine": {"cores": os.cpu_count(), "threads": 1},
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "rows": sorted(rows.values(), key=lambda row: (order.index(row["model"]), row["tool"])),
         }
         write_text(out, json.dumps(figures, indent=1) + "\n")
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Another run of this script may write into the same file."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def line(row: Row) -> str:
+    """What is printed of a model."""
     seconds = sum(row.get("seconds", {}).get(step, {}).get("cpu", 0) for step in ("analysis", "selection", "surgery"))
-    cost = f"{row['macs_after'] / row['macs']:5.0%} of the MACs" if "macs_after" in row else " " * 17
-    end = f"{row['at']}: {row['failed']}" if "failed" in row else (f"held: {', '.join(row['held'])}" if row.get("held") else "")
-    return f"{row['model']:36} {row['tool']:14} {seconds:6.2f} s {cost}  {end}"
+    cost = f"{row['macs_after'] / row['macs']:4.0%} of the MACs" if "macs_after" in row else ""
+    faults = [f"{step}: {why}" for step, why in row["failed"].items()]
+    faults += [f"{len(row['held'])} groups held"] if row.get("held") else []
+    return f"{row['model']:36} {row['tool']:13} {seconds:6.2f} s  {cost:16}  {'; '.join(faults)}"
+
+
+def summary(rows: list[Row]) -> str:
+    """How many models of each family have passed each step."""
+    lines = ["{:14} {:13} {:>6}".format("family", "tool", "models") + "".join(f" {step:>12}" for step in STEPS)]
+    of_family = Counter((row["family"], row["tool"]) for row in rows)
+    passed = Counter((row["family"], row["tool"], step) for row in rows for step in row.get("seconds", ()))
+    for (family, tool), count in of_family.items():
+        lines.append(f"{family:14} {tool:13} {count:6}" + "".join(f" {passed[family, tool, step]:12}" for step in STEPS))
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -373,10 +366,12 @@ def main() -> None:
         print(line(row), flush=True)
         return row
 
-    with ThreadPoolExecutor(options.jobs) as pool:
+    pool = ThreadPoolExecutor(options.jobs)
+    try:
         rows = list(pool.map(run, jobs))
-    whole, passed = Counter(row["family"] for row in rows), Counter(row["family"] for row in rows if "failed" not in row)
-    print("\n".join(f"{family:16} {passed[family]} of {whole[family]}" for family in whole))
+    finally:  # interrupted, it ends with the models at hand
+        pool.shutdown(cancel_futures=True)
+    print(f"\n{summary(rows)}")
 
 
 def reaches(row: Row | None, stage: str) -> bool:
