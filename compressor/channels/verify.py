@@ -73,16 +73,22 @@ class _SurvivingAttention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = None) -> list[Tensor]:
-    """What `model` answers to two random samples. `norms`: as a model whose channels are masked, not cut."""
+def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = None, hidden: bool = False) -> list[Tensor]:
+    """What `model` answers to two random samples; with `hidden`, what each of its modules does, by hooks that stay.
+
+    `norms`: as a model whose channels are masked, not cut.
+    """
     samples = inputs.random(2, like=model)
+    heard: list[Any] = []
+    for module in model.modules() if hidden else ():
+        module.register_forward_hook(lambda module, args, out: heard.append(out))
     with torch.no_grad(), contextlib.ExitStack() as surviving:
         if norms is not None:
             surviving.enter_context(_SurvivingNorms(norms))
             surviving.enter_context(_SurvivingAttention())
             surviving.enter_context(plain_attention())
         out = inputs.call(model.eval(), samples)
-    return [tensor for tensor in tensors_in(out) if tensor.is_floating_point()]
+    return [tensor for tensor in tensors_in(heard if hidden else out) if tensor.is_floating_point()]
 
 
 def difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) -> float:
@@ -120,17 +126,23 @@ def _stirred(model: nn.Module) -> nn.Module:
 
 def _difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: Inputs, dtype: torch.dtype) -> tuple[float, bool]:
     """The difference, and whether it tells anything: whether any answer depends on the samples."""
-    # One after the other: both at once may not fit into memory.
-    mine = _outputs(surgery.remake(small, lambda _, tensor: surgery.typed(tensor, dtype)), inputs)
-    masked = surgery.mask(model, cut, dtype)
-    norms = {
-        id(weight): cut.kept[name][0] for name, weight in masked.named_parameters() if name in cut.kept and weight.dim() == 1
-    }
-    theirs = _outputs(masked, inputs, norms)
+
+    def answers(hidden: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Of the small and of the masked model, one after the other: both at once may not fit into memory."""
+        mine = _outputs(surgery.remake(small, lambda _, tensor: surgery.typed(tensor, dtype)), inputs, hidden=hidden)
+        masked = surgery.mask(model, cut, dtype)
+        weights = {name: weight for name, weight in masked.named_parameters() if name in cut.kept and weight.dim() == 1}
+        return mine, _outputs(masked, inputs, {id(weight): cut.kept[name][0] for name, weight in weights.items()}, hidden)
+
+    mine, theirs = answers(hidden=False)
     if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs]:
         return float("inf"), True
+    if not any(tensor.numel() for tensor in mine):  # a detector that finds nothing: its layers that are whole must agree
+        mine, theirs = answers(hidden=True)
     worst, telling = 0.0, False
     for a, b in zip(mine, theirs, strict=True):
+        if a.shape != b.shape or not a.numel():
+            continue
         gap, size = float((a - b).abs().max()), _size(b, dtype)
         if not np.isfinite(gap):
             return float("inf"), True

@@ -163,6 +163,21 @@ def test_a_wrong_cut_is_found_in_a_network_that_hardly_answers() -> None:
     assert difference(model, verified.model, verified.cut, SHAPE) > 0.01
 
 
+def test_a_wrong_cut_is_found_in_a_detector_that_finds_nothing() -> None:
+    """What it returns is empty, before and after: its whole layers tell."""
+
+    class Detector(nn.Sequential):
+        def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+            scores = super().forward(x).flatten(1)
+            return [{"scores": each[each > 1e6], "labels": (each > 1e6).nonzero()} for each in scores]
+
+    model = liven(Detector(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 5, 3)))
+    verified = cut(model)
+    assert verified.difference <= EXACT and verified.model[0].out_channels == 4
+    verified.model[1].weight.data = verified.model[1].weight.data.flip(1)
+    assert difference(model, verified.model, verified.cut, SHAPE) > 0.01
+
+
 # Shared weights ---------------------------------------------------------------------------------------------------------
 
 
