@@ -1,4 +1,4 @@
-"""Write what the documentation takes from elsewhere: the methods, the fields of report.json, and figures of reports.
+"""Write what the documentation takes from elsewhere: the methods, the fields of report.json, and figures that were measured.
 
     python docs/generate.py
 
@@ -7,6 +7,7 @@ A test compares what stands in the pages with what this would write.
 
 import dataclasses
 import inspect
+import json
 import re
 import typing
 from collections.abc import Iterable
@@ -25,7 +26,12 @@ MARKS = "<!-- begin: written by docs/generate.py -->", "<!-- end -->"
 
 def pages() -> dict[Path, str]:
     """Each page that is generated, wholly or between two marks, as it should be."""
-    parts = {DOCS / "methods.md": _methods(), DOCS / "report.md": _fields(), EXAMPLES / "README.md": _results()}
+    parts = {
+        DOCS / "methods.md": _methods(),
+        DOCS / "models.md": _models(),
+        DOCS / "report.md": _fields(),
+        EXAMPLES / "README.md": _results(),
+    }
     return {path: _between_marks(path, text) for path, text in parts.items()}
 
 
@@ -118,6 +124,89 @@ def _results() -> str:
 
 def _top1(accuracy: Accuracy | None) -> str:
     return "not measured" if accuracy is None else f"{figures.percent(accuracy.top1)} {figures.interval(accuracy)}"
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+Row = dict[str, Any]  # one model and one tool, as examples/benchmarks/zoo.py writes it
+OURS, THEIRS = "ours", "torch-pruning"
+STEPS = {  # column -> the step of zoo.py that it shows
+    "analysed": "analysis",
+    "cut": "surgery",
+    "equal": "verification",
+    "runs": "forward",
+    "reloads": "reload",
+    "ONNX": "onnx",
+}
+STEPS_OF = {OURS: list(STEPS), THEIRS: ["analysed", "cut", "runs", "ONNX"]}
+
+
+def _models() -> str:
+    """How many models of each family pass each step, every model, and what stopped those that do not pass."""
+    rows: list[Row] = json.loads((EXAMPLES / "benchmarks" / "zoo.json").read_text(encoding="utf-8"))["rows"]
+    families: dict[str, dict[str, dict[str, Row]]] = {}  # family -> model -> tool -> row
+    for row in rows:
+        families.setdefault(row["family"], {}).setdefault(row["model"], {})[row["tool"]] = row
+    parts = ["## Summary", _summary(families)]
+    for family, models in families.items():
+        header = ["model", *_header("ours", OURS), *_header("Torch-Pruning", THEIRS)]
+        table = [[f"`{model}`", *_cells(tools, OURS), *_cells(tools, THEIRS)] for model, tools in models.items()]
+        parts += [f"## {family[0].upper()}{family[1:]}", _table(header, table)]
+    for title, tool in (("Where ours falls short", OURS), ("What stopped Torch-Pruning", THEIRS)):
+        short = [f"- `{row['model']}`: {'; '.join(why)}" for row in rows if row["tool"] == tool and (why := _shortcomings(row))]
+        parts += [f"## {title}", "\n".join(short) or "Nowhere."]
+    return "\n\n".join(parts)
+
+
+def _summary(families: dict[str, dict[str, dict[str, Row]]]) -> str:
+    lines = []
+    for family, models in families.items():
+        for tool, name in ((OURS, "ours"), (THEIRS, "Torch-Pruning")):
+            marks = [_marks(tools[tool]) for tools in models.values() if tool in tools]
+            counts = [str(sum(mark[step] == "✓" for mark in marks)) if step in STEPS_OF[tool] else "" for step in STEPS]
+            neither = sum(mark["ONNX"] == "–" for mark in marks)
+            lines.append([family, name, str(len(marks)), *counts, str(neither or "")])
+    return _table(["family", "tool", "models", *STEPS, "the original has no ONNX form"], lines)
+
+
+def _header(name: str, tool: str) -> list[str]:
+    return [f"{name}: seconds", "MACs left", *STEPS_OF[tool]]
+
+
+def _cells(tools: dict[str, Row], tool: str) -> list[str]:
+    """The cells of one model and one tool: empty where that was not measured."""
+    if (row := tools.get(tool)) is None:
+        return [""] * (2 + len(STEPS_OF[tool]))
+    spent = [row["seconds"][step]["cpu"] for step in ("analysis", "selection", "surgery") if step in row.get("seconds", {})]
+    marks = _marks(row)
+    left = figures.share(row["macs_after"] / row["macs"]) if "macs_after" in row else ""
+    return [f"{sum(spent):.1f}" if marks["cut"] == "✓" else "", left, *(marks[step] for step in STEPS_OF[tool])]
+
+
+def _marks(row: Row) -> dict[str, str]:
+    """Column -> ✓ passed, ✗ failed, – the original fails likewise, nothing where it did not get so far."""
+    done, failed = row.get("seconds", {}), row["failed"]
+    marks = {column: "✓" if step in done else "✗" if step in failed else "" for column, step in STEPS.items()}
+    if not failed.get("onnx of the original", "stopped").startswith("stopped"):  # for want of time says nothing of the original
+        marks["ONNX"] = "–"
+    return marks
+
+
+def _shortcomings(row: Row) -> list[str]:
+    """Where a model falls short, and why; nothing when all is well, or the original has no ONNX form either."""
+    why = [f"{step}: {_code(reason)}" for step, reason in row["failed"].items() if not step.startswith("onnx")]
+    if _marks(row)["ONNX"] == "✗":
+        why.append(f"onnx: {_code(row['failed']['onnx'])}")
+    if row["tool"] == OURS and row.get("macs_after", 0) > 0.51 * row["macs"]:
+        why.append(f"at most {figures.share(1 - row['macs_after'] / row['macs'])} of the MACs could go")
+    if held := row.get("held"):
+        name, reason = next(iter(held.items()))
+        why.append(f"{len(held)} of {row['groups']} groups are held whole, the first of them `{name}`: {_code(reason)}")
+    return why
+
+
+def _code(message: str) -> str:
+    return "`" + message.replace("`", "'") + "`"
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:

@@ -133,10 +133,9 @@ def ours(model: nn.Module, entry: Entry, progress: Progress) -> tuple[nn.Module,
     with progress.step("analysis"):
         channels = analyse(model, entry.inputs)
         progress.tell(groups=len(channels.groups), frozen=len(channels.frozen()), unknown=channels.unknown_operators())
+    method = Magnitude(Job(model, entry.inputs, channels, goal, Classify()))  # it copies the model, which is no part of a cut
     with progress.step("selection"):
-        method = Magnitude(Job(model, entry.inputs, channels, goal, Classify()))
         strength = channels.split(method.scores(channels))
-        del method  # and with it a copy of the model
 
         def choose(channels: Channels) -> Mask:
             scores: Scores = np.concatenate([strength[group.name] for group in channels.groups] or [np.zeros(0)])
@@ -148,6 +147,7 @@ def ours(model: nn.Module, entry: Entry, progress: Progress) -> tuple[nn.Module,
         mask = choose(channels)
         if mask.all():
             raise Infeasible("nothing can be cut")
+    del method  # and with it the copy
     with progress.step("surgery"):
         surgery.apply(model, surgery.plan(model, channels, mask))
     with progress.step("verification"):  # it cuts once more, holding groups whole that break the model
