@@ -332,7 +332,7 @@ class Channels:
                     arrays.append((ids, own))
                 numbers.append(axes[id(ids), own])
             rows.append((layer, constant, tuple(numbers)))
-        scattered = np.array([group.scatter is not None for group in self.groups for _ in range(group.size)], bool)
+        scattered = np.array([*(group.scatter is not None for group in self.groups for _ in range(group.size)), False])
         row, column = [], []
         for number, (ids, own) in enumerate(arrays):
             atoms = self._atom[ids]

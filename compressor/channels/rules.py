@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from compressor.channels.labels import Call, Labels, Rule, Trace
 from compressor.channels.sizes import Ids
+from compressor.outputs import tensors_in
 
 RULES: dict[str, Rule] = {}
 
@@ -39,7 +39,7 @@ def unknown(trace: Trace, call: Call) -> None:
 
 
 def _outputs(call: Call) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(call.out) if isinstance(leaf, Tensor)]
+    return tensors_in(call.out)
 
 
 def _normal(dim: int, dims: int) -> int:
@@ -153,6 +153,9 @@ def batch_norm(trace: Trace, call: Call) -> None:
     x, *rest = call.args[:5]
     tensors = [tensor for tensor in rest if isinstance(tensor, Tensor)]
     labels = trace.labels(x)
+    if not (x.shape[0] == 1 and trace.tensor_name(x)):  # else weights are standardised, each filter over its inputs
+        for dim in {*range(x.dim())} - {1}:
+            trace.freeze(labels[dim], "a batch norm averages over it")
     for tensor in tensors:
         labels[1] = trace.join(labels[1], trace.labels(tensor)[0], "it normalises raw inputs")
     if labels[1] is not None and trace.labels(x)[1] is None:
@@ -518,6 +521,10 @@ def view(trace: Trace, call: Call) -> None:
     labels = trace.labels(x)
     if not any(ids is not None for ids in labels):
         return trace.set(out, [None] * out.dim())
+    if x.dim() > 3 and trace.tensor_name(x):  # the weights of a convolution, about to be standardised
+        for kernel in labels[2:]:
+            trace.freeze(kernel, "it is a place in a kernel")
+        labels[2:] = [None] * (x.dim() - 2)
     asked = trace.asked if trace.asked is not None and len(trace.asked) == out.dim() else [None] * out.dim()
     new: Labels = [None] * out.dim()
     for olds, news in _blocks(x.shape, out.shape):

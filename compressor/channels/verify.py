@@ -31,11 +31,15 @@ from compressor.meta import meta_copy
 from compressor.outputs import tensors_in
 
 TOLERANCE = 1e-5  # largest difference over largest output; float64 gives about 1e-15, float32 about 1e-6
+SILENT = 1e-3  # a parameter that is nowhere larger hides what it is multiplied with
 FAINTEST = 1e-7  # the part of an output that depends on the images counts in float64 from this share of the output on
 
 
 class _SurvivingNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its __init_subclass__ untyped
-    """Layer and group norms with masked channels average over the channels that remain."""
+    """Layer and group norms with masked channels average over the channels that remain.
+
+    So does the standardisation of weights [1, filters, inputs], which some networks do with a batch norm.
+    """
 
     def __init__(self, kept: dict[int, Ids]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
@@ -48,6 +52,10 @@ class _SurvivingNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
             weight = args[2] if layer else args[1]
             if (places := self.kept.get(id(weight))) is not None:
                 return self._norm(func, layer, args, torch.from_numpy(places).to(args[0].device))
+        if name.startswith("aten.native_batch_norm") and args[5] and args[0].dim() == 3 and len(args[0]) == 1:
+            alive = (args[0][0] != 0).any(0).nonzero()[:, 0]
+            out, *rest = func(args[0].index_select(2, alive), *args[1:])
+            return (torch.zeros_like(args[0]).index_copy(2, alive, out), *rest)
         return func(*args, **(kwargs or {}))
 
     def _norm(self, func: Any, layer: bool, args: Any, kept: Tensor) -> Any:
@@ -94,9 +102,9 @@ def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = No
 def difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) -> float:
     """Largest difference between `small` and the masked `model` over the size of their output, on two random samples.
 
-    A model that answers the same to everything, such as one whose last layer was set to zero before training, would agree
-    with anything: then a copy of it with noise on its parameters is cut, too. Raises what the small model raises; infinite
-    when the outputs differ in number, shape or finiteness.
+    Before training, layers and gains are often set to zero: what they hide cannot be compared. Then, and when a model answers
+    the same to everything, a copy of it with noise on its parameters is cut and compared, too. Raises what the small model
+    raises; infinite when the outputs differ in number, shape or finiteness.
     """
     inputs = Inputs.of(inputs)
     try:
@@ -107,7 +115,7 @@ def difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) 
             raise
         dtype = torch.float32  # it makes float32 values of its own
         gap, telling = _difference(model, small, cut, inputs, dtype)
-    if not telling:
+    if not telling or any(float(p.detach().abs().max()) < SILENT for p in model.parameters() if p.numel()):
         stirred = _stirred(model)
         gap = max(gap, _difference(stirred, surgery.apply(stirred, cut), cut, inputs, dtype)[0])
     return gap
