@@ -104,9 +104,10 @@ class Progress:
         self.tell(seconds={name: spent})
 
 
-def work(entry: Entry, tool: str, stage: str, pipe: Connection) -> None:
+def work(entry: Entry, tool: str, stage: str, pipe: Connection, folder: str) -> None:
     """The life of one process: everything there is to know about one model and one tool."""
     os.setsid()  # so that it can be stopped with all that it may start
+    tempfile.tempdir = folder  # which is removed even then
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     progress = Progress(pipe)
@@ -208,7 +209,8 @@ TOOLS: dict[str, Tool] = {"ours": ours, "torch-pruning": torch_pruning}
 
 def reload(small: nn.Module, cut: Cut, entry: Entry, progress: Progress) -> None:
     """Write weights and plan, and have a fresh process read them and answer again."""
-    with progress.step("reload"), tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, SPAWN) as fresh:
+    folder = tempfile.mkdtemp()
+    with progress.step("reload"), ProcessPoolExecutor(1, SPAWN) as fresh:
         save_model(Path(folder), small, Plan(entry.arch, {}, entry.inputs, cut))
         torch.testing.assert_close(fresh.submit(reloaded_answers, folder, entry).result(), answers(small, entry))
 
@@ -225,10 +227,9 @@ def answers(model: nn.Module, entry: Entry) -> list[Tensor]:
 
 def onnx(small: nn.Module, model: nn.Module, entry: Entry, progress: Progress) -> None:
     def run(network: nn.Module) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "model.onnx"
-            export_onnx(network, entry.inputs, file)
-            check_onnx(network, file, entry.inputs, batch_sizes=(1, 3))
+        file = Path(tempfile.mkdtemp()) / "model.onnx"
+        export_onnx(network, entry.inputs, file)
+        check_onnx(network, file, entry.inputs, batch_sizes=(1, 3))
 
     try:
         with progress.step("onnx"):
@@ -245,7 +246,8 @@ def measure(entry: Entry, tool: str, options: argparse.Namespace) -> Row:
     """The row of one model and one tool: what its process told until it ended or was stopped."""
     row: Row = {"model": entry.name, "family": entry.family, "tool": tool, "stage": options.stage, "at": "start", "failed": {}}
     here, there = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=work, args=(entry, tool, options.stage, there))
+    folder = tempfile.TemporaryDirectory()
+    process = SPAWN.Process(target=work, args=(entry, tool, options.stage, there, folder.name))
     process.start()
     there.close()
     assert process.pid is not None
@@ -265,6 +267,7 @@ def measure(entry: Entry, tool: str, options: argparse.Namespace) -> Row:
         if process.is_alive():
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
+        folder.cleanup()
     return row
 
 
@@ -294,17 +297,18 @@ def read(out: Path) -> dict[tuple[str, str], Row]:
     return {(row["model"], row["tool"]): row for row in rows}
 
 
-def record(out: Path, row: Row, order: list[str]) -> None:
+def record(options: argparse.Namespace, row: Row, order: list[str]) -> None:
     """Put a row in its place in the file."""
-    with locked(out.resolve().parent):
-        rows = {**read(out), (row["model"], row["tool"]): row}
+    with locked(options.out.resolve().parent):
+        rows = {**read(options.out), (row["model"], row["tool"]): row}
         figures = {
             "command": "python examples/benchmarks/zoo.py",
             "machine": {"cores": os.cpu_count(), "threads": 1},
+            "limits": {"seconds": options.limit, "gigabytes": options.memory},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "rows": sorted(rows.values(), key=lambda row: (order.index(row["model"]), row["tool"])),
         }
-        write_text(out, json.dumps(figures, indent=1) + "\n")
+        write_text(options.out, json.dumps(figures, indent=1) + "\n")
 
 
 @contextmanager
@@ -362,7 +366,7 @@ def main() -> None:
 
     def run(job: tuple[Entry, str]) -> Row:
         row = measure(*job, options)
-        record(options.out, row, order)
+        record(options, row, order)
         print(line(row), flush=True)
         return row
 
