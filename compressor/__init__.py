@@ -19,6 +19,7 @@ _HOME = {
     "Report": "compressor.report",
     "analyse": "compressor.channels",
     "load": "compressor.evaluate",
+    "measure_sensitivity": "compressor.sensitivity",
     "open_data": "compressor.data",
     "prune": "compressor.run",
     "read_report": "compressor.report",
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from compressor.evaluate import load
     from compressor.report import Report, read_report
     from compressor.run import prune
+    from compressor.sensitivity import measure_sensitivity
     from compressor.train import Recipe
 
-__all__ = ["CompressError", "Recipe", "Report", "analyse", "load", "open_data", "prune", "read_report"]
+__all__ = ["CompressError", "Recipe", "Report", "analyse", "load", "measure_sensitivity", "open_data", "prune", "read_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal, get_args
@@ -23,6 +24,8 @@ from compressor.errors import Infeasible, UsageError, did_you_mean
 Quantity = Literal["macs", "params", "size", "filters"]
 Scores = npt.NDArray[np.float64]
 WITHIN = 0.01  # a goal is met within one percentage point of the original
+UNMEASURED = 2.0  # a loss above all that can be measured
+TIE = 1e-6  # of equal losses, those of groups of which less is gone come first
 UNIT = {"macs": "MACs", "params": "parameters", "size": "bytes"}
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 
@@ -91,6 +94,41 @@ def uniform(channels: Channels, scores: Scores) -> Scores:
         ranks[own] = np.argsort(np.argsort(scores[own], kind="stable"), kind="stable") / group.size
         start += group.size
     return ranks
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a network loses when one group of `size` channels alone is cut: accuracy lost, 0..1, when shares of it are gone.
+
+    `rates` rise from 0. A loss that falls, as measured on few images, counts as the largest before it.
+    """
+
+    size: int
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    def at(self, rates: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The loss at each of `rates`: straight between those that were measured, and straight on beyond the last."""
+        known, losses = np.array(self.rates), np.maximum.accumulate(np.maximum(self.losses, 0.0))
+        if known[-1] < 1:
+            slope = (losses[-1] - losses[-2]) / (known[-1] - known[-2])
+            known, losses = np.append(known, 1.0), np.append(losses, losses[-1] + slope * (1 - known[-1]))
+        found: npt.NDArray[np.float64] = np.interp(rates, known, np.minimum(losses, 1.0))
+        return found
+
+
+def by_sensitivity(channels: Channels, scores: Scores, curves: Mapping[str, Curve]) -> Scores:
+    """Scores under which groups that lose little go first: the k-th weakest channel of a group has the loss at rate k/size.
+
+    Inside a group the order of `scores` stays; groups without a curve come last.
+    """
+    ranks = channels.split(uniform(channels, scores))  # from 0
+    lost = []
+    for group in channels.groups:
+        gone = ranks[group.name] + 1 / group.size  # the share of the group that is gone when this channel is, too
+        curve = curves.get(group.name)
+        lost.append((UNMEASURED if curve is None else curve.at(gone)) + TIE * gone)
+    return np.concatenate(lost)
 
 
 class Shelf:

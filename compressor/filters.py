@@ -105,5 +105,10 @@ class FilterPruning(Method):
 
 
 def weakest(job: Job, channels: Channels, scores: Scores) -> Mask:
-    """What stays when the globally weakest channels go until the job's goal is met [atoms]."""
+    """What stays when the globally weakest channels go until the job's goal is met [atoms].
+
+    Where it was measured what each group costs, that decides between groups, and `scores` inside them.
+    """
+    if job.curves is not None:
+        scores = budget.by_sensitivity(channels, scores, job.curves)
     return budget.choose(channels, scores, job.goal, round_to=job.round_to, most=job.most, overhead=job.overhead)

@@ -21,12 +21,13 @@ a type, a literal default and a sentence in the class's docstring; everything th
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from compressor.budget import Goal
+from compressor.budget import Curve, Goal
 from compressor.channels import Channels
 from compressor.inputs import AnyInputs
 from compressor.task import Classify
@@ -63,6 +64,7 @@ class Job:
     round_to: int | None = None  # widths are multiples of this; None: of what suits each group (see budget.units)
     most: float = 0.95  # at most this share of one group's channels goes
     overhead: float = 0.0  # bytes of the ONNX file beside its weights, for a goal of size
+    curves: Mapping[str, Curve] | None = None  # what each group costs when it alone is cut, where that was measured
 
 
 class Method(nn.Module):

@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from compressor import budget, catalogue, measure, outcome
-from compressor.budget import Goal
+from compressor.budget import Curve, Goal
 from compressor.catalogue import Value
 from compressor.channels import Channels, Residual, Verified, analyse
 from compressor.channels.verify import TOLERANCE
@@ -37,6 +37,7 @@ from compressor.journal import Journal
 from compressor.method import Job
 from compressor.recalibrate import recalibrate
 from compressor.report import Epoch, Report, Verification, compare, figures, read_report, verdict, write_reports
+from compressor.sensitivity import read_curves
 from compressor.sources import Images, Opened, Source, check_answers, open_both, pick_device
 from compressor.stages import Stages
 from compressor.task import Classify
@@ -58,6 +59,7 @@ class Wish:
     keep: tuple[str, ...] = ()
     round_to: int | None = None
     most: float = 0.95
+    sensitivity: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.most < 1:
@@ -66,6 +68,10 @@ class Wish:
             )
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to must be 1 or more; found {self.round_to}.")
+        if self.sensitivity is not None and self.residual == "scatter":
+            raise UsageError("--sensitivity is measured on coupled groups, and --residual scatter cuts others: leave one away.")
+        if self.sensitivity is not None and self.goal.quantity == "filters":
+            raise UsageError(f"--target {self.goal.text} cuts every layer alike, whatever --sensitivity says: leave one away.")
 
 
 class Pruning:
@@ -106,15 +112,10 @@ class Pruning:
     @property
     def settings(self) -> dict[str, Setting]:
         """Everything that was decided, under the names of the command line's options."""
-        source, wish, images = self.source, self.wish, self.images
-        size = list(images.size) if isinstance(images.size, tuple) else images.size
+        wish = self.wish
         is_rate = wish.goal.text.startswith("--rate")
         return {
-            "model": source.model,
-            "arch": source.arch,
-            "arch_arg": [f"{name}={value!r}" for name, value in source.arch_args.items()] or None,
-            "key": source.key,
-            "ema": source.ema or None,
+            **self.source.settings,
             "rate": wish.goal.share if is_rate else None,
             "target": None if is_rate else wish.goal.text,
             "method": wish.method,
@@ -123,10 +124,8 @@ class Pruning:
             "keep": list(wish.keep) or None,
             "round_to": wish.round_to,
             "most": wish.most,
-            "data": images.spec,
-            "size": size,
-            "mean": None if images.mean is None else list(images.mean),
-            "std": None if images.std is None else list(images.std),
+            "sensitivity": None if wish.sensitivity is None else str(wish.sensitivity),
+            **self.images.settings,
             "input": None if self.inputs is None else [str(entry) for entry in self.inputs.each],
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
         }
@@ -159,7 +158,7 @@ class Pruning:
         channels = budget.hold(analyse(model, inputs, self.wish.residual), list(self.wish.keep))
         check_answers(model, opened.data)
         export_onnx(model, inputs, place.new / "original.onnx")
-        method = self._method(opened, channels, place.new / "original.onnx").to(device)
+        method = self._method(opened, channels, self._curves(channels, journal), place.new / "original.onnx").to(device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, opened.loaded.sha256)
         stages.original(model)
         small, history = self._compress(method, stages, place, journal)
@@ -242,13 +241,21 @@ class Pruning:
             journal.say(f"  {note}")
         return opened
 
-    def _method(self, opened: Opened, channels: Channels, onnx: Path) -> FilterPruning:
+    def _curves(self, channels: Channels, journal: Journal) -> Mapping[str, Curve] | None:
+        """What each group loses, where it was measured. Raises UsageError."""
+        if self.wish.sensitivity is None:
+            return None
+        curves = read_curves(self.wish.sensitivity, channels)
+        journal.say(f"sensitivity of {len(curves)} of {len(channels.groups)} groups from {self.wish.sensitivity}")
+        return curves
+
+    def _method(self, opened: Opened, channels: Channels, curves: Mapping[str, Curve] | None, onnx: Path) -> FilterPruning:
         """The method, prepared: one-shot methods have cut by now. Raises Infeasible when the wish cannot be met."""
         model = opened.loaded.model
         overhead = onnx.stat().st_size - measure.weight_bytes(model) if self.wish.goal.quantity == "size" else 0
         _check_wish(self.wish.goal, channels, overhead)
         task = Classify(self.recipe.label_smoothing)
-        job = Job(model, opened.inputs, channels, self.wish.goal, task, self.wish.round_to, self.wish.most, overhead)
+        job = Job(model, opened.inputs, channels, self.wish.goal, task, self.wish.round_to, self.wish.most, overhead, curves)
         seed_all(self.recipe.seed)
         method = catalogue.create(self.entry, job, self.wish.settings)
         assert isinstance(method, FilterPruning)
@@ -324,6 +331,7 @@ def prune(
     arch_args: Mapping[str, object] | None = None,
     settings: Mapping[str, Value] | None = None,
     residual: Residual = "coupled",
+    sensitivity: str | Path | None = None,
     recipe: Recipe | None = None,
     inputs: AnyInputs | None = None,
     force: bool = False,
@@ -331,14 +339,15 @@ def prune(
     """Prune `model` (a checkpoint, `torchvision:NAME`, ... as on the command line) into the directory `out`.
 
     One of `rate` (share of MACs to remove) and `target` (such as "params<=5M") says how much. `inputs` is what --input says:
-    the shape of one sample, several shapes, or name -> shape. Returns the report; raises a CompressError.
+    the shape of one sample, several shapes, or name -> shape. `sensitivity` is the table of `measure_sensitivity`. Returns the
+    report; raises a CompressError.
     """
     if (rate is None) == (target is None):
         raise UsageError("give either rate or target.")
     goal = budget.parse_rate(rate) if rate is not None else budget.parse_target(str(target))
     return Pruning(
         Source(model, arch, arch_args or {}),
-        Wish(goal, method, settings or {}, residual),
+        Wish(goal, method, settings or {}, residual, sensitivity=None if sensitivity is None else Path(sensitivity)),
         Images(data),
         recipe or Recipe(),
         out=Path(out),

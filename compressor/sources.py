@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compressor.checkpoint import Loaded, load_model
+from compressor.config import Setting
 from compressor.data import Data, check_classes, open_data
 from compressor.errors import UsageError
 from compressor.inputs import Inputs
@@ -29,6 +30,17 @@ class Source:
     key: str | None = None
     ema: bool = False
     trust_pickle: bool = False
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Under the names of the command line's options."""
+        return {
+            "model": self.model,
+            "arch": self.arch,
+            "arch_arg": [f"{name}={value!r}" for name, value in self.arch_args.items()] or None,
+            "key": self.key,
+            "ema": self.ema or None,
+        }
 
     def load(self) -> Loaded:
         return load_model(
@@ -50,6 +62,16 @@ class Images:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     workers: int = 0
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Under the names of the command line's options."""
+        return {
+            "data": self.spec,
+            "size": list(self.size) if isinstance(self.size, tuple) else self.size,
+            "mean": None if self.mean is None else list(self.mean),
+            "std": None if self.std is None else list(self.std),
+        }
 
     def open(self, channels: int | None, seed: int) -> Data | None:
         """The images, with `channels` where images can have so many, that is 1 or 3; None without a spec."""

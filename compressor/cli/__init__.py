@@ -13,6 +13,7 @@ from compressor.cli.export import export
 from compressor.cli.inspect import inspect
 from compressor.cli.methods import methods
 from compressor.cli.prune import prune
+from compressor.cli.sensitivity import sensitivity
 
 app = typer.Typer(
     name="compress",
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(inspect)
+app.command()(sensitivity)
 app.command()(prune)
 app.command("eval")(evaluate)
 app.command()(export)

@@ -66,7 +66,8 @@ def answers(command: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort, BrokenPipeError):  # as in `compress methods | head`
             raise
         except KeyboardInterrupt:
-            print("interrupted" + (": --resume goes on after the last finished epoch" * ("resume" in kwargs)), file=sys.stderr)
+            unit = "epoch" if "epochs" in kwargs else "group"
+            print("interrupted" + f": --resume goes on after the last finished {unit}" * ("resume" in kwargs), file=sys.stderr)
             raise typer.Exit(130) from None
         except Exception as error:
             if kwargs["debug"]:

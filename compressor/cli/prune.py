@@ -62,6 +62,14 @@ def prune(
     residual: Annotated[
         Residual, typer.Option(help="Cut a stream's channels together, or keep it wide.", rich_help_panel=CUT)
     ] = Residual.coupled,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Cut groups that lose little first: sensitivity.csv of `compress sensitivity`.",
+            rich_help_panel=CUT,
+        ),
+    ] = None,
     data: options.DataSpec = None,
     size: options.Size = None,
     mean: options.Mean = None,
@@ -136,7 +144,7 @@ def prune(
     console = options.console(quiet, json)
     run = Pruning(
         options.source(model, arch, arch_arg, key, ema, trust_pickle),
-        Wish(goal, method, settings, residual.value, tuple(keep or ()), round_to, most),
+        Wish(goal, method, settings, residual.value, tuple(keep or ()), round_to, most, sensitivity),
         options.images(data, size, mean, std, workers),
         recipe,
         out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-{method}",

@@ -6,10 +6,12 @@ print. Text stays text (it can be searched and follows the page's font). Every p
 
 import csv
 import io
+import itertools
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 from xml.etree import ElementTree
 
@@ -203,18 +205,9 @@ def _layer_plot(name: str, title: str, label: str, layers: list[Layer], before: 
         width = 0.74 if len(layers) <= MOST_NAMES else 1.0
         axes.bar(places, before, color=BEFORE, alpha=0.45, width=width, label="before")
         axes.bar(places, after, color=AFTER, width=width, label="after")
-        if len(layers) <= MOST_NAMES:
-            axes.set_xticks(
-                list(places),
-                [figures.shorten(layer.name, 26) for layer in layers],
-                rotation=60,
-                ha="right",
-                rotation_mode="anchor",
-            )
-            axes.tick_params(axis="x", labelsize=10.5)
-        else:
-            axes.set_xlabel("layers in the order of the network; the table below has their names")
-        axes.margins(x=0.01)
+        _name_places(
+            axes, [layer.name for layer in layers], "layers in the order of the network; the table below has their names"
+        )
         axes.set_ylabel(label)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: figures.count(round(value))))
         axes.grid(axis="y", alpha=0.12, color=INK)
@@ -224,6 +217,45 @@ def _layer_plot(name: str, title: str, label: str, layers: list[Layer], before: 
     table: Table = [["layer", "kind", "before", "after"], *rows]
     alt = f"{len(layers)} layers, together {figures.count(sum(before))} before and {figures.count(sum(after))} after"
     return _plot(name, title, alt, WHOLE, draw, table)
+
+
+def _name_places(axes: Axes, names: Sequence[str], otherwise: str) -> None:
+    """Names below the places 0, 1, ..., or the label `otherwise` where they are too many."""
+    if len(names) <= MOST_NAMES:
+        axes.set_xticks(
+            range(len(names)), [figures.shorten(name, 26) for name in names], rotation=60, ha="right", rotation_mode="anchor"
+        )
+        axes.tick_params(axis="x", labelsize=10.5)
+    else:
+        axes.set_xlabel(otherwise)
+    axes.margins(x=0.01)
+
+
+def by_group(name: str, title: str, label: str, groups: Sequence[str], lines: Mapping[str, Sequence[float]]) -> Plot:
+    """What `lines` say of each group of channels, in the order of the network."""
+
+    def draw(axes: Axes) -> None:
+        places = range(len(groups))
+        for (line, values), colour in zip(lines.items(), itertools.cycle(SERIES), strict=False):
+            axes.plot(places, values, color=colour, marker="o", markersize=4, label=line)
+        _name_places(axes, groups, "groups in the order of the network; the table has their names")
+        axes.set_ylabel(label)
+        axes.grid(axis="y", alpha=0.12, color=INK)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), handlelength=1, borderaxespad=0)
+
+    table: Table = [["group", *lines], *zip(groups, *lines.values(), strict=True)]
+    worst = (f"{line}: at worst {min(values):.2f} ({groups[values.index(min(values))]})" for line, values in lines.items())
+    with matplotlib.rc_context(_STYLE):
+        return _plot(name, title, "; ".join(worst), WHOLE, draw, table)
+
+
+def as_file(plot: Plot) -> str:
+    """The plot as an SVG file of its own, light or dark as its reader prefers."""
+    css = resources.files("compressor.report").joinpath("page.css").read_text(encoding="utf-8")
+    colours = css.partition("* {")[0]  # the page's, which come first
+    text = "text { fill: currentColor; font-family: ui-sans-serif, system-ui, sans-serif; }"
+    style = f"<style>{colours}svg {{ background: var(--panel); color: var(--ink); }} {text}</style>"
+    return plot.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1)
 
 
 def _plot(

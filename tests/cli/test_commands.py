@@ -202,7 +202,7 @@ def test_the_version_is_told() -> None:
 
 def test_every_command_explains_itself() -> None:
     top = compress("-h").stdout
-    for command in ("demo", "inspect", "prune", "eval", "export", "methods"):
+    for command in ("demo", "inspect", "sensitivity", "prune", "eval", "export", "methods"):
         assert command in top
         assert compress(command, "--help").exit_code == 0
 

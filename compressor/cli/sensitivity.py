@@ -1,0 +1,112 @@
+"""`compress sensitivity MODEL`."""
+
+from __future__ import annotations
+
+import json as json_
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from compressor.cli import options
+from compressor.errors import UsageError
+
+if TYPE_CHECKING:
+    from compressor.sensitivity import Sensitivity
+
+
+@options.answers
+def sensitivity(
+    model: options.Model,
+    data: options.DataSpec = None,
+    rates: Annotated[str, typer.Option(help="Shares of a group's channels to cut, one after another.")] = "0.25,0.5,0.75",
+    method: Annotated[
+        str, typer.Option(help="Whose scores say which channels are the weakest: see `compress methods`.")
+    ] = "magnitude",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method. Repeatable.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Held-out images to measure on, 2000 by default; without data random inputs, 64.", min=1)
+    ] = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    workers: options.Workers = 0,
+    seed: Annotated[int, typer.Option(help="Holds out the same images as `compress prune --seed`.")] = 0,
+    arch: options.Arch = None,
+    arch_arg: options.ArchArg = None,
+    input_: options.Input = None,
+    key: options.Key = None,
+    ema: options.Ema = False,
+    trust_pickle: options.Trust = False,
+    device: options.Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL-sensitivity by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace results that are there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Measure the groups that are not yet in the results.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Cut every group of coupled channels alone, and tell what each costs in accuracy."""
+    from compressor import catalogue
+
+    entry = catalogue.find(method, "prune")
+    settings = catalogue.parse_settings(entry, set_ or [])
+    shares = _shares(rates)
+    inputs = options.inputs(input_)
+    from compressor.sensitivity import PLOT, TABLE, Measurement
+
+    console = options.console(quiet, json)
+    run = Measurement(
+        options.source(model, arch, arch_arg, key, ema, trust_pickle),
+        options.images(data, size, mean, std, workers),
+        out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-sensitivity",
+        rates=shares,
+        method=method,
+        settings=settings,
+        count=images,
+        seed=seed,
+        device=device,
+        inputs=inputs,
+        console=console,
+        force=force,
+        resume=resume,
+    )
+    found = run.run()
+    if json:
+        print(json_.dumps([asdict(row) for row in found.rows], indent=2))
+    elif console is not None:
+        _show(found, console)
+        console.print(f"\nThe table is in {run.out / TABLE}, the plot in {run.out / PLOT}", highlight=False)
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--rates {text!r} is not a list of shares: write it like 0.25,0.5,0.75.") from None
+
+
+def _show(found: Sensitivity, console: Console) -> None:
+    """Points of accuracy or agreement that each rate costs, the most sensitive group first."""
+    from compressor.report import figures
+
+    groups = found.groups
+    rates = [row.rate for row in next(iter(groups.values()))[1:]]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("group", overflow="fold")
+    for heading in ("channels", *(f"{100 * rate:.3g}% cut" for rate in rates), f"MACs gone at {100 * rates[-1]:.3g}%"):
+        table.add_column(heading, justify="right")
+    for name in found.ranked:
+        first, *cut = groups[name]
+        lost = (figures.points(row.quality - first.quality) for row in cut)
+        table.add_row(name, str(first.channels), *lost, figures.share(cut[-1].macs_removed))
+    original = next(iter(groups.values()))[0]
+    beside = "" if original.accuracy is None else f" (the original: {figures.percent(original.accuracy)})"
+    console.print(f"\nChange of {found.measured} in points{beside}, the most sensitive group first\n", highlight=False)
+    console.print(table)
