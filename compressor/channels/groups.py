@@ -265,11 +265,13 @@ class Channels:
 
     def splits_of_heads(self, stuck: bool) -> frozenset[Split]:
         """The views that part channels into heads of attention; with `stuck`, those of which no head can get narrower."""
-        attended = {int(c) for ids in self._trace.attended for c in self._component[ids]}
-        if stuck:
-            attended.intersection_update(self._reason)
-        splits = enumerate(self._trace.splits)
-        return frozenset(split for split, ids in splits if attended.issuperset(self._component[ids].tolist()))
+        component = self._component
+        attended = {component[ids].tobytes() for ids in self._trace.attended}  # the channels of one head, in their order
+        return frozenset(
+            split
+            for split, ids in enumerate(self._trace.splits)
+            if component[ids].tobytes() in attended and not (stuck and set(component[ids].tolist()) - self._reason.keys())
+        )
 
     # Questions --------------------------------------------------------------------------------------------------------
 

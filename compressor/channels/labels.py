@@ -205,7 +205,7 @@ class Trace:
 
     def pin(self, size: int | None, heads: Ids | None = None) -> None:
         """The code asks for `size` where no channels are: it must stay. `heads`: whole ones go beside it, if any do."""
-        if not isinstance(size, Size):
+        if not isinstance(size, Size) or size.origin in self.constant:
             return
         width = size.proportional
         if heads is not None and width and len(width.ids) % size == 0 and len(heads) % (len(width.ids) // size) == 0:
