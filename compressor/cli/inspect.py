@@ -65,9 +65,7 @@ def _show(view: Mapping[str, Any], graph: Path | None) -> None:
         console.print("Shares: what goes when the whole group goes. Several groups in a row are alike.", style="dim")
         if wide := next((group for group in groups if group["copies"] > 1), None):
             size, each = wide["channels"], wide["copies"]
-            console.print(
-                f"{size} x {each}: {size} to choose from; with each go {each} channels, as of all heads.", style="dim"
-            )
+            console.print(f"{size} x {each}: {size} to choose from; with each go {each} channels of a layer.", style="dim")
         console.print()
     if view["frozen"]:
         console.print(_frozen(view["frozen"]))
