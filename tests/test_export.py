@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import tarfile
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from compressor import export
 from compressor.channels.surgery import Spread, attach
 from compressor.errors import CompressError, Infeasible, OutputError, VerificationFailed
 from compressor.export import check_onnx, export_onnx
+from compressor.inputs import Input, Inputs
 from compressor.measure import accuracy, onnx_predict, weight_bytes
 from compressor.method import Batch
 
@@ -47,6 +49,24 @@ class Heads(Small):
     def forward(self, x: Tensor) -> dict[str, object]:
         logits = super().forward(x)
         return {"main": logits, "others": (logits.softmax(1), None, logits[:, :2])}
+
+
+@dataclass
+class Answer:
+    hidden: Tensor
+    logits: Tensor
+
+
+class Captioned(Small):
+    """Images, and token ids by name; the answer is a dataclass that torch does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(2, 10)
+
+    def forward(self, x: Tensor, *, ids: Tensor) -> Answer:  # type: ignore[override]
+        logits = super().forward(x) + self.words(ids).sum(1)
+        return Answer(logits.softmax(1), logits)
 
 
 class Branching(Small):
@@ -103,6 +123,19 @@ def test_the_file_is_little_more_than_its_weights_and_tells_no_paths(path: Path)
 def test_several_outputs_are_numbered(path: Path) -> None:
     export_onnx(Heads(), SHAPE, path)
     assert [output.name for output in onnx.load(path).graph.output] == ["output0", "output1", "output2"]
+
+
+def test_several_inputs_keep_their_order_and_names_and_the_main_answer_is_first(path: Path) -> None:
+    model, inputs = Captioned(), Inputs((Input((4,), "ids", "int64"), Input(SHAPE)))
+    export_onnx(model, inputs, path)
+    check_onnx(model, path, inputs)
+    graph = onnx.load(path).graph
+    sizes = {entry.name: [dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim] for entry in graph.input}
+    assert sizes == {"ids": ["batch", 4], "input1": ["batch", 1, 8, 8]}
+    assert "words.weight" in {weight.name for weight in graph.initializer}
+    ids, images = inputs.random(3)
+    with torch.no_grad():
+        torch.testing.assert_close(onnx_predict(path)(ids, images), model.eval()(images, ids=ids).logits)
 
 
 def test_all_outputs_are_compared(path: Path) -> None:

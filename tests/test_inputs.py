@@ -45,6 +45,43 @@ def test_a_type_that_is_not_known_is_refused() -> None:
         Input((3,), dtype="int7")
 
 
+@pytest.mark.parametrize(
+    ("text", "entry", "again"),
+    [
+        ("3x224x224", Input((3, 224, 224)), None),
+        ("1X8x8", Input((1, 8, 8)), "1x8x8"),
+        ("1x3x224x224", Input((3, 224, 224)), "3x224x224"),
+        ("3x16x112x112", Input((3, 16, 112, 112)), None),
+        ("1x1x16x112x112", Input((1, 16, 112, 112)), None),
+        ("pixel_values=1x3x8x8", Input((3, 8, 8), "pixel_values"), None),
+        ("pixel_values=3x8x8", Input((3, 8, 8), "pixel_values"), "pixel_values=1x3x8x8"),
+        ("x=1x8x8", Input((8, 8), "x"), None),
+        ("input_ids=1x16:int64", Input((16,), "input_ids", "int64"), None),
+        ("1x16:bool", Input((16,), None, "bool"), None),
+    ],
+)
+def test_inputs_are_read_and_written_as_on_the_command_line(text: str, entry: Input, again: str | None) -> None:
+    assert Input.parse(text) == entry
+    assert str(entry) == (again or text)
+
+
+@pytest.mark.parametrize("text", ["8x8", "", "3x0x8", "3xax8", "x=", "=3x8x8", "x=1", "2x:int64", "a-b=1x3x8x8"])
+def test_what_is_not_written_so_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"^--input '{text}' is not a shape: write channels x height x width"):
+        Input.parse(text)
+
+
+@pytest.mark.parametrize("wrong", [(), (Input((3,), "x"), Input((3,), "x"))])
+def test_a_name_is_of_one_input(wrong: tuple[Input, ...]) -> None:
+    with pytest.raises(UsageError, match="at least one input, each by a name of its own"):
+        Inputs(wrong)
+
+
+def test_names_are_those_of_the_onnx_file() -> None:
+    assert MEETING.names == ["input0", "input1", "ids", "mask"]
+    assert Inputs.of((3, 8, 8)).shapes == {"images": [3, 8, 8]}
+
+
 def test_samples_are_of_the_model_s_type_and_go_where_forward_wants_them() -> None:
     model = nn.Linear(2, 2, dtype=torch.float64)
     image, _, ids, mask = MEETING.random(5, like=model)

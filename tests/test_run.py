@@ -16,6 +16,7 @@ from torch import nn
 import compressor
 from compressor import measure
 from compressor.channels import surgery, verify
+from compressor.checkpoint import build
 from compressor.directory import RESULTS
 from compressor.errors import UsageError
 from compressor.export import export_onnx
@@ -200,6 +201,49 @@ def test_the_library_prunes_as_the_command_does(project: Path) -> None:
 def test_the_library_wants_to_know_how_much(project: Path, amount: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="give either rate or target"):
         compressor.prune("net.pt", out="a", **amount)
+
+
+CAPTIONED = """
+import torch
+from net import Net
+from torch import nn
+
+
+class Captioned(Net):
+    def __init__(self):
+        super().__init__()
+        self.second, self.words = nn.Conv2d(1, 8, 3, padding=1), nn.Embedding(2, 10)
+
+    def forward(self, image, other, *, ids):
+        return {"out": super().forward(image + self.second(other).mean(1, keepdim=True)) + self.words(ids).sum(1)}
+
+
+def make():
+    torch.manual_seed(0)
+    return Captioned()
+"""
+
+
+def test_a_network_of_several_inputs_is_pruned_measured_and_pruned_again(project: Path) -> None:
+    (project / "captioned.py").write_text(CAPTIONED)
+    torch.save(build("captioned.py:make").state_dict(), "captioned.pt")
+    network = ("captioned.pt", "--arch", "captioned.py:make", "--rate", "0.4", "--out", "once")
+    inputs = ("--input", "1x8x8", "--input", "1x8x8", "--input", "ids=1x4:int64")
+    result = compress("prune", *network, *inputs, "--data", "digits")
+    assert result.exit_code == 2 and "digits has images alone: leave --data away" in result.stderr
+    result = compress("prune", *network, *inputs)
+    assert result.exit_code == 0, result.output
+    once = read_report(project / "once")
+    assert once.inputs == {"input0": [1, 8, 8], "input1": [1, 8, 8], "ids": [4]}
+    assert once.settings["input"] == "1x8x8, 1x8x8, ids=1x4:int64" and once.fidelity is not None
+    measured = json.loads(compress("eval", "once/model.onnx", "--json").stdout)
+    assert measured["inputs"] == once.inputs and len(measured["latency"]) == 2
+
+    result = compress("prune", "once", "--rate", "0.3", "--out", "twice", "-q")
+    assert result.exit_code == 0, result.output
+    small = compressor.load("twice")
+    image, ids = torch.randn(3, 1, 8, 8), torch.ones(3, 4, dtype=torch.int64)
+    assert small(image, image, ids=ids)["out"].shape == (3, 10)
 
 
 # Checks that fail -----------------------------------------------------------------------------------------------------

@@ -40,6 +40,32 @@ def test_a_shape_that_the_images_do_not_have_is_refused(project: Path) -> None:
         open_both(NET, Images("digits"), Inputs.of((1, 9, 9)))
 
 
+NAMED = """
+from net import Net
+
+
+class Named(Net):
+    def forward(self, pixel_values, mask=None):
+        return {"logits": super().forward(pixel_values)}
+"""
+
+
+def test_images_go_to_the_input_that_is_named_if_it_is_the_first(project: Path) -> None:
+    (project / "named.py").write_text(NAMED)
+    source = Source("net.pt", "named.py:Named")
+    by_name = Inputs.of({"pixel_values": (1, 8, 8)})
+    opened = open_both(source, Images("digits"), by_name)
+    assert opened.inputs == by_name
+    check_answers(opened.loaded.model, opened.data)
+    with pytest.raises(UsageError, match=r"--input mask=1x1x8x8: .* passed as the first argument, .* calls pixel_values"):
+        open_both(source, Images("digits"), Inputs.of({"mask": (1, 8, 8)}))
+
+
+def test_images_alone_are_not_enough_for_several_inputs(project: Path) -> None:
+    with pytest.raises(UsageError, match=r"takes inputs of 1x8x8, 1x8x8, and digits has images alone: leave --data away\. "):
+        open_both(NET, Images("digits"), Inputs.of([(1, 8, 8), (1, 8, 8)]))
+
+
 def test_a_network_for_other_classes_is_refused(project: Path) -> None:
     data = Images("digits").open(1, seed=0)
     wrong = nn.Sequential(nn.Flatten(), nn.Linear(64, 12))

@@ -21,6 +21,7 @@ from compressor.checkpoint import build
 from compressor.checkpoint.plan import Plan, from_json, load_run, save_model, to_json
 from compressor.errors import ArchitectureError, CheckpointError
 from compressor.filters import norms
+from compressor.inputs import Input, Inputs
 
 NETS = '''
 import os
@@ -280,6 +281,23 @@ def test_the_demos_own_network_needs_no_name(tmp_path: Path) -> None:
     compressor.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        Inputs.of((3, 8, 8)),
+        Inputs.of((3, 4, 8, 8)),
+        Inputs((Input((3, 8, 8), "pixel_values"), Input((16,), "input_ids", "int64"))),
+        None,
+    ],
+)
+def test_what_a_network_is_called_with_is_kept(inputs: Inputs | None) -> None:
+    assert from_json(to_json(Plan("net.py:Net", inputs=inputs)), "here").inputs == inputs
+
+
+def test_images_alone_are_written_as_three_numbers() -> None:
+    assert json.loads(to_json(Plan("net.py:Net", inputs=(3, 8, 8))))["input_shape"] == [3, 8, 8]
+
+
 # Plans that are wrong -------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +338,12 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another shape": (put("kept", value={}), "the plan make it"),
     "a list for a table": (put("kept", value=[]), "is not a plan of ours"),
     "two sizes": (put("input_shape", value=[8, 8]), "is not a plan of ours"),
+    "no input": (put("input_shape", value=[]), "is not a plan of ours"),
+    "an input without a shape": (put("input_shape", value=[{"name": "x", "dtype": None}]), "is not a plan of ours"),
+    "an input of a strange type": (
+        put("input_shape", value=[{"name": "x", "shape": [3], "dtype": "load"}]),
+        "is not a plan of ours",
+    ),
 }
 
 

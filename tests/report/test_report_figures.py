@@ -58,3 +58,8 @@ def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
 def test_long_names_keep_both_ends() -> None:
     assert figures.shorten("layer1.0.conv1", 14) == "layer1.0.conv1"
     assert figures.shorten("backbone.encoder.block7.conv1", 16) == "backbo...7.conv1"
+
+
+def test_inputs_are_named_and_separated_by_commas() -> None:
+    assert figures.inputs({"images": [3, 8, 8]}) == "images 3x8x8"
+    assert figures.inputs({"input0": [3, 8, 8], "ids": [16]}) == "input0 3x8x8, ids 16"
