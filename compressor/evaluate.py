@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from compressor import budget, measure
-from compressor.channels import Channels, Residual, analyse
+from compressor.channels import Channels, Heads, Residual, analyse
 from compressor.channels.drawing import FORMATS, Drawing, copies, draw, readers, shares
 from compressor.checkpoint import kind_of, load_model
 from compressor.data import Data, check_classes
@@ -135,13 +135,15 @@ def _accuracy(predict: Predict, data: Data | None, device: torch.device) -> Accu
     return measure.accuracy(predict, data.batches("test", batch_size=EVALUATION_BATCH, device=device))
 
 
-def look(source: Source, asked: Inputs | None, residual: Residual, graph: Path | None = None) -> dict[str, Any]:
+def look(
+    source: Source, asked: Inputs | None, residual: Residual, heads: Heads = "width", graph: Path | None = None
+) -> dict[str, Any]:
     """What `compress inspect` shows, as plain values; with `graph`, the drawing goes there. Raises a CompressError."""
     if graph is not None and graph.suffix not in FORMATS:
         known = ", ".join(FORMATS)
         raise UsageError(f"--graph {graph}: the ending says how it is written, and can be {known} (Mermaid, Graphviz).")
     opened = open_both(source, Images(), asked)
-    channels = analyse(opened.loaded.model, opened.inputs, residual)
+    channels = analyse(opened.loaded.model, opened.inputs, residual, heads)
     whole = channels.all_kept()
     macs, params = channels.macs.total(whole), channels.params.total(whole)
     least = budget.Shelf(channels, np.zeros(channels.atoms), 1, Job.most).without_weakest(channels.atoms)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compressor import budget
 from compressor.budget import Scores
 from compressor.channels import Channels, Mask, Verified, remove
-from compressor.channels.groups import Role
+from compressor.channels.groups import Place, Role
 from compressor.errors import Infeasible
 from compressor.method import Job, Method
 
@@ -23,16 +23,20 @@ from compressor.method import Job, Method
 def energies(model: nn.Module, channels: Channels, roles: Iterable[Role] = ("out",), p: int = 2) -> Scores:
     """Sum of |w|^p over the weights of each atom [atoms], in layers' weights alone (no biases, norms or statistics)."""
     wanted = set(roles)
-    tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    total = np.zeros(channels.atoms)
+    places: dict[str, list[Place]] = {}
     for place in channels.places:
-        tensor = tensors.get(place.tensor)
-        if place.role not in wanted or tensor is None or tensor.dim() < 2:
+        if place.role in wanted:
+            places.setdefault(place.tensor, []).append(place)
+    total = np.zeros(channels.atoms)
+    for name, tensor in model.named_parameters():
+        if name not in places or tensor.dim() < 2:
             continue
-        others = [dim for dim in range(tensor.dim()) if dim != place.dim]
-        power = tensor.float().abs().pow(p).sum(dim=others, dtype=torch.float64).cpu().numpy()  # [size of the dimension]
-        owned = place.atoms >= 0
-        np.add.at(total, place.atoms[owned], power[owned])
+        powers = tensor.detach().float().abs().pow(p)
+        for place in places[name]:
+            others = [dim for dim in range(tensor.dim()) if dim != place.dim]
+            power = powers.sum(dim=others).cpu().numpy()  # [size of the dimension]
+            owned = place.atoms >= 0
+            np.add.at(total, place.atoms[owned], power[owned])
     return total
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from compressor import budget, catalogue, measure, outcome
 from compressor.budget import Curve, Goal
 from compressor.catalogue import Value
-from compressor.channels import Channels, Residual, Verified, analyse
+from compressor.channels import Channels, Heads, Residual, Verified, analyse
 from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.config import Setting, to_toml
@@ -56,6 +56,7 @@ class Wish:
     method: str = "magnitude"
     settings: Mapping[str, Value] = field(default_factory=dict)
     residual: Residual = "coupled"
+    heads: Heads = "width"
     keep: tuple[str, ...] = ()
     round_to: int | None = None
     most: float = 0.95
@@ -70,6 +71,8 @@ class Wish:
             raise UsageError(f"--round-to must be 1 or more; found {self.round_to}.")
         if self.sensitivity is not None and self.residual == "scatter":
             raise UsageError("--sensitivity is measured on coupled groups, and --residual scatter cuts others: leave one away.")
+        if self.sensitivity is not None and self.heads == "whole":
+            raise UsageError("--sensitivity is measured with --heads width: leave one of the two away.")
         if self.sensitivity is not None and self.goal.quantity == "filters":
             raise UsageError(f"--target {self.goal.text} cuts every layer alike, whatever --sensitivity says: leave one away.")
 
@@ -121,6 +124,7 @@ class Pruning:
             "method": wish.method,
             "set": [f"{name}={value}" for name, value in self._method_settings().items()] or None,
             "residual": wish.residual,
+            "heads": wish.heads,
             "keep": list(wish.keep) or None,
             "round_to": wish.round_to,
             "most": wish.most,
@@ -155,7 +159,7 @@ class Pruning:
         Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
         opened = self._open(journal)
         model, inputs = opened.loaded.model, opened.inputs
-        channels = budget.hold(analyse(model, inputs, self.wish.residual), list(self.wish.keep))
+        channels = budget.hold(analyse(model, inputs, self.wish.residual, self.wish.heads), list(self.wish.keep))
         check_answers(model, opened.data)
         export_onnx(model, inputs, place.new / "original.onnx")
         method = self._method(opened, channels, self._curves(channels, journal), place.new / "original.onnx").to(device)
@@ -331,6 +335,7 @@ def prune(
     arch_args: Mapping[str, object] | None = None,
     settings: Mapping[str, Value] | None = None,
     residual: Residual = "coupled",
+    heads: Heads = "width",
     sensitivity: str | Path | None = None,
     recipe: Recipe | None = None,
     inputs: AnyInputs | None = None,
@@ -347,7 +352,7 @@ def prune(
     goal = budget.parse_rate(rate) if rate is not None else budget.parse_target(str(target))
     return Pruning(
         Source(model, arch, arch_args or {}),
-        Wish(goal, method, settings or {}, residual, sensitivity=None if sensitivity is None else Path(sensitivity)),
+        Wish(goal, method, settings or {}, residual, heads, sensitivity=None if sensitivity is None else Path(sensitivity)),
         Images(data),
         recipe or Recipe(),
         out=Path(out),

@@ -1,7 +1,7 @@
 """Which channels of a network live and die together, what any choice of them costs, and the surgery that takes them out."""
 
-from compressor.channels.groups import Channels, Group, Mask, Residual, analyse
+from compressor.channels.groups import Channels, Group, Heads, Mask, Residual, analyse
 from compressor.channels.surgery import Cut, apply, mask
 from compressor.channels.verify import Verified, remove
 
-__all__ = ["Channels", "Cut", "Group", "Mask", "Residual", "Verified", "analyse", "apply", "mask", "remove"]
+__all__ = ["Channels", "Cut", "Group", "Heads", "Mask", "Residual", "Verified", "analyse", "apply", "mask", "remove"]

@@ -214,11 +214,14 @@ class Channels:
                 continue
             (step,) = steps
             tensors, module, wrote = list(step.tensors), name.rpartition(".")[0], step.wrote
+            for bias in (bias for bias in trace.biases if bias.read == wrote and bias.tensors[0] == f"{module}.bias"):
+                tensors += bias.tensors
+                wrote = bias.wrote
             norms = [norm for norm in trace.norms if norm.read == wrote]
             if len(norms) == 1 and trace.reads[wrote] == 1 and uses[norms[0].tensors[0]] == 1:
                 tensors += norms[0].tensors
                 module, wrote = norms[0].tensors[0].rpartition(".")[0], norms[0].wrote
-            if wrote in trace.outputs or trace.reads[wrote] == 0 or not module:
+            if wrote in trace.outputs or trace.reads[wrote] == 0 or trace.returned.get(module) != wrote:
                 continue
             blocks = [ids, *(trace.labels_of[tensor][0] for tensor in tensors[1:])]
             if all(len(block) == len(ids) for block in blocks):
@@ -259,7 +262,7 @@ class Channels:
 
     def counts(self, mask: Mask) -> dict[Attribute, int]:
         """The attributes of modules that must change, and their values, when the atoms of `mask` stay."""
-        stays = np.append(mask, True)[self._atom]  # [ids]; what has no atom (-1) stays
+        stays = np.append(mask | self._scattered, True)[self._atom]  # [ids]; what has no atom (-1) stays
         wanted = [(size, int(stays[ids].sum())) for ids, size in self._trace.demands]
         return solve(wanted, self._trace.values, self._trace.pinned)
 
@@ -272,6 +275,11 @@ class Channels:
             for split, ids in enumerate(self._trace.splits)
             if component[ids].tobytes() in attended and not (stuck and set(component[ids].tolist()) - self._reason.keys())
         )
+
+    @cached_property
+    def _scattered(self) -> Mask:
+        """The atoms whose activations stay wide [atoms]."""
+        return np.array([group.scatter is not None for group in self.groups for _ in range(group.size)], bool)
 
     # Questions --------------------------------------------------------------------------------------------------------
 
@@ -334,7 +342,7 @@ class Channels:
                     arrays.append((ids, own))
                 numbers.append(axes[id(ids), own])
             rows.append((layer, constant, tuple(numbers)))
-        scattered = np.array([*(group.scatter is not None for group in self.groups for _ in range(group.size)), False])
+        scattered = np.append(self._scattered, False)
         row, column = [], []
         for number, (ids, own) in enumerate(arrays):
             atoms = self._atom[ids]

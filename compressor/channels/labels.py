@@ -88,6 +88,8 @@ class Trace:
     terms: list[Term] = field(default_factory=list)
     layers: list[Step] = field(default_factory=list)
     norms: list[Step] = field(default_factory=list)
+    biases: list[Step] = field(default_factory=list)  # parameters that are added outside the operator of their layer
+    returned: dict[str, int] = field(default_factory=dict)  # module -> serial number of the tensor it returned
     reads: Counter[int] = field(default_factory=Counter)  # serial number of a tensor -> how many operators read it
     serials: Iterator[int] = field(default_factory=itertools.count)
     outputs: set[int] = field(default_factory=set)  # serial numbers of what the model returns

@@ -249,8 +249,12 @@ ELEMENTWISE = (
 @rule(*ELEMENTWISE)
 def elementwise(trace: Trace, call: Call) -> None:
     operands = [(tensor, trace.labels(tensor)) for tensor in call.inputs]
-    if call.name.startswith(("aten.add", "aten.sub")) and len(operands) > 1:
-        trace.sums.extend(ids for _, labels in operands for ids in labels if ids is not None)
+    if call.name.startswith(("aten.add", "aten.sub")):
+        computed = [(tensor, labels) for tensor, labels in operands if trace.tensor_name(tensor) is None]
+        if len(computed) > 1:
+            trace.sums.extend(ids for _, labels in computed for ids in labels if ids is not None)
+        elif computed:
+            trace.step(trace.biases, computed[0][0], call.out, [tensor for tensor, _ in operands])
     for out in _outputs(call):
         trace.set(out, _meet(trace, operands, out.shape))
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -147,8 +148,18 @@ def plain_attention() -> Iterator[None]:
 
 def _forward(trace: Trace, model: nn.Module, inputs: Inputs) -> None:
     samples = inputs.random(2, like=model)
-    with torch.no_grad(), plain_attention(), _Watch(trace, RULES, unknown), _Sizes(trace):
-        out = inputs.call(model, samples)
+    modules = {id(module): name for name, module in model.named_modules()}
+
+    def note(module: nn.Module, args: Any, out: Any) -> None:
+        if trace.first and isinstance(out, Tensor) and id(module) in modules:
+            trace.returned[modules[id(module)]] = trace.serial(out)
+
+    hook = register_module_forward_hook(note)
+    try:
+        with torch.no_grad(), plain_attention(), _Watch(trace, RULES, unknown), _Sizes(trace):
+            out = inputs.call(model, samples)
+    finally:
+        hook.remove()
     for tensor in tensors_in(out):
         trace.freeze_all(tensor, "it is an output of the model")
         trace.outputs.add(trace.serial(tensor))

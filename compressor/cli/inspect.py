@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compressor.cli import options
-from compressor.cli.prune import Residual
+from compressor.cli.prune import Heads, Residual
 
 SHOWN = 4  # patterns of names in one cell
 FIGURES = ("groups", "layers", "channels", "MACs", "params")
@@ -31,6 +31,7 @@ def inspect(
     arch_arg: options.ArchArg = None,
     input_: options.Input = None,
     residual: Annotated[Residual, typer.Option(help="Cut a stream's channels together, or keep it wide.")] = Residual.coupled,
+    heads: Annotated[Heads, typer.Option(help="Make the heads of attention narrower, or cut whole ones.")] = Heads.width,
     key: options.Key = None,
     ema: options.Ema = False,
     trust_pickle: options.Trust = False,
@@ -41,7 +42,7 @@ def inspect(
     inputs = options.inputs(input_)
     from compressor.evaluate import look
 
-    view = look(options.source(model, arch, arch_arg, key, ema, trust_pickle), inputs, residual.value, graph)
+    view = look(options.source(model, arch, arch_arg, key, ema, trust_pickle), inputs, residual.value, heads.value, graph)
     if json:
         print(json_.dumps(view, indent=2))
     else:

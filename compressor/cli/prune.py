@@ -17,6 +17,11 @@ class Residual(StrEnum):
     scatter = "scatter"
 
 
+class Heads(StrEnum):
+    width = "width"
+    whole = "whole"
+
+
 class Optimizer(StrEnum):
     sgd = "sgd"
     adamw = "adamw"
@@ -62,6 +67,9 @@ def prune(
     residual: Annotated[
         Residual, typer.Option(help="Cut a stream's channels together, or keep it wide.", rich_help_panel=CUT)
     ] = Residual.coupled,
+    heads: Annotated[
+        Heads, typer.Option(help="Make the heads of attention narrower, or cut whole ones.", rich_help_panel=CUT)
+    ] = Heads.width,
     sensitivity: Annotated[
         Path | None,
         typer.Option(
@@ -144,7 +152,7 @@ def prune(
     console = options.console(quiet, json)
     run = Pruning(
         options.source(model, arch, arch_arg, key, ema, trust_pickle),
-        Wish(goal, method, settings, residual.value, tuple(keep or ()), round_to, most, sensitivity),
+        Wish(goal, method, settings, residual.value, heads.value, tuple(keep or ()), round_to, most, sensitivity),
         options.images(data, size, mean, std, workers),
         recipe,
         out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-{method}",

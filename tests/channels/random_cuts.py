@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.channels import Channels, Mask, Residual, Verified, analyse, mask, remove
+from compressor.channels.trace import plain_attention
+from compressor.outputs import tensors_in
 
 EXACT = 1e-10  # of float64 arithmetic, beside how far the answers to two images lie apart
 ROUNDING = 1e-3  # of float32 arithmetic, likewise, in networks of up to two hundred layers
@@ -43,7 +44,7 @@ def at_random(share: float = 0.5, seed: int = 0) -> Callable[[Channels], Mask]:
 
 
 def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *shape).to(next(model.parameters())))
     return counter.get_total_flops() // 2
 
@@ -70,7 +71,7 @@ def lively(model: nn.Module, shape: tuple[int, ...]) -> bool:
 
 def answers(model: nn.Module, images: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        return [leaf for leaf in tree_leaves(model(images)) if isinstance(leaf, Tensor)]
+        return tensors_in(model(images))
 
 
 def check(model: nn.Module, verified: Verified, shape: tuple[int, ...]) -> None:
@@ -80,7 +81,8 @@ def check(model: nn.Module, verified: Verified, shape: tuple[int, ...]) -> None:
     assert verified.difference <= EXACT
     assert verified.channels.macs.total(verified.mask) == macs(small, shape)
     assert verified.channels.params.total(verified.mask) == params(small)
-    if not any(isinstance(module, nn.LayerNorm | nn.GroupNorm) for module in model.modules()):  # they average over channels
+    own_width = nn.LayerNorm | nn.GroupNorm | nn.MultiheadAttention  # these compute with the number of their channels
+    if not any(isinstance(module, own_width) for module in model.modules()):
         large = mask(model, verified.cut)
         assert apart(small, large, shape, torch.float32) <= ROUNDING
         assert apart(small, large, shape, torch.float64) <= EXACT

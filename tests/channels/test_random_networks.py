@@ -24,6 +24,9 @@ layer = st.one_of(
     st.tuples(st.just("chunk"), st.sampled_from(["swap", "gate"])),
     st.tuples(st.just("gate"), st.sampled_from([2, 4])),
     st.tuples(st.just("tokens"), st.sampled_from([4, 6])),
+    st.tuples(st.just("parts"), st.sampled_from([1, 3])),
+    st.tuples(st.just("heads"), st.sampled_from([1, 2, 3])),
+    st.tuples(st.just("attention"), st.sampled_from([2, 4])),
 )
 branch = st.lists(layer, min_size=1, max_size=3)
 block = st.tuples(st.sampled_from(["residual", "padded", "cat"]), branch)
@@ -81,6 +84,48 @@ class Tokens(nn.Module):
         return x + (self.scale * self.back(F.gelu(self.widen(self.norm(x.permute(0, 2, 3, 1)))))).permute(0, 3, 1, 2)
 
 
+class Parts(nn.Module):
+    """Splits off `first` channels, whose number is kept on the module, and puts them behind the others."""
+
+    def __init__(self, first: int, width: int) -> None:
+        super().__init__()
+        self.sizes = (first, width - first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.split(self.sizes, 1)
+        return torch.cat([b, a.tanh()], 1)
+
+
+class Heads(nn.Module):
+    """Attention with a width of its own, kept on the module."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.size = heads, 4
+        self.qkv, self.proj = nn.Linear(width, 12 * heads), nn.Linear(4 * heads, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).view(n, height * width, 3, self.heads, self.size).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-1, -2) * 0.3).softmax(-1) @ v
+        mixed = self.proj(mixed.transpose(1, 2).reshape(n, height * width, self.heads * self.size))
+        return x + mixed.transpose(1, 2).reshape(n, channels, height, width)
+
+
+class Attention(nn.Module):
+    """PyTorch's own, whose heads share out the width of what they read."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        mixed = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return x + mixed.transpose(1, 2).reshape(x.shape)
+
+
 class Beside(nn.Module):
     """A branch put together with what it started from: added, added with padding, or concatenated."""
 
@@ -128,6 +173,12 @@ def build(recipe: list, width: int, shuffled: bool = False) -> tuple[nn.Module, 
                 steps.append(Gate(width, value))
             case "tokens":
                 steps.append(Tokens(width, value))
+            case "parts" if width > value:
+                steps.append(Parts(value, width))
+            case "heads":
+                steps.append(Heads(width, value))
+            case "attention" if width % value == 0:
+                steps.append(Attention(width, value))
             case "cat" if width <= WIDEST // 2:
                 inside, more = build(value, width, shuffled)
                 steps.append(Beside("cat", inside, 0))
@@ -141,12 +192,19 @@ def build(recipe: list, width: int, shuffled: bool = False) -> tuple[nn.Module, 
     return nn.Sequential(*steps), width
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(recipes, st.booleans(), st.sampled_from([0.3, 0.5, 0.8]), st.integers(0, 9), st.sampled_from(["coupled", "scatter"]))
-def test_any_network_can_be_cut(recipe: list, flat: bool, share: float, seed: int, residual: str) -> None:
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(
+    recipes,
+    st.booleans(),
+    st.sampled_from([0.3, 0.5, 0.8]),
+    st.integers(0, 9),
+    st.sampled_from(["coupled", "scatter"]),
+    st.sampled_from(["width", "whole"]),
+)
+def test_any_network_can_be_cut(recipe: list, flat: bool, share: float, seed: int, residual: str, heads: str) -> None:
     inside, width = build(recipe, 8)
     head = [nn.Flatten(), nn.Linear(width * 36, 5)] if flat else [nn.AdaptiveAvgPool2d(2), nn.Conv2d(width, 5, 2)]
     model = liven(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), inside, *head))
-    verified = remove(model, analyse(model, SHAPE, residual), at_random(share, seed), SHAPE)
+    verified = remove(model, analyse(model, SHAPE, residual, heads), at_random(share, seed), SHAPE)
     assume(lively(verified.model, SHAPE))
     check(model, verified, SHAPE)
