@@ -107,16 +107,11 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
             f"{path} takes images of {', '.join(map(figures.shape, own))}, and was to be given "
             f"{', '.join(map(figures.shape, shapes))}: set --size, or leave --input away."
         )
-    types = [entry.type.removeprefix("tensor(").removesuffix(")") for entry in entries]
-    inputs = Inputs(
-        tuple(
-            Input(shape, entry.name, kind if kind in WHOLE else None)
-            for shape, entry, kind in zip(shapes, entries, types, strict=True)
-        )
-    )
+    whole = [next((kind for kind in WHOLE if entry.type == f"tensor({kind})"), None) for entry in entries]
+    inputs = Inputs(tuple(Input(shape, dtype=kind) for shape, kind in zip(shapes, whole, strict=True)))
     return Evaluation(
         model=str(path),
-        inputs=inputs.shapes,
+        inputs={entry.name: list(shape) for entry, shape in zip(entries, shapes, strict=True)},
         macs=None,
         params=None,
         size_bytes=path.stat().st_size,

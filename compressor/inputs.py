@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,9 +107,9 @@ class Inputs:
             return inputs
         if isinstance(inputs, Mapping):
             return Inputs(tuple(Input(tuple(shape), name) for name, shape in inputs.items()))
-        one = tuple(size for size in inputs if isinstance(size, int))
-        several = tuple(tuple(shape) for shape in inputs if not isinstance(shape, int))
-        return Inputs(tuple(map(Input, several or (one,))))
+        is_one = all(isinstance(size, int) for size in inputs)
+        shapes = cast("Sequence[Sequence[int]]", [inputs] if is_one else inputs)
+        return Inputs(tuple(Input(tuple(shape)) for shape in shapes))
 
     def random(self, n: int, seed: int = 0, like: nn.Module | None = None) -> list[Tensor]:
         """`n` random samples of each input, on the device and in the floating type of the weights of `like`."""

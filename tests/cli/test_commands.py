@@ -58,6 +58,15 @@ def test_an_onnx_file_is_measured_with_and_without_images(here: Path) -> None:
     assert "1x8x8" in result.stdout and "accuracy not measured (no data): give --data" in result.stdout
 
 
+def test_inputs_of_an_onnx_file_may_have_any_name(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 18]> net (float[n, 4] x, int64[n, 2] ids) => (float[n, 4] y) { y = Relu(x) }'
+    model = onnx.parser.parse_model(text)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "input.1"
+    onnx.save(model, tmp_path / "a.onnx")
+    result = compress("eval", tmp_path / "a.onnx", "--json")
+    assert json.loads(result.stdout)["inputs"] == {"input.1": [4], "ids": [2]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
