@@ -190,14 +190,16 @@ class Trace:
         sizes = [size for size in self.asked or () if size == value]
         return next((size for size in sizes if isinstance(size, Size)), value)
 
-    def demand(self, ids: Ids, size: int | None) -> None:
-        """The code counts on `size` channels where `ids` are: so it must be after a cut."""
+    def demand(self, ids: Ids, size: int | None, parts: Sequence[Ids] = ()) -> None:
+        """The code counts on `size` channels where `ids` are: so it must be after a cut. None of `parts` may come to nothing."""
         if size is None or size == -1:  # whatever is there
             return
         if not isinstance(size, Size) or not size.symbols:
             self.freeze(ids, f"the model's code has the number {size} for its width")
         elif not size.widths:
             self.demands.append((ids, size))
+            for part in parts:
+                self.freeze(part[:1], "one channel of each part must stay")
         elif width := size.proportional:
             self.pinned.update(size.attributes)
             self.ties.append((ids, width.ids))

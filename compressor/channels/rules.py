@@ -21,10 +21,10 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operators, named with their overload or without (all overloads)."""
+    """Register a rule for operators, of ATen unless their library is named; with their overload or without (all overloads)."""
 
     def register(function: Rule) -> Rule:
-        RULES.update({f"aten.{operator}": function for operator in operators})
+        RULES.update({name if name.startswith("torchvision.") else f"aten.{name}": function for name in operators})
         return function
 
     return register
@@ -316,8 +316,8 @@ def slice_(trace: Trace, call: Call) -> None:
 def _bound(trace: Trace, ids: Ids, bound: int | None) -> None:
     """A slice begins or ends at `bound`: of the channels before it (after it, when negative) as many must stay."""
     if bound and abs(bound) < len(ids):
-        size = trace.asked_for(bound)
-        trace.demand(*((ids[:bound], size) if bound > 0 else (ids[bound:], -size)))
+        size, parts = trace.asked_for(bound), (ids[:bound], ids[bound:])
+        trace.demand(*((parts[0], size) if bound > 0 else (parts[1], -size)), parts)
 
 
 def _chunk(trace: Trace, ids: Ids, start: int, stop: int) -> None:
@@ -345,7 +345,7 @@ def split(trace: Trace, call: Call) -> None:
             if asked is None or call.name.startswith("aten.chunk"):
                 _chunk(trace, ids, start, stop)
             elif asked[i] == stop - start:  # else it is the rest
-                trace.demand(ids[start:stop], asked[i])
+                trace.demand(ids[start:stop], asked[i], [ids[start:stop]])
         start = stop
         trace.set(out, labels)
 
@@ -620,6 +620,14 @@ def space(trace: Trace, call: Call) -> None:
         trace.freeze(ids, "it is used as a place in space")
     for out in _outputs(call):
         trace.set(out, labels[: x.dim() - space_dims] + [None] * space_dims)
+
+
+@rule("torchvision.roi_align", "torchvision.roi_pool")
+def regions(trace: Trace, call: Call) -> None:
+    """Places picked by boxes, channel by channel."""
+    x, boxes = call.args[:2]
+    trace.freeze_all(boxes, "it is the place of a box")
+    trace.set(_outputs(call)[0], [None, trace.labels(x)[1], None, None])
 
 
 def _reduced(call: Call, dims: int) -> set[int]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from random_cuts import apart, cut_and_check, liven
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from compressor.channels import Channels, analyse, mask, remove
 
@@ -312,6 +313,11 @@ def test_selecting_in_space_touches_no_channel() -> None:
     assert coupled(Between(lambda x: x[:, :, 2:6, ::2].select(3, 0).unsqueeze(-1).expand(-1, -1, -1, 4))) == {
         "first": (8, {"first"})
     }
+
+
+def test_regions_of_boxes_keep_the_channels() -> None:
+    boxes = torch.tensor([[0, 0.0, 0.0, 4.0, 4.0], [1, 2.0, 2.0, 6.0, 6.0]])
+    assert coupled(Between(lambda x: roi_align(x, boxes.to(x), 4))) == {"first": (8, {"first"})}
 
 
 # Views ----------------------------------------------------------------------------------------------------------------
