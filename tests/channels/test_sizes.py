@@ -68,7 +68,7 @@ def test_a_shape_is_a_tuple_that_keeps_its_sizes() -> None:
     shape = Shape((2, size, 5))
     assert shape == torch.zeros(2, 12, 5).shape
     assert shape[1:].numel().proportional is symbol
-    assert torch.zeros(shape[:2] + (3,)).shape == (2, 12, 3)
+    assert torch.zeros(shape[:2] + (3,)).shape == (2, 12, 3)  # noqa: RUF005  # as models write it
 
 
 # Attributes -----------------------------------------------------------------------------------------------------------
