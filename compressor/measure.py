@@ -89,7 +89,7 @@ def _forward(model: nn.Module, inputs: AnyInputs, watch: Callable[[nn.Module, li
 
     def run(network: nn.Module) -> Watch:
         samples = inputs.random(1, like=network)
-        watching = watch(network.eval(), samples)
+        watching = watch(network.eval().requires_grad_(False), samples)  # PyTorch's counter trips over some that have gradients
         with torch.no_grad(), _separate_attention(), watching:
             inputs.call(network, samples)
         return watching
