@@ -163,7 +163,10 @@ def _summary(families: dict[str, dict[str, dict[str, Row]]]) -> str:
     for family, models in families.items():
         for tool, name in ((OURS, "ours"), (THEIRS, "Torch-Pruning")):
             marks = [_marks(tools[tool]) for tools in models.values() if tool in tools]
-            counts = [str(sum(mark[step] == "✓" for mark in marks)) if step in STEPS_OF[tool] else "" for step in STEPS]
+            tried = {
+                step for mark in marks for step in STEPS_OF[tool] if mark[step]
+            }  # a step that nobody went to is no failure
+            counts = [str(sum(mark[step] == "✓" for mark in marks)) if step in tried else "" for step in STEPS]
             neither = sum(mark["ONNX"] == "–" for mark in marks)
             lines.append([family, name, str(len(marks)), *counts, str(neither or "")])
     return _table(["family", "tool", "models", *STEPS, "the original has no ONNX form"], lines)
@@ -197,7 +200,7 @@ def _shortcomings(row: Row) -> list[str]:
     why = [f"{step}: {_code(reason)}" for step, reason in row["failed"].items() if not step.startswith("onnx")]
     if _marks(row)["ONNX"] == "✗":
         why.append(f"onnx: {_code(row['failed']['onnx'])}")
-    if row["tool"] == OURS and row.get("macs_after", 0) > 0.51 * row["macs"]:
+    if row["tool"] == OURS and "macs_after" in row and row["macs_after"] > 0.51 * row["macs"]:
         why.append(f"at most {figures.share(1 - row['macs_after'] / row['macs'])} of the MACs could go")
     if held := row.get("held"):
         name, reason = next(iter(held.items()))
