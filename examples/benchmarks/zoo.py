@@ -72,6 +72,7 @@ STEPS = ("analysis", "surgery", "verification", "forward", "reload", "onnx")  # 
 PACKAGES = "compressor", "torch", "torchvision", "timm", "transformers", "torch-pruning", "onnx", "onnxruntime-gpu"
 SPAWN = multiprocessing.get_context("spawn")
 Row = dict[str, Any]
+Key = tuple[str, str, str]  # family, model, tool
 
 
 # What each process does -----------------------------------------------------------------------------------------------
@@ -291,22 +292,27 @@ def excess(pid: int, began: float, options: argparse.Namespace) -> str | None:
     return None
 
 
-def read(out: Path) -> dict[tuple[str, str], Row]:
-    """The rows of the file, by model and tool."""
+def read(out: Path) -> dict[Key, Row]:
+    """The rows of the file."""
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
-    return {(row["model"], row["tool"]): row for row in rows}
+    return {key_of(row): row for row in rows}
 
 
-def record(options: argparse.Namespace, row: Row, order: list[str]) -> None:
+def key_of(row: Row) -> Key:
+    """Two libraries may have a model of the same name."""
+    return row["family"], row["model"], row["tool"]
+
+
+def record(options: argparse.Namespace, row: Row, order: list[Key]) -> None:
     """Put a row in its place in the file."""
     with locked(options.out.resolve().parent):
-        rows = {**read(options.out), (row["model"], row["tool"]): row}
+        rows = {**read(options.out), key_of(row): row}
         figures = {
             "command": "python examples/benchmarks/zoo.py",
             "machine": {"cores": os.cpu_count(), "threads": 1},
             "limits": {"seconds": options.limit, "gigabytes": options.memory},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "rows": sorted(rows.values(), key=lambda row: (order.index(row["model"]), row["tool"])),
+            "rows": sorted(rows.values(), key=lambda row: order.index(key_of(row))),
         }
         write_text(options.out, json.dumps(figures, indent=1) + "\n")
 
@@ -354,14 +360,14 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     entries, known = zoo(), read(options.out)
-    order = [entry.name for entry in entries]
+    order = [(entry.family, entry.name, tool) for entry in entries for tool in TOOLS]
     tools = list(TOOLS) if options.tool == "both" else [options.tool]
     jobs = [
         (entry, tool)
         for entry in entries
         for tool in tools
         if any(fnmatch(name, pattern) for name in (entry.name, entry.family) for pattern in options.only)
-        and (options.again or not reaches(known.get((entry.name, tool)), options.stage))
+        and (options.again or not reaches(known.get((entry.family, entry.name, tool)), options.stage))
     ]
 
     def run(job: tuple[Entry, str]) -> Row:
