@@ -2,12 +2,16 @@
 
 import itertools
 import math
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import get_model
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from compressor import budget
 from compressor.budget import WITHIN, Goal, Shelf, choose, hold, parse_rate, parse_target, reached, uniform, units
@@ -271,3 +275,27 @@ def test_a_pattern_that_names_nothing_is_told() -> None:
     with pytest.raises(UsageError, match=r"--keep 'backbon' matches no layer; did you mean 'backbone'\?"):
         hold(analyse(Named(), SHAPE), ["backbon"])
     assert len(hold(analyse(Named(), SHAPE), ["head"]).groups) == 1  # frozen anyway, and no mistake
+
+
+# Monotone ---------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.floats(0.02, 0.85), st.floats(0.02, 0.9), st.integers(0, 20), st.sampled_from([None, 1]))
+def test_a_higher_rate_never_gives_a_costlier_network(one: float, other: float, seed: int, round_to: int | None) -> None:
+    """Every goal is met within a point, so rates two points apart never change places; whole channels one by one never do."""
+    low, high = sorted((one, other))
+    assume(high - low > 2 * WITHIN or round_to == 1)
+    channels = residual_network()
+    least = Shelf(channels, scores(channels, seed), round_to, 0.95, 1).without_weakest(channels.atoms)
+    assume(1 - channels.macs.total(least) / channels.macs.total(channels.all_kept()) > high)
+    masks = [choose(channels, scores(channels, seed), parse_rate(rate), round_to=round_to) for rate in (low, high)]
+    macs, params = ([table.total(mask) for mask in masks] for table in (channels.macs, channels.params))
+    assert macs[0] >= macs[1]
+    if round_to == 1:
+        assert params[0] >= params[1]
+
+
+@cache
+def residual_network() -> Channels:
+    return analyse(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10), (3, 32, 32))
