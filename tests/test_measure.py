@@ -82,6 +82,18 @@ def test_a_list_of_layers_is_no_layer() -> None:
     assert macs["layers.1.linear1"] == 5 * 8 * 16
 
 
+def test_a_parameter_as_an_argument_is_no_obstacle() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.zeros(1, 8)), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.token.expand(len(x), -1)) + x.mean()
+
+    assert count_macs(Token(), (8,)) == 8 * 4
+
+
 @pytest.mark.parametrize(("name", "weights"), [("resnet18", ResNet18_Weights), ("vit_b_16", ViT_B_16_Weights)])
 def test_macs_and_params_are_the_published_ones(name: str, weights: type) -> None:
     model, published = get_model(name, weights=None), weights.DEFAULT.meta

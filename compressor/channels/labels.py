@@ -204,7 +204,7 @@ class Trace:
             self.pinned.update(size.attributes)
             self.ties.append((ids, width.ids))
         else:
-            self._settled(size)
+            self._freeze_widths(size)
             self.freeze(ids, "the model's code computes its width from several others")
 
     def pin(self, size: int | None, heads: Ids | None = None) -> None:
@@ -218,9 +218,9 @@ class Trace:
             self.join(heads[: len(parts)], self.alike(parts.T), "its width is that of padded channels")
         else:
             self.pinned.update(size.attributes)
-            self._settled(size)
+            self._freeze_widths(size)
 
-    def _settled(self, size: Size) -> None:
+    def _freeze_widths(self, size: Size) -> None:
         for width in size.widths:
             self.freeze(width.ids, "the model's code makes another size of its width")
 

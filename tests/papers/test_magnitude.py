@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
 from toy import Toy, job
 
+from compressor.channels import analyse
+from compressor.channels.surgery import apply, plan
 from compressor.filters import energies, norms
 from compressor.methods.prune.magnitude import Magnitude
 
@@ -85,3 +88,18 @@ def test_it_cuts_before_training_and_only_once() -> None:
     method.prepare()
     small = method.model
     assert method.removed is not None and method.finish() is small
+
+
+def test_the_importance_of_a_group_is_that_of_the_weights_that_leave_with_it() -> None:
+    """Coupled layers together: the energy that is gone after a cut is what the scores were made of."""
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10).eval()
+    channels = analyse(model, (3, 32, 32))
+    energy = energies(model, channels, roles=("out", "in"))
+
+    def left(network: nn.Module) -> float:
+        return sum(float(p.detach().double().square().sum()) for p in network.parameters() if p.dim() > 1)
+
+    for group in channels.groups:
+        kept = channels.join({group.name: np.arange(group.size) % 3 > 0})
+        small = apply(model, plan(model, channels, kept))
+        assert left(model) - left(small) == pytest.approx(energy[~kept].sum(), rel=1e-4)
