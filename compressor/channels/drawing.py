@@ -17,14 +17,13 @@ from typing import Literal
 
 import numpy as np
 
-from compressor.channels.groups import Channels, Group
+from compressor.channels.groups import Channels, Group, Layer
 
 Kind = Literal["group", "stays", "joined", "outside"]
 Key = Hashable  # of a node, while the drawing is made
 Letters = tuple[str, ...]
 Row = tuple[tuple[str, ...], ...]  # the numbers at each place of a name
 NAMED = 3  # names or patterns that a label spells out
-ROLES = ("out", "in", "scale")
 
 
 # Names ----------------------------------------------------------------------------------------------------------------
@@ -153,38 +152,6 @@ class Drawing:
     edges: tuple[Edge, ...]
 
 
-@dataclass(frozen=True)
-class _Side:
-    """The dimension of a layer's weight along which it reads or makes channels."""
-
-    dim: int
-    components: list[int]  # one for each channel
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """`read` is None where nothing is known of what comes in, `made` where every channel is filtered by itself."""
-
-    name: str
-    weight: str
-    read: _Side | None
-    made: _Side | None
-
-
-def _layers(channels: Channels) -> list[_Layer]:
-    """Each layer once, in the order of the network."""
-    found = {}
-    for step in channels._trace.layers:
-        weight = step.tensors[0]
-        sides: dict[str, _Side] = {}
-        for dim, ids in enumerate(channels._trace.labels_of[weight]):
-            roles = {ROLES[role] for role in channels._roles[ids]}
-            if len(roles) == 1:
-                sides.setdefault(roles.pop(), _Side(dim, channels._component[ids].tolist()))
-        found[weight] = _Layer(weight.rpartition(".")[0], weight, sides.get("in"), sides.get("out"))
-    return list(found.values())
-
-
 class _Graph:
     """Nodes and what is between them, before those that are alike become one."""
 
@@ -195,7 +162,7 @@ class _Graph:
         self._stay: dict[int, Key] = {}  # component -> the node of the frozen width that it is part of
         self._reasons = {row.name: row.reason for row in channels.frozen()}
         self._add_groups(channels)
-        layers = _layers(channels)
+        layers = channels.layers()
         made = [self._made(layer) for layer in layers]  # first of all layers: some read what a later one makes too
         for layer, targets in zip(layers, made, strict=True):
             for target in targets:
@@ -210,7 +177,7 @@ class _Graph:
             for member in group.members:
                 self._groups[member.tensor, member.dim].append(group)
 
-    def _made(self, layer: _Layer) -> list[Key]:
+    def _made(self, layer: Layer) -> list[Key]:
         """The nodes whose channels the layer makes; none if it filters each channel by itself, which is noted there."""
         if layer.made is None:
             for group in self._groups[layer.weight, 0]:
@@ -223,7 +190,7 @@ class _Graph:
                 self._connect(group.name, self._frozen(layer, "a stream, where what is cut is put back as zeros"))
         return [group.name for group in groups] or [self._frozen(layer, self._reasons.get(layer.name, ""))]
 
-    def _frozen(self, layer: _Layer, reason: str) -> Key:
+    def _frozen(self, layer: Layer, reason: str) -> Key:
         """The node of a width that stays, which the layer makes."""
         assert layer.made is not None
         components = layer.made.components
@@ -233,7 +200,7 @@ class _Graph:
         self.nodes.setdefault(key, Node("stays", (), (f"{len(components)} channels stay", reason)))
         return key
 
-    def _read(self, layer: _Layer) -> Key:
+    def _read(self, layer: Layer) -> Key:
         """The node whose channels the layer reads: one of several concatenated ones if there are several."""
         found: list[Key] = []
         if layer.read is not None:

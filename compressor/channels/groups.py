@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ Heads = Literal["width", "whole"]
 Mask = npt.NDArray[np.bool_]
 T = TypeVar("T", bound=np.generic)
 Role = Literal["out", "in", "scale"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,24 @@ class Group:
     def layers(self) -> list[str]:
         """The layers whose output these channels are."""
         return [member.tensor.rpartition(".")[0] for member in self.members if member.role == "out"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """The dimension of a layer's weight along which it reads or makes channels."""
+
+    dim: int
+    components: list[int]  # one for each channel: those that live and die together have the same
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`read` is None where nothing is known of what comes in, `made` where every channel is filtered by itself."""
+
+    name: str
+    weight: str
+    read: Side | None
+    made: Side | None
 
 
 @dataclass(frozen=True)
@@ -240,7 +259,7 @@ class Channels:
         for b in dict.fromkeys(block.tolist()):
             start, _, tensor, dim = self._trace.blocks[b]
             ids = table[:, block == b]
-            members.append(Member(tensor, dim, ids - start, ("out", "in", "scale")[self._roles[ids[0, 0]]]))
+            members.append(Member(tensor, dim, ids - start, ROLES[self._roles[ids[0, 0]]]))
         layers = [m.tensor.rpartition(".")[0] or m.tensor for m in members if m.role == "out"]
         name = (layers or [members[0].tensor])[0]
         count = 1
@@ -257,7 +276,7 @@ class Channels:
             atoms = self._atom[start : start + size]
             if (atoms >= 0).any():
                 role = self._roles[start + int(np.argmax(atoms >= 0))]
-                found.append(Place(tensor, dim, ("out", "in", "scale")[role], atoms))
+                found.append(Place(tensor, dim, ROLES[role], atoms))
         return found
 
     def counts(self, mask: Mask) -> dict[Attribute, int]:
@@ -306,6 +325,19 @@ class Channels:
         """Masks by group, end to end; groups not named are kept whole."""
         parts = [masks.get(group.name, np.ones(group.size, bool)) for group in self.groups]
         return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+    def layers(self) -> list[Layer]:
+        """Each layer with weights once, in the order of the forward pass."""
+        found = {}
+        for step in self._trace.layers:
+            weight = step.tensors[0]
+            sides: dict[Role, Side] = {}
+            for dim, ids in enumerate(self._trace.labels_of[weight]):
+                roles = {ROLES[role] for role in self._roles[ids]}
+                if len(roles) == 1:
+                    sides.setdefault(roles.pop(), Side(dim, self._component[ids].tolist()))
+            found[weight] = Layer(weight.rpartition(".")[0], weight, sides.get("in"), sides.get("out"))
+        return list(found.values())
 
     def frozen(self) -> list[Frozen]:
         """Layers with output channels that cannot be cut, and why."""

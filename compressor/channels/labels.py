@@ -191,7 +191,7 @@ class Trace:
         return next((size for size in sizes if isinstance(size, Size)), value)
 
     def demand(self, ids: Ids, size: int | None, parts: Sequence[Ids] = ()) -> None:
-        """The code counts on `size` channels where `ids` are: so it must be after a cut. None of `parts` may come to nothing."""
+        """The code counts on `size` channels where `ids` are: so it must be after a cut. No part may come to nothing."""
         if size is None or size == -1:  # whatever is there
             return
         if not isinstance(size, Size) or not size.symbols:

@@ -200,6 +200,16 @@ def group_norm(trace: Trace, call: Call) -> None:
     trace.set(_outputs(call)[0], labels)
 
 
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(trace: Trace, call: Call) -> None:
+    """A length for each index along one dimension; a weight of zero adds nothing to it."""
+    direction, length = call.args[:2]
+    labels = trace.labels(direction)
+    dim = _normal(call.arg(2, "dim", 0), direction.dim())
+    labels[dim] = trace.join(labels[dim], trace.labels(length)[dim], "its length is not a parameter")
+    trace.set(_outputs(call)[0], labels)
+
+
 # Element by element ---------------------------------------------------------------------------------------------------
 
 

@@ -85,6 +85,10 @@ def remake(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Modu
             memo[id(parameter)] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
         for name, buffer in model.named_buffers():
             memo[id(buffer)] = change(name, buffer.detach())
+        for module in model.modules():
+            for value in vars(module).values():  # computed by a hook before each forward: of no account, but in the way
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    memo[id(value)] = value.detach()
     return copy.deepcopy(model, memo)
 
 
@@ -126,6 +130,8 @@ def _counts(module: nn.Module, kept: dict[str, dict[int, Ids]]) -> dict[str, Cou
     def size(tensor: str, dim: int) -> int:
         return len(kept.get(tensor, {}).get(dim, range(getattr(module, tensor).shape[dim])))
 
+    if isinstance(module, _ConvNd | nn.Linear) and "weight" not in module._parameters:  # it is computed from others
+        return {}
     if isinstance(module, _ConvNd):
         out_dim, in_dim = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
         groups, made, read = module.groups, size("weight", out_dim), size("weight", in_dim)

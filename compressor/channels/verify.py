@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from compressor.channels import surgery
 from compressor.channels.groups import Channels, Mask
@@ -52,6 +53,8 @@ class _SurvivingNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
             weight = args[2] if layer else args[1]
             if (places := self.kept.get(id(weight))) is not None:
                 return self._norm(func, layer, args, torch.from_numpy(places).to(args[0].device))
+        if name.startswith("aten._weight_norm"):  # a filter of zeros has no direction
+            return tree_map(torch.nan_to_num, func(*args, **(kwargs or {})))
         if name.startswith("aten.native_batch_norm") and args[5] and args[0].dim() == 3 and len(args[0]) == 1:
             alive = (args[0][0] != 0).any(0).nonzero()[:, 0]
             out, *rest = func(args[0].index_select(2, alive), *args[1:])
