@@ -505,6 +505,21 @@ def index(trace: Trace, call: Call) -> None:
     trace.set(call.out, [*kept[:at], *[None] * width, *kept[at:]])
 
 
+@rule("index_put", "index_put_")
+def index_put(trace: Trace, call: Call) -> None:
+    """Rows of a tensor, picked by number along its first dimension, are replaced by others with the same channels."""
+    x, indices, values = call.args[:3]
+    if len(indices) != 1 or indices[0] is None or values.dim() != x.dim():
+        return unknown(trace, call)
+    labels, others = trace.labels(x), trace.labels(values)
+    for ids in (labels[0], others[0]):
+        trace.freeze(ids, "the model picks its entries by number")
+    own = trace.carries(x)  # else it is new, made to be filled with these
+    rest = [trace.join(a, b, "it is put beside others") if own else b for a, b in zip(labels[1:], others[1:], strict=True)]
+    trace.set(x, [None, *rest])
+    trace.set(call.out, [None, *rest])
+
+
 @rule("index_copy")
 def index_copy(trace: Trace, call: Call) -> None:
     """What is put in at numbered places keeps its width; so does a network whose layers were scattered before."""

@@ -315,6 +315,16 @@ def test_selecting_in_space_touches_no_channel() -> None:
     }
 
 
+def test_rows_that_are_put_into_a_new_tensor_keep_their_channels() -> None:
+    def sorted_out(x: Tensor) -> Tensor:
+        result = x.new_zeros(len(x), x.shape[1], 8, 8)
+        rows = torch.arange(len(x), device=x.device)
+        result[rows] = x
+        return result
+
+    assert coupled(Between(sorted_out)) == {"first": (8, {"first"})}
+
+
 def test_regions_of_boxes_keep_the_channels() -> None:
     boxes = torch.tensor([[0, 0.0, 0.0, 4.0, 4.0], [0, 2.0, 2.0, 6.0, 6.0]])
     model = liven(Between(lambda x: roi_align(x, boxes.to(x), 4)))
