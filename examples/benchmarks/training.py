@@ -39,7 +39,7 @@ from compressor.task import Classify
 from compressor.train import Recipe, Training, seed_all
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
-from resnet import resnet20  # noqa: E402: it lies beside this folder
+from resnet import resnet20  # it lies beside this folder
 
 BATCH, RATE = 128, 0.02
 
