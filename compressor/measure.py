@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.errors import DataError, UsageError, VerificationFailed
 from compressor.inputs import AnyInputs, Inputs
-from compressor.meta import meta_copy
+from compressor.meta import meta_copy, separate_attention
 from compressor.method import Batch
 from compressor.outputs import logits_of, tensors_in
 from compressor.report.schema import Accuracy, Fidelity, Latency
@@ -90,7 +90,7 @@ def _forward(model: nn.Module, inputs: AnyInputs, watch: Callable[[nn.Module, li
     def run(network: nn.Module) -> Watch:
         samples = inputs.random(1, like=network)
         watching = watch(network.eval().requires_grad_(False), samples)  # PyTorch's counter trips over some that have gradients
-        with torch.no_grad(), _separate_attention(), watching:
+        with torch.no_grad(), separate_attention(), watching:
             inputs.call(network, samples)
         return watching
 
@@ -102,17 +102,6 @@ def _forward(model: nn.Module, inputs: AnyInputs, watch: Callable[[nn.Module, li
         raise UsageError(
             f"The network cannot answer for {inputs.described}: give the shape it was trained with.\n{first_line(error)}"
         ) from error
-
-
-@contextlib.contextmanager
-def _separate_attention() -> Iterator[None]:
-    """PyTorch can run a whole transformer layer as one operator, whose multiply-adds nobody counts."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the mode's methods untyped

@@ -7,9 +7,11 @@ is replaced by its twin on `meta`.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -40,3 +42,14 @@ class _MetaTwins(TorchFunctionMode):
         if func is Tensor.clone:  # how a parameter copies itself, before it wraps the result in a parameter again
             return args[0].to("meta")
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def separate_attention() -> Iterator[None]:
+    """PyTorch can run a whole transformer layer as one operator: here it runs its parts, which can be followed and counted."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

@@ -27,7 +27,7 @@ from compressor.channels.rules import RULES, unknown
 from compressor.channels.sizes import Size, mark_attributes
 from compressor.errors import UsageError
 from compressor.inputs import AnyInputs, Inputs
-from compressor.meta import meta_copy
+from compressor.meta import meta_copy, separate_attention
 from compressor.outputs import tensors_in
 
 VIEWS = {
@@ -135,14 +135,13 @@ def _asked(name: str, args: Any, kwargs: Any) -> list[int | None] | None:
 def plain_attention() -> Iterator[None]:
     """Attention of `nn.MultiheadAttention` in plain steps: its fused operator has a dozen weights, and what is called with a
     function mode at work is called as a whole."""
-    fast, names = torch.backends.mha.get_fastpath_enabled(), vars(functional)
+    names = vars(functional)
     watched = names["has_torch_function"]
-    torch.backends.mha.set_fastpath_enabled(False)
     names["has_torch_function"] = lambda tensors: False
     try:
-        yield
+        with separate_attention():
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         names["has_torch_function"] = watched
 
 
