@@ -419,12 +419,17 @@ def squeeze(trace: Trace, call: Call) -> None:
     trace.set(call.out, kept)
 
 
+def _asked(trace: Trace, out: Tensor) -> list[int | None]:
+    """The size that the model's code gave for each dimension of `out`; -1 where it gave none."""
+    return trace.asked if trace.asked is not None and len(trace.asked) == out.dim() else [-1] * out.dim()
+
+
 @rule("expand")
 def expand(trace: Trace, call: Call) -> None:
     x, out = call.args[0], call.out
     labels: Labels = [*[None] * (out.dim() - x.dim()), *trace.labels(x)]
     labels = [ids if ids is not None and len(ids) == n else None for ids, n in zip(labels, out.shape, strict=True)]
-    asked = trace.asked if trace.asked is not None and len(trace.asked) == out.dim() else [-1] * out.dim()
+    asked = _asked(trace, out)
     for ids, size in zip(labels, asked, strict=True):
         if ids is not None:
             trace.demand(ids, size)
@@ -554,7 +559,7 @@ def view(trace: Trace, call: Call) -> None:
         for kernel in labels[2:]:
             trace.freeze(kernel, "it is a place in a kernel")
         labels[2:] = [None] * (x.dim() - 2)
-    asked = trace.asked if trace.asked is not None and len(trace.asked) == out.dim() else [None] * out.dim()
+    asked = _asked(trace, out)
     new: Labels = [None] * out.dim()
     for olds, news in _blocks(x.shape, out.shape):
         merged = _merge(trace, [labels[d] for d in olds], [x.shape[d] for d in olds])
