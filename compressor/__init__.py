@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CompressError": "compressor.errors",
-    "Recipe": "compressor.train",
+    "Recipe": "compressor.recipe",
     "Report": "compressor.report",
     "analyse": "compressor.channels",
     "load": "compressor.evaluate",
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from compressor.data import open_data
     from compressor.errors import CompressError
     from compressor.evaluate import load
+    from compressor.recipe import Recipe
     from compressor.report import Report, read_report
     from compressor.run import prune
     from compressor.sensitivity import measure_sensitivity
-    from compressor.train import Recipe
 
 __all__ = ["CompressError", "Recipe", "Report", "analyse", "load", "measure_sensitivity", "open_data", "prune", "read_report"]
 

@@ -36,7 +36,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method."""
+    """One method. Its class says `trains = True` and `looks = True` where they hold."""
 
     name: str
     family: str  # prune, lowrank, distill
@@ -44,8 +44,15 @@ class Entry:
     does: str
     paper: str
     trains: bool  # whether the method does nothing without epochs of training
+    looks: bool  # whether it scores channels on training images
     settings: tuple[Setting, ...]
     text: str  # the whole docstring of its file
+
+    @property
+    def needs(self) -> str:
+        if self.trains:
+            return "images and epochs of training"
+        return "images; epochs make it better" if self.looks else "nothing; images and epochs make it better"
 
 
 @cache
@@ -74,6 +81,7 @@ def _entry(path: Path) -> Entry:
         does,
         str(constants.get("paper", "")),
         bool(constants.get("trains", False)),
+        bool(constants.get("looks", False)),
         _settings(paper, lines),
         text,
     )

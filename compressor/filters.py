@@ -6,7 +6,7 @@ atom (see `channels/groups.py`): one channel of a plain layer, or one channel of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from compressor import budget
 from compressor.budget import Scores
 from compressor.channels import Channels, Mask, Verified, remove
 from compressor.channels.groups import Place, Role
-from compressor.errors import Infeasible
-from compressor.method import Job, Method
+from compressor.errors import Infeasible, UsageError
+from compressor.method import Batch, Job, Method
 
 
 def energies(model: nn.Module, channels: Channels, roles: Iterable[Role] = ("out",), p: int = 2) -> Scores:
@@ -69,6 +69,13 @@ class FilterPruning(Method):
 
     # Verbs ------------------------------------------------------------------------------------------------------------
 
+    def samples(self, images: int, batch_size: int = 128) -> Iterable[Batch]:
+        """Batches of so many training images as they are, on the method's device. Raises UsageError when there are none."""
+        if self.job.images is None:
+            raise UsageError("this method scores channels on training images: give --data, or take --method magnitude.")
+        device = self.weak.device
+        return self.job.images.batches("train", batch_size=batch_size, device=device, augment=False, limit=images)
+
     def scale_weights(self, factor: float, norms: bool = True) -> None:
         """Multiply the weights that make weak channels by `factor`; with `norms`, their norm's scale and shift too."""
         with torch.no_grad():
@@ -106,6 +113,23 @@ class FilterPruning(Method):
             shape = [1] * parameter.dim()
             shape[place.dim] = -1
             yield parameter, torch.where(weak, factor, 1.0).to(parameter.dtype).reshape(shape), place.role
+
+
+class OneShot(FilterPruning):
+    """Abstract. The weakest channels of all groups together go at once, before training, until the goal is met."""
+
+    def kept(self, channels: Channels) -> Mask:
+        return weakest(self.job, channels, self.scores(channels))
+
+    def prepare(self) -> None:
+        self.remove()
+
+
+def over_group(channels: Channels, scores: Scores, size: Callable[[Scores], float]) -> Scores:
+    """Scores [atoms] divided by one number a group, such as its largest score: so that groups can be ranked together."""
+    tiny = np.finfo(float).tiny
+    scaled = [own / max(size(own), tiny) for own in channels.split(scores).values()]
+    return np.concatenate(scaled) if scaled else scores
 
 
 def weakest(job: Job, channels: Channels, scores: Scores) -> Mask:

@@ -21,10 +21,11 @@ a type, a literal default and a sentence in the class's docstring; everything th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from compressor.budget import Curve, Goal
@@ -52,6 +53,20 @@ class Progress(NamedTuple):
         return self.epoch / self.epochs
 
 
+class Looks(Protocol):
+    """Images that a method may look at: those for training and those for choosing, never those for measuring."""
+
+    def batches(
+        self,
+        split: Literal["train", "held_out"],
+        *,
+        batch_size: int,
+        device: torch.device,
+        augment: bool = True,
+        limit: int | None = None,
+    ) -> Iterable[Batch]: ...
+
+
 @dataclass(frozen=True)
 class Job:
     """What there is to compress."""
@@ -65,6 +80,7 @@ class Job:
     most: float = 0.95  # at most this share of one group's channels goes
     overhead: float = 0.0  # bytes of the ONNX file beside its weights, for a goal of size
     curves: Mapping[str, Curve] | None = None  # what each group costs when it alone is cut, where that was measured
+    images: Looks | None = None  # what a method may look at before it trains
 
 
 class Method(nn.Module):
@@ -80,14 +96,14 @@ class Method(nn.Module):
         self.model = copy.deepcopy(job.model)
 
     def prepare(self) -> None:
-        """Called once, before the optimizer is built: the place to cut before training."""
+        """Called once, on the device, before the optimizer is built: the place to cut before training."""
 
     def begin_epoch(self, progress: Progress) -> None:
         """Called before the first batch of each epoch."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted, named terms of the loss, each a scalar: the log's columns are the paper's equation."""
-        return self.job.task.loss(self.model(batch.images), batch.targets)
+        return self.job.task.loss(self.model(batch.images), batch)
 
     def edit_gradients(self) -> None:
         """Called after the backward pass, before the optimizer's step."""

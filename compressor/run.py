@@ -36,12 +36,13 @@ from compressor.inputs import AnyInputs, Inputs
 from compressor.journal import Journal
 from compressor.method import Job
 from compressor.recalibrate import recalibrate
+from compressor.recipe import Recipe
 from compressor.report import Epoch, Report, Verification, compare, figures, read_report, verdict, write_reports
 from compressor.sensitivity import read_curves
 from compressor.sources import Images, Opened, Source, check_answers, open_both, pick_device
 from compressor.stages import Stages
 from compressor.task import Classify
-from compressor.train import Precision, Recipe, Training, seed_all
+from compressor.train import Precision, Training, seed_all
 
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime against torch, both in float32
 RECALIBRATION_IMAGES = 2048
@@ -109,6 +110,11 @@ class Pruning:
                 f"--method {self.wish.method} prunes while it trains: give it --data and at least one of --epochs, "
                 "or take --method magnitude, which needs neither."
             )
+        if self.entry.looks and spec is None:
+            raise UsageError(
+                f"--method {self.wish.method} scores channels on training images: give it --data, "
+                "or take --method magnitude, which needs none."
+            )
         if epochs and spec is None:
             raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
 
@@ -162,7 +168,7 @@ class Pruning:
         channels = budget.hold(analyse(model, inputs, self.wish.residual, self.wish.heads), list(self.wish.keep))
         check_answers(model, opened.data)
         export_onnx(model, inputs, place.new / "original.onnx")
-        method = self._method(opened, channels, self._curves(channels, journal), place.new / "original.onnx").to(device)
+        method = self._method(opened, channels, self._curves(channels, journal), place.new / "original.onnx", device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, opened.loaded.sha256)
         stages.original(model)
         small, history = self._compress(method, stages, place, journal)
@@ -253,15 +259,28 @@ class Pruning:
         journal.say(f"sensitivity of {len(curves)} of {len(channels.groups)} groups from {self.wish.sensitivity}")
         return curves
 
-    def _method(self, opened: Opened, channels: Channels, curves: Mapping[str, Curve] | None, onnx: Path) -> FilterPruning:
+    def _method(
+        self, opened: Opened, channels: Channels, curves: Mapping[str, Curve] | None, onnx: Path, device: torch.device
+    ) -> FilterPruning:
         """The method, prepared: one-shot methods have cut by now. Raises Infeasible when the wish cannot be met."""
         model = opened.loaded.model
         overhead = onnx.stat().st_size - measure.weight_bytes(model) if self.wish.goal.quantity == "size" else 0
         _check_wish(self.wish.goal, channels, overhead)
         task = Classify(self.recipe.label_smoothing)
-        job = Job(model, opened.inputs, channels, self.wish.goal, task, self.wish.round_to, self.wish.most, overhead, curves)
+        job = Job(
+            model,
+            opened.inputs,
+            channels,
+            self.wish.goal,
+            task,
+            self.wish.round_to,
+            self.wish.most,
+            overhead,
+            curves,
+            opened.data,
+        )
         seed_all(self.recipe.seed)
-        method = catalogue.create(self.entry, job, self.wish.settings)
+        method = catalogue.create(self.entry, job, self.wish.settings).to(device)
         assert isinstance(method, FilterPruning)
         method.prepare()
         return method

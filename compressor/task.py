@@ -3,31 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from compressor.outputs import main_first
+from compressor.outputs import logits_of, main_first
+
+if TYPE_CHECKING:
+    from compressor.method import Batch
 
 AUXILIARY = 0.3  # weight of auxiliary classifiers' losses: Szegedy et al., CVPR 2015, section 5
+TEMPERATURE = 4.0  # that softens the answers of teacher and student
 
 
 @dataclass(frozen=True)
 class Classify:
-    """Cross-entropy, with the weight of auxiliary classifiers of networks that have them."""
+    """Cross-entropy, with the weight of auxiliary classifiers of networks that have them; and what a teacher answers.
+
+    A teacher is a network in eval mode, on the batches' device. Its answers then make up the share `soft` of the loss:
+    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531, section 2.
+    """
 
     label_smoothing: float = 0.0
+    teacher: nn.Module | None = None
+    soft: float = 0.5
 
-    def loss(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted scalar terms. `outputs`: logits [n, classes], or a tuple or mapping that holds them.
 
         Further tensors of the same shape are the auxiliary classifiers' logits (googlenet, inception).
         """
         logits, *others = main_first(outputs)
         all_logits = [logits, *(tensor for tensor in others if tensor.shape == logits.shape)]
-        main, *auxiliary = (F.cross_entropy(o.float(), targets, label_smoothing=self.label_smoothing) for o in all_logits)
+        hard = 1.0 if self.teacher is None else 1.0 - self.soft
+        main, *auxiliary = (
+            hard * F.cross_entropy(o.float(), batch.targets, label_smoothing=self.label_smoothing) for o in all_logits
+        )
         terms = {"cross_entropy": main}
         if auxiliary:
             terms["auxiliary"] = AUXILIARY * sum(auxiliary[1:], auxiliary[0])
+        if self.teacher is not None:
+            with torch.no_grad():
+                answers = logits_of(self.teacher(batch.images))
+            terms["teacher"] = self.soft * softened(logits.float(), answers.float())
         return terms
+
+
+def softened(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """T^2 KL(teacher || student) of logits [n, classes] divided by T: gradients are of the same size at any T."""
+    student, teacher = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

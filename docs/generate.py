@@ -51,8 +51,8 @@ def _methods() -> str:
         entries = [entry for entry in catalogue().values() if entry.family == family]
         if not entries:
             continue
-        rows = [[f"[`{e.name}`](#{e.name})", e.does.rstrip("."), e.paper, "yes" if e.trains else "no"] for e in entries]
-        parts.append(f"## {title}\n\n{_table(['method', 'what it does', 'paper', 'needs training'], rows)}")
+        rows = [[f"[`{e.name}`](#{e.name})", e.does.rstrip("."), e.paper, e.needs] for e in entries]
+        parts.append(f"## {title}\n\n{_table(['method', 'what it does', 'paper', 'needs'], rows)}")
         parts += [_method(entry) for entry in entries]
     return "\n\n".join(parts)
 

@@ -16,9 +16,10 @@ from compressor.channels import analyse
 from compressor.data import Data, open_data
 from compressor.errors import CheckpointError, UsageError
 from compressor.method import Batch, Job, Method, Progress
+from compressor.recipe import Recipe
 from compressor.report.schema import Epoch
 from compressor.task import Classify
-from compressor.train import Precision, Recipe, Training, averaged, seed_all, top1
+from compressor.train import Precision, Training, averaged, seed_all, top1
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
@@ -205,7 +206,7 @@ def test_whole_numbers_are_copied_and_not_averaged() -> None:
 
 def test_label_smoothing_reaches_the_loss() -> None:
     logits, targets = torch.randn(4, 10), torch.tensor([0, 3, 5, 9])
-    (loss,) = Classify(0.1).loss(logits, targets).values()
+    (loss,) = Classify(0.1).loss(logits, Batch(torch.randn(4, 3), targets, targets)).values()
     assert loss == F.cross_entropy(logits, targets, label_smoothing=0.1)
 
 

@@ -21,9 +21,9 @@ def methods(
     """List every method: what it does, its paper, its settings."""
     console, known = Console(), catalogue.catalogue()
     if name is None:
-        table = Table("method", "for", "what it does", "paper", box=None, pad_edge=False)
+        table = Table("method", "for", "what it does", "needs", "paper", box=None, pad_edge=False)
         for entry in known.values():
-            table.add_row(entry.name, entry.family, entry.does, entry.paper)
+            table.add_row(entry.name, entry.family, entry.does, entry.needs, entry.paper)
         console.print(table)
         return
     if name not in known:
@@ -35,5 +35,4 @@ def methods(
         console.print("\nSettings (--set name=value):", style="bold")
         for setting in entry.settings:
             console.print(f"  {setting.name} = {setting.default}   {setting.text}", highlight=False, markup=False)
-    needs = "images and epochs of training" if entry.trains else "nothing; images and epochs make it better"
-    console.print(f"\nNeeds: {needs}", highlight=False)
+    console.print(f"\nNeeds: {entry.needs}", highlight=False)

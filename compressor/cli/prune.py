@@ -129,9 +129,9 @@ def prune(
     settings = catalogue.parse_settings(entry, set_ or [])
     inputs = options.inputs(input_)
 
+    from compressor.recipe import Recipe
     from compressor.report import print_report, to_json
     from compressor.run import Pruning, Wish
-    from compressor.train import Recipe
 
     recipe = Recipe(
         epochs=epochs if epochs is not None else (10 if data else 0),

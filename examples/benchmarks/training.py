@@ -35,8 +35,9 @@ from compressor.channels import analyse
 from compressor.data import Data, open_data
 from compressor.journal import Journal
 from compressor.method import Job, Method
+from compressor.recipe import Recipe
 from compressor.task import Classify
-from compressor.train import Recipe, Training, seed_all
+from compressor.train import Training, seed_all
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
 from resnet import resnet20  # it lies beside this folder

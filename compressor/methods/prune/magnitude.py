@@ -15,22 +15,14 @@ norm or not at all.
 import numpy as np
 
 from compressor.budget import Scores
-from compressor.channels import Channels, Mask
-from compressor.filters import FilterPruning, norms, weakest
+from compressor.channels import Channels
+from compressor.filters import OneShot, norms, over_group
 
 
-class Magnitude(FilterPruning):
+class Magnitude(OneShot):
     """Cuts the channels of smallest L2 norm, all layers ranked together, then fine-tunes."""
 
     paper = "Li et al., ICLR 2017 (arXiv 1608.08710); Fang et al., CVPR 2023 (arXiv 2301.12900)"
 
     def scores(self, channels: Channels) -> Scores:
-        size = norms(self.model, channels, roles=("out", "in"))  # [atoms]
-        scaled = [own / max(own.max(), np.finfo(float).tiny) for own in channels.split(size).values()]
-        return np.concatenate(scaled)
-
-    def kept(self, channels: Channels) -> Mask:
-        return weakest(self.job, channels, self.scores(channels))
-
-    def prepare(self) -> None:
-        self.remove()
+        return over_group(channels, norms(self.model, channels, roles=("out", "in")), np.max)

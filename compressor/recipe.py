@@ -1,0 +1,83 @@
+"""How to train: epochs, learning rate, optimizer. Built once, checked once, the same for every method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from compressor.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Learning rates are for one optimizer step, whatever the batch."""
+
+    epochs: int = 0
+    batch_size: int = 128
+    lr: float | None = None  # None: 0.02 for SGD, 5e-4 for AdamW
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9  # of SGD
+    weight_decay: float | None = None  # None: 1e-4 for SGD, 0.05 for AdamW
+    schedule: Literal["cosine", "step"] = "cosine"
+    warmup: float = 0.0  # epochs of linear warm-up
+    milestones: tuple[float, ...] = (0.5, 0.75)  # shares of the training after which a step schedule divides by ten
+    amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
+    channels_last: bool | None = None  # None: on a GPU
+    accumulate: int = 1  # batches to one optimizer step
+    ema_decay: float | None = None  # of the averaged weights; None: no average
+    label_smoothing: float = 0.0
+    seed: int = 0
+
+    def checked(self) -> Recipe:
+        """The same with every number filled in, or UsageError naming the setting that makes no sense."""
+        sgd = self.optimizer == "sgd"
+        lr = self.lr if self.lr is not None else (0.02 if sgd else 5e-4)
+        weight_decay = self.weight_decay if self.weight_decay is not None else (1e-4 if sgd else 0.05)
+        longest = self.epochs if self.epochs else math.inf
+        rules = {
+            "--epochs": (self.epochs, self.epochs >= 0, "0 or more"),
+            "--batch-size": (self.batch_size, self.batch_size >= 1, "1 or more"),
+            "--lr": (lr, 0 < lr < math.inf, "above 0"),
+            "--momentum": (self.momentum, 0 <= self.momentum < 1, "from 0 to below 1"),
+            "--weight-decay": (weight_decay, 0 <= weight_decay < math.inf, "0 or more"),
+            "--warmup": (self.warmup, 0 <= self.warmup < longest, "0 or more epochs, and fewer than --epochs"),
+            "--accumulate": (self.accumulate, self.accumulate >= 1, "1 or more"),
+            "--ema-decay": (
+                self.ema_decay,
+                self.ema_decay is None or 0 < self.ema_decay < 1,
+                "between 0 and 1, for example 0.999",
+            ),
+            "--label-smoothing": (self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1"),
+        }
+        for name, (value, fine, wanted) in rules.items():
+            if not fine:
+                raise UsageError(f"{name} must be {wanted}; found {value}.")
+        return replace(self, lr=lr, weight_decay=weight_decay)
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0."""
+        assert self.lr is not None, "checked() fills it in"
+        total, warm = self.epochs * steps_per_epoch, self.warmup * steps_per_epoch
+        if step < warm:
+            return self.lr * (step + 1) / (warm + 1)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, total - warm)))
+        return self.lr * 0.1 ** sum(step >= share * total for share in self.milestones)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer. Norms and biases, which are one-dimensional, are not what AdamW's decay is meant for."""
+        assert self.weight_decay is not None, "checked() fills it in"
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if self.optimizer == "sgd":
+            nesterov = self.momentum > 0
+            return torch.optim.SGD(trained, lr=0.0, momentum=self.momentum, nesterov=nesterov, weight_decay=self.weight_decay)
+        groups = [
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=0.0)
