@@ -18,6 +18,7 @@ _HOME = {
     "Recipe": "compressor.recipe",
     "Report": "compressor.report",
     "analyse": "compressor.channels",
+    "compare": "compressor.comparison",
     "load": "compressor.evaluate",
     "measure_sensitivity": "compressor.sensitivity",
     "open_data": "compressor.data",
@@ -27,6 +28,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from compressor.channels import analyse
+    from compressor.comparison import compare
     from compressor.data import open_data
     from compressor.errors import CompressError
     from compressor.evaluate import load
@@ -35,7 +37,18 @@ if TYPE_CHECKING:
     from compressor.run import prune
     from compressor.sensitivity import measure_sensitivity
 
-__all__ = ["CompressError", "Recipe", "Report", "analyse", "load", "measure_sensitivity", "open_data", "prune", "read_report"]
+__all__ = [
+    "CompressError",
+    "Recipe",
+    "Report",
+    "analyse",
+    "compare",
+    "load",
+    "measure_sensitivity",
+    "open_data",
+    "prune",
+    "read_report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import signal
 import typer
 
 from compressor import __version__
+from compressor.cli.compare import compare
 from compressor.cli.demo import demo
 from compressor.cli.evaluate import evaluate
 from compressor.cli.export import export
@@ -29,6 +30,7 @@ app.command()(demo)
 app.command()(inspect)
 app.command()(sensitivity)
 app.command()(prune)
+app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(export)
 app.command()(methods)

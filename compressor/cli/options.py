@@ -6,6 +6,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,6 +55,41 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, all else on standard error.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors alone.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class Optimizer(StrEnum):
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+class Schedule(StrEnum):
+    cosine = "cosine"
+    step = "step"
+
+
+class Amp(StrEnum):
+    auto = "auto"
+    none = "none"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+TRAINING = "Training"
+Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning; 10 when there are data.", rich_help_panel=TRAINING)]
+BatchSize = Annotated[int, typer.Option(rich_help_panel=TRAINING)]
+Lr = Annotated[float | None, typer.Option(help="0.02 for SGD, 0.0005 for AdamW.", rich_help_panel=TRAINING)]
+OptimizerName = Annotated[Optimizer, typer.Option("--optimizer", rich_help_panel=TRAINING)]
+Momentum = Annotated[float, typer.Option(rich_help_panel=TRAINING)]
+WeightDecay = Annotated[float | None, typer.Option(help="0.0001 for SGD, 0.05 for AdamW.", rich_help_panel=TRAINING)]
+ScheduleName = Annotated[Schedule, typer.Option("--schedule", rich_help_panel=TRAINING)]
+Warmup = Annotated[float, typer.Option(help="Epochs of linear warm-up.", rich_help_panel=TRAINING)]
+AmpName = Annotated[Amp, typer.Option("--amp", help="Mixed precision; auto is bf16 on a GPU.", rich_help_panel=TRAINING)]
+ChannelsLast = Annotated[
+    bool | None, typer.Option(help="Memory layout; the default is to use it on a GPU.", rich_help_panel=TRAINING)
+]
+Accumulate = Annotated[int, typer.Option(help="Batches to one step.", rich_help_panel=TRAINING)]
+EmaDecay = Annotated[float | None, typer.Option(help="Keep averaged weights, for example 0.999.", rich_help_panel=TRAINING)]
+LabelSmoothing = Annotated[float, typer.Option(rich_help_panel=TRAINING)]
 
 
 def answers(command: Callable[..., None]) -> Callable[..., None]:

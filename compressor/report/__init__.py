@@ -1,6 +1,7 @@
 """What a run reports: one truth (`schema.py`) as JSON, Markdown, an HTML page and terminal tables."""
 
-from compressor.report.files import read_report, write_reports
+from compressor.report.comparison import Comparison, Gap, collect, comparison_to_json
+from compressor.report.files import read_report, write_comparison, write_reports
 from compressor.report.html import to_html
 from compressor.report.markdown import to_markdown
 from compressor.report.read import from_json, json_schema, to_json
@@ -20,15 +21,17 @@ from compressor.report.schema import (
     Verification,
 )
 from compressor.report.summary import compare, verdict
-from compressor.report.terminal import print_report
+from compressor.report.terminal import print_comparison, print_report
 
 __all__ = [
     "VERSION",
     "Accuracy",
     "Change",
+    "Comparison",
     "Epoch",
     "Fidelity",
     "Frozen",
+    "Gap",
     "Latency",
     "Layer",
     "Profile",
@@ -36,14 +39,18 @@ __all__ = [
     "Stage",
     "Target",
     "Verification",
+    "collect",
     "compare",
+    "comparison_to_json",
     "from_json",
     "json_schema",
+    "print_comparison",
     "print_report",
     "read_report",
     "to_html",
     "to_json",
     "to_markdown",
     "verdict",
+    "write_comparison",
     "write_reports",
 ]

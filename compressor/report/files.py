@@ -1,11 +1,12 @@
-"""The report's three files in a run's directory, and reading a run's report back."""
+"""The report's three files in a run's directory, those of several runs side by side, and reading a run's report back."""
 
 from pathlib import Path
 
 from compressor.errors import UsageError
 from compressor.files import write_whole
-from compressor.report.html import to_html
-from compressor.report.markdown import to_markdown
+from compressor.report.comparison import Comparison, comparison_to_csv, comparison_to_json
+from compressor.report.html import comparison_to_html, to_html
+from compressor.report.markdown import comparison_to_markdown, to_markdown
 from compressor.report.read import from_json, to_json
 from compressor.report.schema import Report
 
@@ -20,6 +21,25 @@ def write_reports(report: Report, directory: Path) -> None:
         "report.md": to_markdown(report),
         "report.html": to_html(report),
     }
+    for name, text in texts.items():
+        _write(directory / name, text)
+
+
+def write_comparison(compared: Comparison, directory: Path) -> None:
+    """Write comparison.md, .html, .csv and .json, and the plot, where there is one, as .svg. Each file is written whole.
+
+    Raises OutputError when the directory cannot be made or written to.
+    """
+    from compressor.report.plots import accuracy_by_macs, as_file
+
+    texts = {
+        "comparison.csv": comparison_to_csv(compared),
+        "comparison.md": comparison_to_markdown(compared),
+        "comparison.html": comparison_to_html(compared),
+        "comparison.json": comparison_to_json(compared),
+    }
+    if plot := accuracy_by_macs(compared):
+        texts["comparison.svg"] = as_file(plot)
     for name, text in texts.items():
         _write(directory / name, text)
 

@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from compressor.report import figures, summary
+from compressor.report import comparison, figures, summary
+from compressor.report.comparison import Comparison
 from compressor.report.schema import Report
 
 
@@ -16,6 +17,19 @@ def to_html(report: Report) -> str:
     """The whole page."""
     from compressor.report.plots import plots  # matplotlib takes a second to import, and only the page needs it
 
+    page = _environment().get_template("page.html.jinja")
+    return page.render(report=report, summary=summary, plots=plots(report), cards=_cards(report))
+
+
+def comparison_to_html(compared: Comparison) -> str:
+    """The page of several runs side by side."""
+    from compressor.report.plots import accuracy_by_macs
+
+    page = _environment().get_template("comparison.html.jinja")
+    return page.render(compared=compared, comparison=comparison, plot=accuracy_by_macs(compared))
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("compressor", "report"),
         autoescape=True,
@@ -34,8 +48,7 @@ def to_html(report: Report) -> str:
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "data_url": _data_url,
     }
-    page = environment.get_template("page.html.jinja")
-    return page.render(report=report, summary=summary, plots=plots(report), cards=_cards(report))
+    return environment
 
 
 def _cards(report: Report) -> list[summary.Row]:
@@ -46,7 +59,7 @@ def _cards(report: Report) -> list[summary.Row]:
 
 def _typeset(text: str) -> str:
     """Figures of ours with real arrows, minus and times signs, and per cent signs that stay with their number."""
-    text = text.replace(" %", "\N{NO-BREAK SPACE}%")
+    text = text.replace(" %", "\N{NO-BREAK SPACE}%").replace("+-", "\N{PLUS-MINUS SIGN}")
     text = re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", text.replace("->", "\N{RIGHTWARDS ARROW}"))
     return re.sub(r"(?<=\d)x\b|(?<=\d)x(?=\d)", "\N{MULTIPLICATION SIGN}", text)
 

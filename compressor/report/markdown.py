@@ -7,7 +7,8 @@ user's network and are escaped: a `|` or a `<` in one must not break the table.
 import re
 from collections.abc import Iterable
 
-from compressor.report import figures, summary
+from compressor.report import comparison, figures, summary
+from compressor.report.comparison import Comparison
 from compressor.report.schema import Layer, Report
 
 MOST_LAYERS = 60
@@ -117,6 +118,25 @@ def _repeat(report: Report) -> str:
     versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in report.versions.items())
     facts = f"Seed {report.seed}, {_text(report.device)}, {figures.duration(report.seconds)}, {_text(report.created)}"
     return f"### Repeat\n\n{_block(report.command)}\n\n{facts}. {versions}."
+
+
+def comparison_to_markdown(compared: Comparison) -> str:
+    """The table of several runs, the plot that lies beside it as a file, and what there is to know about both."""
+    original = compared.original
+    what = f"{_code(original.model)}, {_code(original.data) if original.data else 'without data'}" if original else ""
+    plot = "![Top-1 against the MACs that are left](comparison.svg)" if original and original.accuracy else ""
+    names = comparison.heading(compared)
+    table = _table(names, "l" + "r" * (len(names) - 2) + "l", (_compared(compared, row) for row in compared.rows))
+    notes = "\n\n".join(_text(note) for note in comparison.notes(compared))
+    return "\n\n".join(part for part in ("## Comparison", what, table, plot, notes) if part) + "\n"
+
+
+def _compared(compared: Comparison, row: comparison.Row) -> list[str]:
+    cells = [_text(cell) for cell in comparison.cells(compared, row)]
+    if compared.is_best(row):
+        for place in (0, comparison.heading(compared).index("top-1")):
+            cells[place] = f"**{cells[place]}**"
+    return cells
 
 
 def _table(header: list[str], align: str, rows: Iterable[list[str]]) -> str:

@@ -5,7 +5,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from compressor.report import summary
+from compressor.report import comparison, summary
+from compressor.report.comparison import Comparison
 from compressor.report.schema import Report
 
 _STYLE = {"good": "green", "bad": "red", "plain": ""}
@@ -31,6 +32,23 @@ def print_report(report: Report, console: Console) -> None:
         console.print()
     for warning in report.warnings:
         _print_line(Text.assemble(("warning: ", "yellow"), warning), console)
+
+
+def print_comparison(compared: Comparison, console: Console) -> None:
+    """The table of several runs without its widest columns, what is missing, and what there is to know."""
+    names = comparison.heading(compared)
+    shown = [place for place, name in enumerate(names) if name in ("method", "asked", "MACs gone", "top-1", "change", "faster")]
+    table = _table(*(names[place] for place in shown))
+    for row in compared.rows:
+        cells = comparison.cells(compared, row)
+        table.add_row(*(Text(cells[place]) for place in shown), style="bold" if compared.is_best(row) else "")
+    console.print()
+    console.print(table)
+    for note in comparison.notes(compared):
+        _print_line(Text(note, "dim"), console)
+    for row in compared.rows:
+        if row.note:
+            _print_line(Text.assemble((f"{row.method} at {row.rate:g}: ", "yellow"), row.note), console)
 
 
 def _print_line(text: Text, console: Console) -> None:

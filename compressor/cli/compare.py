@@ -1,0 +1,153 @@
+"""`compress compare MODEL --methods sfp,magnitude --rates 0.3,0.5`."""
+
+from __future__ import annotations
+
+import json as json_
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from compressor.cli import options
+from compressor.cli.prune import Residual
+from compressor.errors import UsageError
+
+if TYPE_CHECKING:
+    from compressor.catalogue import Value
+
+CUT = "What to compare"
+T = TypeVar("T")
+
+
+@options.answers
+def compare(
+    model: options.Model,
+    methods: Annotated[str, typer.Option(help="Names of methods: see `compress methods`.", rich_help_panel=CUT)],
+    rates: Annotated[str, typer.Option(help="Shares of the MACs to remove.", rich_help_panel=CUT)] = "0.3,0.5,0.7",
+    seeds: Annotated[str, typer.Option(help="One run a seed; several tell chance from difference.", rich_help_panel=CUT)] = "0",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A setting of a method. Repeatable.", rich_help_panel=CUT),
+    ] = None,
+    residual: Annotated[
+        Residual, typer.Option(help="Cut a stream's channels together, or keep it wide.", rich_help_panel=CUT)
+    ] = Residual.coupled,
+    dense: Annotated[
+        bool | None,
+        typer.Option(help="Train the uncut network alike, as a reference; on when there are epochs.", rich_help_panel=CUT),
+    ] = None,
+    data: options.DataSpec = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    workers: options.Workers = 0,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = 128,
+    lr: options.Lr = None,
+    optimizer: options.OptimizerName = options.Optimizer.sgd,
+    momentum: options.Momentum = 0.9,
+    weight_decay: options.WeightDecay = None,
+    schedule: options.ScheduleName = options.Schedule.cosine,
+    warmup: options.Warmup = 0.0,
+    amp: options.AmpName = options.Amp.auto,
+    channels_last: options.ChannelsLast = None,
+    accumulate: options.Accumulate = 1,
+    ema_decay: options.EmaDecay = None,
+    label_smoothing: options.LabelSmoothing = 0.0,
+    arch: options.Arch = None,
+    arch_arg: options.ArchArg = None,
+    input_: options.Input = None,
+    key: options.Key = None,
+    ema: options.Ema = False,
+    trust_pickle: options.Trust = False,
+    device: options.Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL-compare by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make all runs anew, also those that are finished.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and do nothing.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prune by several methods alike, and tell what each costs and saves. Finished runs are kept, so it can be repeated.
+
+    When runs fail the others go on; the exit status is then that of the failed run, the highest if there are several.
+    """
+    names = _listed("--methods", methods, str)
+    settings = _settings(names, set_ or [])
+    shares, numbers = _listed("--rates", rates, float), _listed("--seeds", seeds, int)
+    inputs = options.inputs(input_)
+
+    from compressor.comparison import Series
+    from compressor.recipe import Recipe
+    from compressor.report import comparison_to_json, print_comparison
+
+    recipe = Recipe(
+        epochs=epochs if epochs is not None else (10 if data else 0),
+        batch_size=batch_size,
+        lr=lr,
+        optimizer=optimizer.value,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule.value,
+        warmup=warmup,
+        amp=amp.value,
+        channels_last=channels_last,
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+        label_smoothing=label_smoothing,
+    )
+    console = options.console(quiet, json)
+    series = Series(
+        options.source(model, arch, arch_arg, key, ema, trust_pickle),
+        options.images(data, size, mean, std, workers),
+        recipe,
+        methods=names,
+        rates=shares,
+        seeds=numbers,
+        settings=settings,
+        residual=residual.value,
+        dense=dense,
+        out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-compare",
+        device=device,
+        inputs=inputs,
+        console=console,
+        force=force,
+    )
+    if dry_run:
+        runs = [{"run": trial.name, "epochs": recipe.epochs, "state": trial.state} for trial in series.trials]
+        print(json_.dumps(runs, indent=2) if json else "\n".join(f"{run['run']}: {run['state']}" for run in runs))
+        return
+    found = series.run()
+    if json:
+        print(comparison_to_json(found), end="")
+    elif console is not None:
+        print_comparison(found, console)
+        console.print(f"\nThe table and the plot are in {series.out}: comparison.html, .md, .csv, .json", highlight=False)
+    if found.failures:
+        told = ", ".join(gap.run for gap in found.failures)
+        print(
+            f"error: {len(found.failures)} of {len(series.trials)} runs failed ({told}); the table says why.", file=sys.stderr
+        )
+        raise typer.Exit(max(gap.status or 0 for gap in found.failures))
+
+
+def _listed(name: str, text: str, kind: Callable[[str], T]) -> list[T]:
+    try:
+        return [kind(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError(f"{name} {text!r} is not a list of numbers with commas between.") from None
+
+
+def _settings(methods: list[str], pairs: list[str]) -> dict[str, dict[str, Value]]:
+    """`["sfp.mask_norms=false"]` -> the settings of each method. Raises UsageError."""
+    from compressor import catalogue
+
+    own: dict[str, list[str]] = {name: [] for name in methods}
+    for pair in pairs:
+        method, dot, setting = pair.partition(".")
+        if not dot or method not in own:
+            raise UsageError(f"--set {pair!r} is not of the form METHOD.NAME=VALUE with a METHOD of --methods {','.join(own)}.")
+        own[method].append(setting)
+    return {name: catalogue.parse_settings(catalogue.find(name, "prune"), texts) for name, texts in own.items()}
