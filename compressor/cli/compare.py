@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json as json_
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from compressor.cli import options
-from compressor.cli.prune import Residual
 from compressor.errors import UsageError
 
 if TYPE_CHECKING:
     from compressor.catalogue import Value
 
 CUT = "What to compare"
-T = TypeVar("T")
 
 
 @options.answers
@@ -32,8 +29,9 @@ def compare(
         typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A setting of a method. Repeatable.", rich_help_panel=CUT),
     ] = None,
     residual: Annotated[
-        Residual, typer.Option(help="Cut a stream's channels together, or keep it wide.", rich_help_panel=CUT)
-    ] = Residual.coupled,
+        Literal["coupled", "scatter"],
+        typer.Option(help="Cut a stream's channels together, or keep it wide.", rich_help_panel=CUT),
+    ] = "coupled",
     dense: Annotated[
         bool | None,
         typer.Option(help="Train the uncut network alike, as a reference; on when there are epochs.", rich_help_panel=CUT),
@@ -46,12 +44,12 @@ def compare(
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = 128,
     lr: options.Lr = None,
-    optimizer: options.OptimizerName = options.Optimizer.sgd,
+    optimizer: options.Optimizer = "sgd",
     momentum: options.Momentum = 0.9,
     weight_decay: options.WeightDecay = None,
-    schedule: options.ScheduleName = options.Schedule.cosine,
+    schedule: options.Schedule = "cosine",
     warmup: options.Warmup = 0.0,
-    amp: options.AmpName = options.Amp.auto,
+    amp: options.Amp = "auto",
     channels_last: options.ChannelsLast = None,
     accumulate: options.Accumulate = 1,
     ema_decay: options.EmaDecay = None,
@@ -74,9 +72,9 @@ def compare(
 
     When runs fail the others go on; the exit status is then that of the failed run, the highest if there are several.
     """
-    names = _listed("--methods", methods, str)
+    names = [name.strip() for name in methods.split(",")]
     settings = _settings(names, set_ or [])
-    shares, numbers = _listed("--rates", rates, float), _listed("--seeds", seeds, int)
+    shares, numbers = options.numbers("--rates", rates, "write shares, as in 0.3,0.5"), _seeds(seeds)
     inputs = options.inputs(input_)
 
     from compressor.comparison import Series
@@ -87,12 +85,12 @@ def compare(
         epochs=epochs if epochs is not None else (10 if data else 0),
         batch_size=batch_size,
         lr=lr,
-        optimizer=optimizer.value,
+        optimizer=optimizer,
         momentum=momentum,
         weight_decay=weight_decay,
-        schedule=schedule.value,
+        schedule=schedule,
         warmup=warmup,
-        amp=amp.value,
+        amp=amp,
         channels_last=channels_last,
         accumulate=accumulate,
         ema_decay=ema_decay,
@@ -107,7 +105,7 @@ def compare(
         rates=shares,
         seeds=numbers,
         settings=settings,
-        residual=residual.value,
+        residual=residual,
         dense=dense,
         out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-compare",
         device=device,
@@ -133,11 +131,10 @@ def compare(
         raise typer.Exit(max(gap.status or 0 for gap in found.failures))
 
 
-def _listed(name: str, text: str, kind: Callable[[str], T]) -> list[T]:
-    try:
-        return [kind(part.strip()) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise UsageError(f"{name} {text!r} is not a list of numbers with commas between.") from None
+def _seeds(text: str) -> list[int]:
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise UsageError(f"--seeds {text!r} is not a list of whole numbers: write them like 0,1,2.")
+    return [int(part) for part in text.split(",")]
 
 
 def _settings(methods: list[str], pairs: list[str]) -> dict[str, dict[str, Value]]:

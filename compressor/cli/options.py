@@ -6,8 +6,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -56,34 +55,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors alone.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-
-class Optimizer(StrEnum):
-    sgd = "sgd"
-    adamw = "adamw"
-
-
-class Schedule(StrEnum):
-    cosine = "cosine"
-    step = "step"
-
-
-class Amp(StrEnum):
-    auto = "auto"
-    none = "none"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
 TRAINING = "Training"
 Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning; 10 when there are data.", rich_help_panel=TRAINING)]
 BatchSize = Annotated[int, typer.Option(rich_help_panel=TRAINING)]
 Lr = Annotated[float | None, typer.Option(help="0.02 for SGD, 0.0005 for AdamW.", rich_help_panel=TRAINING)]
-OptimizerName = Annotated[Optimizer, typer.Option("--optimizer", rich_help_panel=TRAINING)]
+Optimizer = Annotated[Literal["sgd", "adamw"], typer.Option(rich_help_panel=TRAINING)]
 Momentum = Annotated[float, typer.Option(rich_help_panel=TRAINING)]
 WeightDecay = Annotated[float | None, typer.Option(help="0.0001 for SGD, 0.05 for AdamW.", rich_help_panel=TRAINING)]
-ScheduleName = Annotated[Schedule, typer.Option("--schedule", rich_help_panel=TRAINING)]
+Schedule = Annotated[Literal["cosine", "step"], typer.Option(rich_help_panel=TRAINING)]
 Warmup = Annotated[float, typer.Option(help="Epochs of linear warm-up.", rich_help_panel=TRAINING)]
-AmpName = Annotated[Amp, typer.Option("--amp", help="Mixed precision; auto is bf16 on a GPU.", rich_help_panel=TRAINING)]
+Amp = Annotated[
+    Literal["auto", "none", "bf16", "fp16"],
+    typer.Option(help="Mixed precision; auto is bf16 on a GPU.", rich_help_panel=TRAINING),
+]
 ChannelsLast = Annotated[
     bool | None, typer.Option(help="Memory layout; the default is to use it on a GPU.", rich_help_panel=TRAINING)
 ]
@@ -139,16 +123,17 @@ def source(model: str, arch: str | None, arch_arg: list[str] | None, key: str | 
 def images(data: str | None, size: int | None, mean: str | None, std: str | None, workers: int) -> Images:
     from compressor.sources import Images
 
-    return Images(data, size, _numbers("--mean", mean), _numbers("--std", std), workers)
+    form = "write one a channel, as in 0.485,0.456,0.406"
+    mean_, std_ = (None if text is None else numbers(name, text, form) for name, text in (("--mean", mean), ("--std", std)))
+    return Images(data, size, mean_, std_, workers)
 
 
-def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
+def numbers(name: str, text: str, form: str) -> tuple[float, ...]:
+    """The numbers between the commas. Raises UsageError, which says in what `form` to write them."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{name} {text!r} is not a list of numbers: write one a channel, as in 0.485,0.456,0.406.") from None
+        raise UsageError(f"{name} {text!r} is not a list of numbers: {form}.") from None
 
 
 def inputs(texts: list[str] | None) -> Inputs | None:

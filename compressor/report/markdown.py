@@ -125,18 +125,17 @@ def comparison_to_markdown(compared: Comparison) -> str:
     original = compared.original
     what = f"{_code(original.model)}, {_code(original.data) if original.data else 'without data'}" if original else ""
     plot = "![Top-1 against the MACs that are left](comparison.svg)" if original and original.accuracy else ""
-    names = comparison.heading(compared)
+    names = [*comparison.heading(compared), "note"]
     table = _table(names, "l" + "r" * (len(names) - 2) + "l", (_compared(compared, row) for row in compared.rows))
     notes = "\n\n".join(_text(note) for note in comparison.notes(compared))
-    return "\n\n".join(part for part in ("## Comparison", what, table, plot, notes) if part) + "\n"
+    return "\n\n".join(part for part in ("## Comparison", what, plot, table, notes) if part) + "\n"
 
 
 def _compared(compared: Comparison, row: comparison.Row) -> list[str]:
-    cells = [_text(cell) for cell in comparison.cells(compared, row)]
-    if compared.is_best(row):
-        for place in (0, comparison.heading(compared).index("top-1")):
-            cells[place] = f"**{cells[place]}**"
-    return cells
+    """The cells of a row, those that tell of the best in bold."""
+    best = {"method", "top-1"} if compared.is_best(row) else set()
+    named = zip(comparison.heading(compared), map(_text, comparison.cells(compared, row)), strict=True)
+    return [*(f"**{cell}**" if name in best else cell for name, cell in named), _text(row.note)]
 
 
 def _table(header: list[str], align: str, rows: Iterable[list[str]]) -> str:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from compressor.report import figures, summary
-from compressor.report.comparison import Comparison, Row, Spread, comparison_to_csv
+from compressor.report.comparison import Comparison, Spread, comparison_to_csv
 from compressor.report.schema import Layer, Report
 
 HALF = (460, 290)  # width and height of a plot that shares its row, in pixels of the page at full size
@@ -251,40 +251,40 @@ def by_group(name: str, title: str, label: str, groups: Sequence[str], lines: Ma
 
 
 def accuracy_by_macs(compared: Comparison) -> Plot | None:
-    """Top-1 against the MACs that are left, a line a method; the original and what was trained uncut stand at the right."""
+    """Top-1 against the MACs that are left, a line a method; the original is a star at the right."""
     original = compared.original
     if original is None or original.accuracy is None:
         return None
     top1 = 100 * original.accuracy.top1
-    rows = [(row, row.top1) for row in compared.rows if row.top1]
-    lines = {name: [found for found in rows if found[0].method == name] for name in sorted({row.method for row, _ in rows})}
-    colours, markers = itertools.cycle(SERIES), itertools.cycle("os^vDPX<>")  # on paper, shapes tell lines apart
+    lines: dict[str, list[tuple[float, Spread]]] = {}  # name -> (MACs left, top-1) of its rows
+    for row in sorted(compared.rows, key=lambda row: row.method):
+        if row.top1 and row.macs_left is not None:
+            name = row.method if row.rate else f"{row.method}, uncut"
+            lines.setdefault(name, []).append((100 * row.macs_left, row.top1))
+    # On paper, markers tell lines apart.
+    styles = itertools.cycle(zip(2 * SERIES, 6 * ["-"] + 6 * ["--"], "os^vDPXos^vD", strict=True))
 
     def draw(axes: Axes) -> None:
         axes.axhline(top1, color=BEFORE, linewidth=1, linestyle=":")
         axes.plot([100], [top1], color=INK, marker="*", markersize=11, linestyle="", label="the original")
-        for name, line in lines.items():
-            uncut = all(row.rate == 0 for row, _ in line)
-            colour, marker = (BEFORE, "s") if uncut else (next(colours), next(markers))
-            _draw_spreads(axes, line, colour, marker, figures.shorten(f"{name}, uncut" if uncut else name, 28))
+        for (name, line), (colour, dash, marker) in zip(lines.items(), styles, strict=False):
+            left, means = [macs for macs, _ in line], [100 * top1.mean for _, top1 in line]
+            below = [100 * (top1.mean - top1.low) for _, top1 in line]
+            above = [100 * (top1.high - top1.mean) for _, top1 in line]
+            axes.errorbar(
+                left, means, (below, above), color=colour, capsize=4, elinewidth=1.2, fmt=f"{marker}{dash}", label=name
+            )
         axes.set_xlabel("MACs left, % of the original")
         axes.set_ylabel("top-1, %")
         axes.grid(axis="y", alpha=0.12, color=INK)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1.6)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3)
 
-    ends = (f"{name} {100 * line[-1][1].mean:.2f} % at {figures.share(line[-1][0].macs_left)}" for name, line in lines.items())
+    ends = (f"{name} {100 * line[-1][1].mean:.2f} % at {line[-1][0]:.1f} %" for name, line in lines.items())
     alt = "; ".join([f"the original {top1:.2f} %", *ends])
     with matplotlib.rc_context(_STYLE):
         title = "Accuracy against the MACs that are left"
         drawn = _plot("comparison", title, alt, WHOLE, draw, [])
     return replace(drawn, csv=comparison_to_csv(compared))
-
-
-def _draw_spreads(axes: Axes, line: Sequence[tuple[Row, Spread]], colour: str, marker: str, label: str) -> None:
-    """Means with their intervals."""
-    left, means = [100 * row.macs_left for row, _ in line], [100 * top1.mean for _, top1 in line]
-    below, above = [100 * (top1.mean - top1.low) for _, top1 in line], [100 * (top1.high - top1.mean) for _, top1 in line]
-    axes.errorbar(left, means, (below, above), color=colour, marker=marker, capsize=4, elinewidth=1.2, label=label)
 
 
 def as_file(plot: Plot) -> str:

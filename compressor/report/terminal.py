@@ -9,6 +9,7 @@ from compressor.report import comparison, summary
 from compressor.report.comparison import Comparison
 from compressor.report.schema import Report
 
+SHOWN = ("method", "asked", "top-1", "change", "MACs gone", "faster")  # of a comparison
 _STYLE = {"good": "green", "bad": "red", "plain": ""}
 
 
@@ -37,7 +38,7 @@ def print_report(report: Report, console: Console) -> None:
 def print_comparison(compared: Comparison, console: Console) -> None:
     """The table of several runs without its widest columns, what is missing, and what there is to know."""
     names = comparison.heading(compared)
-    shown = [place for place, name in enumerate(names) if name in ("method", "asked", "MACs gone", "top-1", "change", "faster")]
+    shown = [place for place, name in enumerate(names) if name in SHOWN]
     table = _table(*(names[place] for place in shown))
     for row in compared.rows:
         cells = comparison.cells(compared, row)
