@@ -12,6 +12,7 @@ A method is given a job and changes how the job's network is trained:
             optimizer.step()
             method.end_step(batch)
         method.end_epoch(progress)
+        method.shrink()                       # channels that cannot come back go; the optimizer's state follows
     small = method.finish()
 
 A paper's file overrides only the lines that the paper changes. Its settings are keyword-only arguments of `__init__`, each with
@@ -25,6 +26,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +35,8 @@ from compressor.budget import Curve, Goal
 from compressor.channels import Channels
 from compressor.inputs import AnyInputs
 from compressor.task import Classify
+
+Selection = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]  # parameter -> dimension -> places that stay
 
 
 class Batch(NamedTuple):
@@ -113,6 +118,13 @@ class Method(nn.Module):
 
     def end_epoch(self, progress: Progress) -> None:
         """Called after the last batch of each epoch, before the network is evaluated."""
+
+    def shrink(self) -> Selection | None:
+        """Make the network that is trained smaller, when some of it is out of use for good; None when nothing changed.
+
+        Called before the first epoch and after each but the last. Names in a selection are those of `named_parameters()`.
+        """
+        return None
 
     def finish(self) -> nn.Module:
         """The small network. Called once, after training."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -99,8 +100,17 @@ class Training:
     `state` is the file of the newest state; None keeps none.
     """
 
-    def __init__(self, method: Method, data: Data, recipe: Recipe, device: torch.device, state: Path | None = None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        data: Data,
+        recipe: Recipe,
+        device: torch.device,
+        state: Path | None = None,
+        shrink: bool = True,
+    ) -> None:
         self.method, self.data, self.recipe, self.device, self.state = method, data, recipe.checked(), device, state
+        self.shrinks = shrink and recipe.ema_decay is None  # an average of weights keeps its shape
         self.precision = Precision(recipe.amp, device)
         self.channels_last = recipe.channels_last if recipe.channels_last is not None else device.type == "cuda"
         if self.channels_last:
@@ -111,8 +121,12 @@ class Training:
 
     def run(self, watcher: Watcher) -> list[Epoch]:
         """Train to the last epoch; then the method's network is the one to keep. Raises UsageError when it diverges."""
+        if not self.history:
+            self._shrink()
         for epoch in range(len(self.history), self.recipe.epochs):
             self.history.append(self._epoch(epoch, watcher))
+            if epoch + 1 < self.recipe.epochs:
+                self._shrink()
             self.save()
             watcher.epoch_ended(self.history[-1], self.recipe.epochs)
         if self.ema is not None and self.history:
@@ -146,6 +160,7 @@ class Training:
         try:
             saved = torch.load(self.state, map_location=self.device, weights_only=True)
             self.method.load_state_dict(saved["method"])
+            self.optimizer = self.recipe.build(self.method.parameters())  # a method that shrank has others than at first
             self.optimizer.load_state_dict(saved["optimizer"])
             self.precision.scaler.load_state_dict(saved["scaler"])
             if self.ema is not None:
@@ -156,6 +171,22 @@ class Training:
             ) from error
         self.history = [Epoch(**row) for row in saved["history"]]
         return True
+
+    def _shrink(self) -> None:
+        """Let the method take out what is out of use for good; momentum and the like get narrower with their parameters."""
+        if not self.shrinks:
+            return
+        states = {name: self.optimizer.state[parameter] for name, parameter in self.method.named_parameters()}
+        selection = self.method.shrink()
+        if selection is None:
+            return
+        if self.channels_last:
+            self.method.to(memory_format=torch.channels_last)
+        self.optimizer = self.recipe.build(self.method.parameters())
+        for name, parameter in self.method.named_parameters():
+            self.optimizer.state[parameter] = {
+                key: _selected(value, selection.get(name, {})) for key, value in states[name].items()
+            }
 
     # One epoch --------------------------------------------------------------------------------------------------------
 
@@ -229,6 +260,14 @@ class Training:
         for batch in batches:
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             yield batch._replace(images=batch.images.to(memory_format=layout))
+
+
+def _selected(value: Any, places: Mapping[int, npt.NDArray[np.int64]]) -> Any:
+    """What stays of an optimizer's memory of one parameter: of momentum a part, of a count of steps the whole."""
+    if isinstance(value, Tensor) and value.dim():
+        for dim, stays in places.items():
+            value = value.index_select(dim, torch.from_numpy(stays).to(value.device))
+    return value
 
 
 class Losses:

@@ -53,7 +53,7 @@ def modules(*parts: str) -> list[str]:
 
 
 PAPERS = modules("compressor.methods")
-SHARED = "method budget filters factor losses taps task recalibrate meta inputs outputs errors".split()
+SHARED = "method budget importance filters soft factor losses taps task recalibrate meta inputs outputs errors".split()
 
 
 @pytest.mark.parametrize("module", sorted(set(FILES) - set(modules("compressor.cli", "compressor.__main__"))))
