@@ -17,6 +17,7 @@ from torchvision import datasets
 from torchvision.transforms.v2 import functional as TF
 
 from compressor.data import Data, check_classes, open_data
+from compressor.data.cutout import Cutout
 from compressor.data.images import ImageFiles, ImageTensor, to_pixels
 from compressor.data.readers import move
 from compressor.data.splits import cut, whole
@@ -362,6 +363,44 @@ def test_digits_move_by_a_pixel_and_are_not_mirrored(path: dict):
     moves = [find_move(before, after, shift=1) for before, after in zip(still, moved, strict=True)]
     assert {flip for _, _, flip in moves} == {False}
     assert len(set(moves)) == 9
+
+
+def hidden(images: Tensor) -> Tensor:
+    """Which pixels of normalised `images` [n, c, h, w] are exactly zero in all channels [n, h, w]; no byte comes to that."""
+    return (images == 0).all(1)
+
+
+def test_a_square_around_its_centre_is_hidden_as_far_as_it_lies_inside():
+    squares = Cutout(2, torch.tensor([[0, 0], [1, 1], [9, 9], [3, 2]]))
+    shown = squares.hide(torch.ones(3, 1, 4, 3), torch.tensor([0, 1, 3]))[:, 0].int().tolist()
+    assert shown == [
+        [[0, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]],
+        [[0, 0, 1], [0, 0, 1], [1, 1, 1], [1, 1, 1]],
+        [[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 0, 0]],
+    ]
+
+
+def test_the_centres_of_squares_are_all_over_the_image():
+    squares = Cutout.draw(4000, (4, 8), share=0.5, seed=1)
+    assert squares.side == 2
+    counts = torch.zeros(4, 8).index_put_(tuple(squares.centres.T), torch.ones(4000), accumulate=True)
+    assert counts.min() > 80 and counts.max() < 175  # 125 each: four standard deviations
+
+
+@PATHS
+def test_squares_are_hidden_in_training_alone_and_anew_in_each_epoch(pets: Path, path: dict):
+    data = open_data(str(pets), **path)
+    first, again, other = (hidden(gather(data, "train", cutout=0.5, epoch=epoch)[0]) for epoch in (1, 1, 2))
+    height, width = data.shape[1:]
+    areas = first.flatten(1).sum(1)
+    assert first.equal(again) and not first.equal(other)
+    assert areas.max() == (round(0.5 * min(height, width))) ** 2 and 0 < areas.min() < areas.max()
+    for split, augment in (("train", False), ("test", True), ("held_out", True)):
+        assert not hidden(gather(data, split, cutout=0.5, augment=augment)[0]).any()
+    whole, parts = (gather(data, "train", **change) for change in ({}, {"cutout": 0.5}))
+    assert whole[2].equal(parts[2])
+    shown = ~hidden(parts[0])[:, None].expand_as(whole[0])
+    assert whole[0][shown].equal(parts[0][shown]), "all else stays as it was"
 
 
 def test_large_streamed_images_are_cut_out_at_random(tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from compressor.cli import options
-from compressor.cli.prune import Heads, Residual
 
 SHOWN = 4  # patterns of names in one cell
 FIGURES = ("groups", "layers", "channels", "MACs", "params")
@@ -30,8 +29,12 @@ def inspect(
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
     input_: options.Input = None,
-    residual: Annotated[Residual, typer.Option(help="Cut a stream's channels together, or keep it wide.")] = Residual.coupled,
-    heads: Annotated[Heads, typer.Option(help="Make the heads of attention narrower, or cut whole ones.")] = Heads.width,
+    residual: Annotated[
+        Literal["coupled", "scatter"], typer.Option(help="Cut a stream's channels together, or keep it wide.")
+    ] = "coupled",
+    heads: Annotated[
+        Literal["width", "whole"], typer.Option(help="Make the heads of attention narrower, or cut whole ones.")
+    ] = "width",
     key: options.Key = None,
     ema: options.Ema = False,
     trust_pickle: options.Trust = False,
@@ -42,7 +45,7 @@ def inspect(
     inputs = options.inputs(input_)
     from compressor.evaluate import look
 
-    view = look(options.source(model, arch, arch_arg, key, ema, trust_pickle), inputs, residual.value, heads.value, graph)
+    view = look(options.source(model, arch, arch_arg, key, ema, trust_pickle), inputs, residual, heads, graph)
     if json:
         print(json_.dumps(view, indent=2))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import traceback
@@ -15,6 +16,7 @@ from compressor.errors import CompressError, UsageError
 
 if TYPE_CHECKING:
     from compressor.inputs import Inputs
+    from compressor.recipe import Recipe
     from compressor.sources import Images, Source
 
 Model = Annotated[
@@ -56,6 +58,14 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors alone."
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 TRAINING = "Training"
+RecipeName = Annotated[
+    Literal["paper", "quick"] | None,
+    typer.Option(
+        "--recipe",
+        help="As the papers trained (200 epochs, or 100 of images above 64 pixels), or 20 epochs. Options beside it win.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning; 10 when there are data.", rich_help_panel=TRAINING)]
 BatchSize = Annotated[int, typer.Option(rich_help_panel=TRAINING)]
 Lr = Annotated[float | None, typer.Option(help="0.02 for SGD, 0.0005 for AdamW.", rich_help_panel=TRAINING)]
@@ -63,6 +73,10 @@ Optimizer = Annotated[Literal["sgd", "adamw"], typer.Option(rich_help_panel=TRAI
 Momentum = Annotated[float, typer.Option(rich_help_panel=TRAINING)]
 WeightDecay = Annotated[float | None, typer.Option(help="0.0001 for SGD, 0.05 for AdamW.", rich_help_panel=TRAINING)]
 Schedule = Annotated[Literal["cosine", "step"], typer.Option(rich_help_panel=TRAINING)]
+Milestones = Annotated[
+    str, typer.Option(help="Shares of the training after which the rate of `step` falls.", rich_help_panel=TRAINING)
+]
+Gamma = Annotated[float, typer.Option(help="What it is multiplied by at each milestone.", rich_help_panel=TRAINING)]
 Warmup = Annotated[float, typer.Option(help="Epochs of linear warm-up.", rich_help_panel=TRAINING)]
 Amp = Annotated[
     Literal["auto", "none", "bf16", "fp16"],
@@ -74,6 +88,10 @@ ChannelsLast = Annotated[
 Accumulate = Annotated[int, typer.Option(help="Batches to one step.", rich_help_panel=TRAINING)]
 EmaDecay = Annotated[float | None, typer.Option(help="Keep averaged weights, for example 0.999.", rich_help_panel=TRAINING)]
 LabelSmoothing = Annotated[float, typer.Option(rich_help_panel=TRAINING)]
+Cutout = Annotated[
+    float,
+    typer.Option(help="Hide a square of each training image: its side, as a share of the image's.", rich_help_panel=TRAINING),
+]
 
 
 def answers(command: Callable[..., None]) -> Callable[..., None]:
@@ -134,6 +152,30 @@ def numbers(name: str, text: str, form: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{name} {text!r} is not a list of numbers: {form}.") from None
+
+
+def recipe(context: typer.Context, images: Images, cutout: float) -> Recipe:
+    """How to train: what --recipe says, or the defaults, changed by the options that stand beside it. Raises UsageError.
+
+    `cutout` is that of the method's paper.
+    """
+    from compressor.recipe import Recipe
+
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name: context.params[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
+    ready = given.get("recipe")
+    if ready and images.spec is None:
+        raise UsageError(f"--recipe {ready} is about training: give --data to train on.")
+    start = Recipe(epochs=10 if images.spec else 0)
+    if ready == "quick":
+        start = Recipe.quick(given.get("epochs", 20))
+    elif ready == "paper" and (data := images.open(channels=None, seed=0)):  # for the size of its images alone
+        start = Recipe.paper(max(data.shape[1:]), cutout)
+    if "milestones" in given:
+        form = "write shares of the training, as in 0.5,0.75"
+        given["milestones"] = numbers("--milestones", given["milestones"], form)
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    return dataclasses.replace(start, **{name: value for name, value in given.items() if name in fields})
 
 
 def inputs(texts: list[str] | None) -> Inputs | None:

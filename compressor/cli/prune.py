@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from compressor.cli import options
 from compressor.errors import UsageError
 
-
-class Residual(StrEnum):
-    coupled = "coupled"
-    scatter = "scatter"
-
-
-class Heads(StrEnum):
-    width = "width"
-    whole = "whole"
-
-
-class Optimizer(StrEnum):
-    sgd = "sgd"
-    adamw = "adamw"
-
-
-class Schedule(StrEnum):
-    cosine = "cosine"
-    step = "step"
-
-
-class Amp(StrEnum):
-    auto = "auto"
-    none = "none"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-CUT, TRAINING = "What to cut", "Training"
+CUT = "What to cut"
 
 
 @options.answers
 def prune(
+    context: typer.Context,
     model: options.Model,
     rate: Annotated[
         float | None, typer.Option(help="Share of the MACs to remove, for example 0.5.", rich_help_panel=CUT)
@@ -65,11 +37,13 @@ def prune(
     ] = None,
     most: Annotated[float, typer.Option(help="At most this share of one group goes.", rich_help_panel=CUT)] = 0.95,
     residual: Annotated[
-        Residual, typer.Option(help="Cut a stream's channels together, or keep it wide.", rich_help_panel=CUT)
-    ] = Residual.coupled,
+        Literal["coupled", "scatter"],
+        typer.Option(help="Cut a stream's channels together, or keep it wide.", rich_help_panel=CUT),
+    ] = "coupled",
     heads: Annotated[
-        Heads, typer.Option(help="Make the heads of attention narrower, or cut whole ones.", rich_help_panel=CUT)
-    ] = Heads.width,
+        Literal["width", "whole"],
+        typer.Option(help="Make the heads of attention narrower, or cut whole ones.", rich_help_panel=CUT),
+    ] = "width",
     sensitivity: Annotated[
         Path | None,
         typer.Option(
@@ -83,28 +57,24 @@ def prune(
     mean: options.Mean = None,
     std: options.Std = None,
     workers: options.Workers = 0,
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs of fine-tuning; 10 when there are data.", rich_help_panel=TRAINING)
-    ] = None,
-    batch_size: Annotated[int, typer.Option(rich_help_panel=TRAINING)] = 128,
-    lr: Annotated[float | None, typer.Option(help="0.02 for SGD, 0.0005 for AdamW.", rich_help_panel=TRAINING)] = None,
-    optimizer: Annotated[Optimizer, typer.Option(rich_help_panel=TRAINING)] = Optimizer.sgd,
-    momentum: Annotated[float, typer.Option(rich_help_panel=TRAINING)] = 0.9,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="0.0001 for SGD, 0.05 for AdamW.", rich_help_panel=TRAINING)
-    ] = None,
-    schedule: Annotated[Schedule, typer.Option(rich_help_panel=TRAINING)] = Schedule.cosine,
-    warmup: Annotated[float, typer.Option(help="Epochs of linear warm-up.", rich_help_panel=TRAINING)] = 0.0,
-    amp: Annotated[Amp, typer.Option(help="Mixed precision; auto is bf16 on a GPU.", rich_help_panel=TRAINING)] = Amp.auto,
-    channels_last: Annotated[
-        bool | None, typer.Option(help="Memory layout; the default is to use it on a GPU.", rich_help_panel=TRAINING)
-    ] = None,
-    accumulate: Annotated[int, typer.Option(help="Batches to one step.", rich_help_panel=TRAINING)] = 1,
-    ema_decay: Annotated[
-        float | None, typer.Option(help="Keep averaged weights, for example 0.999.", rich_help_panel=TRAINING)
-    ] = None,
-    label_smoothing: Annotated[float, typer.Option(rich_help_panel=TRAINING)] = 0.0,
-    seed: Annotated[int, typer.Option(rich_help_panel=TRAINING)] = 0,
+    recipe: options.RecipeName = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = 128,
+    lr: options.Lr = None,
+    optimizer: options.Optimizer = "sgd",
+    momentum: options.Momentum = 0.9,
+    weight_decay: options.WeightDecay = None,
+    schedule: options.Schedule = "cosine",
+    milestones: options.Milestones = "0.5,0.75",
+    gamma: options.Gamma = 0.1,
+    warmup: options.Warmup = 0.0,
+    amp: options.Amp = "auto",
+    channels_last: options.ChannelsLast = None,
+    accumulate: options.Accumulate = 1,
+    ema_decay: options.EmaDecay = None,
+    label_smoothing: options.LabelSmoothing = 0.0,
+    cutout: options.Cutout = 0.0,
+    seed: Annotated[int, typer.Option(rich_help_panel=options.TRAINING)] = 0,
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
     input_: options.Input = None,
@@ -129,32 +99,16 @@ def prune(
     settings = catalogue.parse_settings(entry, set_ or [])
     inputs = options.inputs(input_)
 
-    from compressor.recipe import Recipe
     from compressor.report import print_report, to_json
     from compressor.run import Pruning, Wish
 
-    recipe = Recipe(
-        epochs=epochs if epochs is not None else (10 if data else 0),
-        batch_size=batch_size,
-        lr=lr,
-        optimizer=optimizer.value,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        schedule=schedule.value,
-        warmup=warmup,
-        amp=amp.value,
-        channels_last=channels_last,
-        accumulate=accumulate,
-        ema_decay=ema_decay,
-        label_smoothing=label_smoothing,
-        seed=seed,
-    )
+    images = options.images(data, size, mean, std, workers)
     console = options.console(quiet, json)
     run = Pruning(
         options.source(model, arch, arch_arg, key, ema, trust_pickle),
-        Wish(goal, method, settings, residual.value, heads.value, tuple(keep or ()), round_to, most, sensitivity),
-        options.images(data, size, mean, std, workers),
-        recipe,
+        Wish(goal, method, settings, residual, heads, tuple(keep or ()), round_to, most, sensitivity),
+        images,
+        options.recipe(context, images, entry.cutout),
         out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-{method}",
         device=device,
         inputs=inputs,

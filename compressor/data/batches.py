@@ -1,8 +1,8 @@
 """Batches of images for training, choosing and measuring.
 
-Training batches come in a new order in each epoch, and a training image is moved and mirrored a little. Both follow from
-(seed, epoch) alone, so that an epoch that was interrupted can be repeated exactly, whatever else has drawn random numbers.
-Held-out and test images come in order and as they are.
+Training batches come in a new order in each epoch; a training image is moved and mirrored a little, and a square of it is
+hidden if asked for. All this follows from (seed, epoch) alone, so that an epoch that was interrupted can be repeated exactly,
+whatever else has drawn random numbers. Held-out and test images come in order and as they are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from compressor.data.cutout import Cutout
 from compressor.data.readers import Reader, seed_from
 from compressor.errors import DataError
 from compressor.method import Batch
@@ -29,6 +30,7 @@ class Batches:
     mean: Sequence[float]
     std: Sequence[float]
     device: torch.device
+    cutout: Cutout | None = None
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -38,7 +40,10 @@ class Batches:
         pixels = self.reader.read(self.plan, self.augment, self.device)
         for positions, images in zip(self.plan, pixels, strict=True):
             targets = self.reader.images.labels[positions].to(self.device)
-            yield Batch(images.float().div_(255).sub_(mean).div_(std), targets, positions.to(self.device))
+            images = images.float().div_(255).sub_(mean).div_(std)
+            if self.cutout is not None:
+                images = self.cutout.hide(images, positions)  # with zero, which is the mean colour now
+            yield Batch(images, targets, positions.to(self.device))
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,15 @@ class Data:
         epoch: int = 0,
         seed: int = 0,
         augment: bool = True,
+        cutout: float = 0.0,
         limit: int | None = None,
     ) -> Batches:
         """Batches of one part: images float32 [n, channels, height, width], targets and indices int64 [n], on `device`.
 
         An index is the image's position in the set that its part was cut from. `augment=False` gives training images as they
-        are, still in the order of (seed, epoch); the other parts' images are never changed. `limit` is a number of images: the
-        first of the epoch's order in training, but spread evenly over the other parts, where a class often lies together.
+        are, still in the order of (seed, epoch); the other parts' images are never changed. `cutout` is the side of the square
+        that is hidden in each training image, as a share of the image's shorter side. `limit` is a number of images: the first
+        of the epoch's order in training, but spread evenly over the other parts, where a class often lies together.
         A single training image that is left for the last batch is dropped, because batch normalisation needs two.
         Raises DataError while batches are read, if an image is broken.
         """
@@ -95,8 +102,12 @@ class Data:
         plan = torch.split(positions, batch_size) if len(positions) else ()
         if training and len(plan) > 1 and len(plan[-1]) == 1 < batch_size:
             plan = plan[:-1]
+        reader, device = self.readers[split], torch.device(device)
         seed_of_moves = seed_from(seed, epoch, 1) if training and augment else None
-        return Batches(self.readers[split], plan, seed_of_moves, self.mean, self.std, torch.device(device))
+        holes = None
+        if training and augment and cutout:
+            holes = Cutout.draw(len(reader.images), self.shape[1:], cutout, seed_from(seed, epoch, 2))
+        return Batches(reader, plan, seed_of_moves, self.mean, self.std, device, holes)
 
 
 def check_classes(data: Data, outputs: int) -> None:
