@@ -1,6 +1,7 @@
 """A network of three narrow stages and a few steps of training: what tests of methods run on. Milliseconds, not minutes."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,9 +49,23 @@ def job(
     residual: Residual = "coupled",
     **more: Any,
 ) -> Job:
-    """`target` is what --target takes."""
+    """`target` is what --target takes. Methods may look at random images."""
     model = model or Toy()
+    more = {"images": Random(shape), **more}
     return Job(model, shape, analyse(model, shape, residual), parse_target(target), Classify(), **more)
+
+
+@dataclass(frozen=True)
+class Random:
+    """So many random images, the same for every part."""
+
+    shape: tuple[int, ...] = SHAPE
+    images: int = 16
+
+    def batches(self, split: str, *, batch_size: int, limit: int | None = None, **_: object) -> Iterator[Batch]:
+        whole = Batch(*map(torch.cat, zip(*batches(self.images // 8, self.shape), strict=True)))
+        for first in range(0, min(self.images, limit or self.images), batch_size):
+            yield Batch(*(part[first : min(first + batch_size, limit or self.images)] for part in whole))
 
 
 def batches(count: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Iterator[Batch]:
