@@ -88,7 +88,8 @@ def test_commands_are_understood(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_options_in_the_text_exist(page: Path) -> None:
-    known = {option for command in CLI.commands.values() for parameter in command.params for option in parameter.opts}
+    parameters = [parameter for command in CLI.commands.values() for parameter in command.params]
+    known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     known |= {"--help", "--version"}
     for token in inline(page):
         if token.type != "code_inline" or not token.content.startswith(("--", "compress ")):

@@ -20,6 +20,7 @@ CUT = "What to compare"
 
 @options.answers
 def compare(
+    context: typer.Context,
     model: options.Model,
     methods: Annotated[str, typer.Option(help="Names of methods: see `compress methods`.", rich_help_panel=CUT)],
     rates: Annotated[str, typer.Option(help="Shares of the MACs to remove.", rich_help_panel=CUT)] = "0.3,0.5,0.7",
@@ -41,6 +42,7 @@ def compare(
     mean: options.Mean = None,
     std: options.Std = None,
     workers: options.Workers = 0,
+    recipe: options.RecipeName = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = 128,
     lr: options.Lr = None,
@@ -48,12 +50,15 @@ def compare(
     momentum: options.Momentum = 0.9,
     weight_decay: options.WeightDecay = None,
     schedule: options.Schedule = "cosine",
+    milestones: options.Milestones = "0.5,0.75",
+    gamma: options.Gamma = 0.1,
     warmup: options.Warmup = 0.0,
     amp: options.Amp = "auto",
     channels_last: options.ChannelsLast = None,
     accumulate: options.Accumulate = 1,
     ema_decay: options.EmaDecay = None,
     label_smoothing: options.LabelSmoothing = 0.0,
+    cutout: options.Cutout = 0.0,
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
     input_: options.Input = None,
@@ -78,29 +83,15 @@ def compare(
     inputs = options.inputs(input_)
 
     from compressor.comparison import Series
-    from compressor.recipe import Recipe
     from compressor.report import comparison_to_json, print_comparison
 
-    recipe = Recipe(
-        epochs=epochs if epochs is not None else (10 if data else 0),
-        batch_size=batch_size,
-        lr=lr,
-        optimizer=optimizer,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        warmup=warmup,
-        amp=amp,
-        channels_last=channels_last,
-        accumulate=accumulate,
-        ema_decay=ema_decay,
-        label_smoothing=label_smoothing,
-    )
+    images = options.images(data, size, mean, std, workers)
+    alike = options.recipe(context, images, cutout=0.0)  # that of one paper would not be the same for all
     console = options.console(quiet, json)
     series = Series(
         options.source(model, arch, arch_arg, key, ema, trust_pickle),
-        options.images(data, size, mean, std, workers),
-        recipe,
+        images,
+        alike,
         methods=names,
         rates=shares,
         seeds=numbers,
@@ -114,7 +105,7 @@ def compare(
         force=force,
     )
     if dry_run:
-        runs = [{"run": trial.name, "epochs": recipe.epochs, "state": trial.state} for trial in series.trials]
+        runs = [{"run": trial.name, "epochs": alike.epochs, "state": trial.state} for trial in series.trials]
         print(json_.dumps(runs, indent=2) if json else "\n".join(f"{run['run']}: {run['state']}" for run in runs))
         return
     found = series.run()
