@@ -272,6 +272,14 @@ def reached(channels: Channels, mask: Mask, goal: Goal, overhead: float = 0.0) -
     return 1 - (table.total(mask) + overhead) / full
 
 
+def macs_at(channels: Channels, share: float) -> float:
+    """The share of the MACs that is gone when every layer gives exactly `share` of its filters, also where that is no whole
+    number: so the papers count that prune all layers alike.
+    """
+    kept = np.full(channels.atoms, 1.0 - share)
+    return 1 - channels.macs.total(kept) / channels.macs.total(channels.all_kept())
+
+
 def hold(channels: Channels, patterns: list[str]) -> Channels:
     """Keep whole every group that is the output of a layer whose name matches one of the shell patterns.
 

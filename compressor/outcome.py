@@ -46,8 +46,10 @@ def target(goal: Goal, channels: Channels, mask: Mask, baseline: Profile, compre
     """What was asked and reached; the note says why they differ, if they do."""
     before = {"macs": baseline.macs, "params": baseline.params, "size": baseline.size_bytes or 0}
     after = {"macs": compressed.macs, "params": compressed.params, "size": compressed.size_bytes or 0}
+    macs_at_asked = None
     if goal.quantity == "filters":
         asked, reached = goal.asked(1), budget.reached(channels, mask, goal)
+        macs_at_asked = budget.macs_at(channels, asked)
     else:
         asked, reached = goal.asked(before[goal.quantity]), 1 - after[goal.quantity] / before[goal.quantity]
     note = ""
@@ -55,7 +57,7 @@ def target(goal: Goal, channels: Channels, mask: Mask, baseline: Profile, compre
         note = "the original already meets it"
     elif abs(reached - asked) > budget.WITHIN and (goal.share is not None or reached < asked):
         note = _why_not(goal, channels, round_to)
-    return Target(goal.quantity, asked, reached, goal.text, note)
+    return Target(goal.quantity, asked, reached, goal.text, note, macs_at_asked)
 
 
 def _why_not(goal: Goal, channels: Channels, round_to: int | None) -> str:

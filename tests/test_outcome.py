@@ -62,6 +62,7 @@ def test_what_was_asked_stands_beside_what_was_reached(
     target = outcome.target(goal, channels, mask, profile_of(1000, 100), profile_of(500, 40), round_to)
     assert target.reached == pytest.approx(reached)
     assert (target.quantity, target.text, target.note) == (goal.quantity, wish, note)
+    assert (target.macs_at_asked is not None) == (goal.quantity == "filters")
 
 
 def test_groups_that_had_to_stay_are_the_reason(channels: Channels) -> None:

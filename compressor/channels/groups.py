@@ -37,6 +37,7 @@ from compressor.report.schema import Frozen
 Residual = Literal["coupled", "scatter"]
 Heads = Literal["width", "whole"]
 Mask = npt.NDArray[np.bool_]
+Shares = npt.NDArray[np.float64]
 T = TypeVar("T", bound=np.generic)
 Role = Literal["out", "in", "scale"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -107,15 +108,15 @@ class Cost:
         padding = len(sizes)  # an axis of size 1
         self._axes = np.array([[*axes, *[padding] * (width - len(axes))] for _, _, axes in terms], np.int64)  # [terms, width]
 
-    def each(self, kept: Mask) -> npt.NDArray[np.float64]:
-        """Cost of each term when the atoms `kept` [atoms] stay."""
+    def each(self, kept: Mask | Shares) -> npt.NDArray[np.float64]:
+        """Cost of each term when the atoms `kept` [atoms] stay: whole ones, or shares of them for widths that are not whole."""
         if not len(self._constants):
             return np.zeros(0)
-        sizes = np.append(self._sizes - self._counts @ (~kept).astype(np.float64), 1.0)
+        sizes = np.append(self._sizes - self._counts @ (1.0 - kept), 1.0)
         product: npt.NDArray[np.float64] = self._constants * sizes[self._axes].prod(axis=1)
         return product
 
-    def total(self, kept: Mask) -> float:
+    def total(self, kept: Mask | Shares) -> float:
         return float(self.each(kept).sum())
 
     def by_layer(self, kept: Mask) -> dict[str, float]:

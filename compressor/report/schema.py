@@ -105,6 +105,7 @@ class Target:
     reached: float
     text: str  # the request as the user wrote it
     note: str = ""  # why the two differ, when they do
+    macs_at_asked: float | None = None  # share of the MACs gone if each layer gave exactly the filters asked, as papers count
 
 
 @dataclass(frozen=True)

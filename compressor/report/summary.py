@@ -158,7 +158,10 @@ def asked_and_reached(target: Target) -> str:
     names = {"macs": "MACs", "params": "parameters", "size": "ONNX file's size", "filters": "filters"}
     asked = f"asked for {figures.share(target.asked)} of the {names.get(target.quantity, target.quantity)} removed"
     note = f": {target.note}" if target.note else ""
-    return f"{asked} ({target.text}), reached {figures.share(target.reached)}{note}"
+    papers = ""
+    if target.macs_at_asked is not None:
+        papers = f"; counted as papers do, with widths that are not whole, {figures.share(target.macs_at_asked)} of the MACs go"
+    return f"{asked} ({target.text}), reached {figures.share(target.reached)}{note}{papers}"
 
 
 def rows(report: Report) -> list[Row]:

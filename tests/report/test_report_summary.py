@@ -117,3 +117,11 @@ def test_asked_and_reached_says_why_they_differ() -> None:
     assert asked_and_reached(target) == (
         "asked for 50.0 % of the parameters removed (params=50%), reached 46.3 %: widths were rounded to 8"
     )
+
+
+def test_filters_are_counted_as_papers_do_too() -> None:
+    target = Target("filters", 0.4, 0.386, "filters=40%", "each layer gives a whole number of filters", 0.522)
+    assert asked_and_reached(target).endswith(
+        ": each layer gives a whole number of filters; counted as papers do, with widths that are not whole, "
+        "52.2 % of the MACs go"
+    )
