@@ -50,10 +50,23 @@ class Entry:
     text: str  # the whole docstring of its file
 
     @property
+    def year(self) -> str:
+        """Of its paper, the first if there are several."""
+        found = re.search(r"\b(19|20)\d\d\b(?!\.\d)", self.paper)  # 2010.09498 is no year
+        return found[0] if found else ""
+
+    @property
+    def kind(self) -> str:
+        """What it needs, in a word."""
+        return "training" if self.trains else "images" if self.looks else "nothing"
+
+    @property
     def needs(self) -> str:
-        if self.trains:
-            return "images and epochs of training"
-        return "images; epochs make it better" if self.looks else "nothing; images and epochs make it better"
+        return {
+            "training": "images and epochs of training",
+            "images": "images; epochs make it better",
+            "nothing": "nothing; images and epochs make it better",
+        }[self.kind]
 
 
 @cache
@@ -67,7 +80,7 @@ def _entry(path: Path) -> Entry:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     text = ast.get_docstring(tree) or ""
     (paper,) = (node for node in tree.body if isinstance(node, ast.ClassDef))  # one paper, one class
-    constants = {
+    constants: dict[str, Any] = {
         target.id: node.value.value
         for node in paper.body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)

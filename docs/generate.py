@@ -1,4 +1,4 @@
-"""Write what the documentation takes from elsewhere: the methods, the fields of report.json, and figures that were measured.
+"""Write what the documentation takes from elsewhere: a page a method, the fields of report.json, and measured figures.
 
     python docs/generate.py
 
@@ -19,6 +19,7 @@ from compressor.catalogue import Entry, catalogue
 from compressor.report import Accuracy, Report, figures, read_report, schema
 
 DOCS = Path(__file__).parent
+METHODS = DOCS / "methods"  # a page for each, and no others
 EXAMPLES = DOCS.parent / "examples"
 FAMILIES = {"prune": "Pruning", "lowrank": "Low rank", "distill": "Distillation"}
 MARKS = "<!-- begin: written by docs/generate.py -->", "<!-- end -->"
@@ -32,7 +33,8 @@ def pages() -> dict[Path, str]:
         DOCS / "report.md": _fields(),
         EXAMPLES / "README.md": _results(),
     }
-    return {path: _between_marks(path, text) for path, text in parts.items()}
+    whole = {METHODS / f"{entry.name}.md": _method(entry) for entry in catalogue().values()}
+    return {path: _between_marks(path, text) for path, text in parts.items()} | whole
 
 
 def _between_marks(path: Path, text: str) -> str:
@@ -46,23 +48,32 @@ def _between_marks(path: Path, text: str) -> str:
 
 
 def _methods() -> str:
+    """A table for each family, from which links lead to the methods' own pages."""
     parts = []
     for family, title in FAMILIES.items():
         entries = [entry for entry in catalogue().values() if entry.family == family]
-        if not entries:
-            continue
-        rows = [[f"[`{e.name}`](#{e.name})", e.does.rstrip("."), e.paper, e.needs] for e in entries]
-        parts.append(f"## {title}\n\n{_table(['method', 'what it does', 'paper', 'needs'], rows)}")
-        parts += [_method(entry) for entry in entries]
+        if entries:
+            rows = [[f"[`{e.name}`](methods/{e.name}.md)", e.does.rstrip("."), e.paper, e.kind] for e in entries]
+            parts.append(f"## {title}\n\n{_table(['method', 'what it does', 'paper', 'needs'], rows)}")
     return "\n\n".join(parts)
 
 
 def _method(entry: Entry) -> str:
+    """The page of one method: what `compress methods NAME` tells."""
     rows = [[f"`{s.name}`", s.kind, f"`{s.default}`", s.text] for s in entry.settings]
-    settings = (
-        _table(["setting (`--set name=value`)", "type", "default", "what it does"], rows) if rows else "It has no settings."
-    )
-    return f"### {entry.name}\n\n{entry.text}\n\n{settings}"
+    settings = _table(["setting (`--set name=value`)", "type", "default", "what it does"], rows)
+    data = "" if entry.kind == "nothing" else " --data imagefolder:photos"
+    cutout = f"With `--recipe paper`, images of up to 64 pixels are trained with `--cutout {entry.cutout:g}`."
+    parts = [
+        f"# {entry.name}",
+        entry.does,
+        f"```sh\ncompress {entry.family} model.pt --rate 0.5{data} --method {entry.name}\n```",
+        f"Paper: {entry.paper}. Needs {entry.needs}. [All methods](../methods.md)",
+        entry.text,
+        f"## Settings\n\n{settings if rows else 'It has none of its own.'}",
+        cutout if entry.cutout else "",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 # report.json ----------------------------------------------------------------------------------------------------------
@@ -216,5 +227,8 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 
 if __name__ == "__main__":
+    METHODS.mkdir(exist_ok=True)
+    for left_over in set(METHODS.iterdir()) - pages().keys():
+        left_over.unlink()
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")

@@ -85,6 +85,7 @@ def test_it_says_where_it_is_from(entry: Entry) -> None:
     year, arxiv = r"\b(19|20)\d\d\b", r"\barXiv \d{4}\.\d{4,5}\b"
     for text in (entry.text, entry.paper):
         assert re.search(year, text) and re.search(arxiv, text)
+    assert re.fullmatch(year, entry.year)
     assert re.search(r"(section|equation|algorithm) \d", entry.text), "where in the paper"
     assert entry.title.endswith(".") and entry.does.endswith(".")
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.markdown import Markdown
 from rich.table import Table
+from rich.text import Text
 
 from compressor import catalogue
+from compressor.catalogue import Entry
 from compressor.cli import options
 from compressor.errors import UsageError, did_you_mean
+
+NEEDS = (
+    "Needs: nothing = weights alone, images = scores channels on images, training = images and epochs. All gain by training."
+)
 
 
 @options.answers
@@ -19,20 +26,35 @@ def methods(
     debug: options.Debug = False,
 ) -> None:
     """List every method: what it does, its paper, its settings."""
-    console, known = Console(), catalogue.catalogue()
+    console, known = Console(highlight=False), catalogue.catalogue()
     if name is None:
-        table = Table("method", "for", "what it does", "needs", "paper", box=None, pad_edge=False)
-        for entry in known.values():
-            table.add_row(entry.name, entry.family, entry.does, entry.needs, entry.paper)
-        console.print(table)
+        for family in dict.fromkeys(entry.family for entry in known.values()):
+            console.print(f"compress {family} --method NAME\n", style="bold")
+            console.print(_listed([entry for entry in known.values() if entry.family == family]))
+        console.print(f"\n{NEEDS}\n`compress methods NAME` tells all about one.")
         return
     if name not in known:
         raise UsageError(f"there is no method {name!r}{did_you_mean(name, known)}. Known: {', '.join(known)}.")
-    entry = known[name]
-    console.print(f"{entry.name} (compress {entry.family} --method {entry.name})\n", style="bold", highlight=False)
-    console.print(entry.text, highlight=False, markup=False)
+    _tell(known[name], console)
+
+
+def _listed(entries: list[Entry]) -> Table:
+    table = Table("method", "year", "needs", "what it does, and its paper", box=None, pad_edge=False)
+    for entry in entries:
+        told = Group(Text(entry.does), Text(entry.paper, style="dim"))
+        table.add_row(entry.name, entry.year, entry.kind, told)
+    return table
+
+
+def _tell(entry: Entry, console: Console) -> None:
+    """What `--help` is for a command: what it does, how it is called, its settings, and the paper with its formulas."""
+    console.print(f"Usage: compress {entry.family} MODEL --method {entry.name}", "[OPTIONS]", style="bold", markup=False)
+    console.print(f"\n{entry.does}\nNeeds: {entry.needs}", markup=False)
     if entry.settings:
-        console.print("\nSettings (--set name=value):", style="bold")
+        table = Table("--set", "default", "what it does", box=None, pad_edge=False)
         for setting in entry.settings:
-            console.print(f"  {setting.name} = {setting.default}   {setting.text}", highlight=False, markup=False)
-    console.print(f"\nNeeds: {entry.needs}", highlight=False)
+            table.add_row(Text(setting.name), Text(str(setting.default)), Text(setting.text))
+        console.print()
+        console.print(table)
+    console.print()
+    console.print(Markdown(entry.text, code_theme="bw"))

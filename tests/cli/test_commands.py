@@ -1,6 +1,7 @@
 """The commands that change nothing: eval, export, inspect, methods; and `compress` itself."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from small import compress, make_net
 
 import compressor
+from compressor.catalogue import catalogue
 from compressor.report import read_report
 
 NET = ("net.pt", "--arch", "net.py:Net")
@@ -194,11 +196,21 @@ def test_methods_are_listed_and_told() -> None:
     assert listed.exit_code == 0 and "magnitude" in listed.stdout and "sfp" in listed.stdout
     told = compress("methods", "sfp")
     assert told.exit_code == 0
-    for words in ("compress prune --method sfp", "arXiv 1808.06866", "mask_norms = True", "Needs: images and epochs"):
+    for words in ("compress prune MODEL --method sfp", "arXiv 1808.06866", "mask_norms True zero", "Needs: images and epochs"):
         assert words in " ".join(told.stdout.split())
     assert "Needs: nothing" in compress("methods", "magnitude").stdout
     wrong = compress("methods", "spf")
     assert wrong.exit_code == 2 and "did you mean 'sfp'?" in wrong.stderr
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_methods_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = compress("methods").stdout.splitlines()
+    first = [" ".join(line.split()[:3]) for line in lines if re.match(r"\w+ +\d{4} ", line)]
+    assert first == [f"{entry.name} {entry.year} {entry.kind}" for entry in catalogue().values()]
+    told = [line for name in catalogue() for line in compress("methods", name).stdout.splitlines()]
+    assert max(map(len, lines + told)) <= width
 
 
 # compress itself ------------------------------------------------------------------------------------------------------
