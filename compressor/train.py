@@ -193,7 +193,9 @@ class Training:
     def _epoch(self, epoch: int, watcher: Watcher) -> Epoch:
         recipe, progress, began = self.recipe, Progress(epoch, self.recipe.epochs), time.perf_counter()
         seed_all(recipe.seed, epoch + 1)
-        batches = self.data.batches("train", batch_size=recipe.batch_size, device=self.device, epoch=epoch, seed=recipe.seed)
+        batches = self.data.batches(
+            "train", batch_size=recipe.batch_size, device=self.device, epoch=epoch, seed=recipe.seed, cutout=recipe.cutout
+        )
         sizes = [len(positions) for positions in batches.plan]
         steps = math.ceil(len(sizes) / recipe.accumulate)
         watcher.epoch_began(epoch, recipe.epochs, len(sizes))

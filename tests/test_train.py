@@ -152,6 +152,11 @@ def test_label_smoothing_changes_what_is_learnt(digits: Data) -> None:
     assert not same(plain, smooth)
 
 
+def test_hidden_squares_change_what_is_learnt(digits: Data) -> None:
+    plain, hidden = (train(make_method(), digits, epochs=1, lr=0.1, cutout=share) for share in (0.0, 0.4))
+    assert not same(plain, hidden)
+
+
 def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(digits: Data) -> None:
     method = make_method(Recording)
     assert isinstance(method, Recording)
@@ -284,7 +289,7 @@ def in_the_end_of_an_epoch(training: Training, watcher: Silent, monkeypatch: pyt
 def test_a_training_that_was_stopped_anywhere_ends_as_if_it_was_not(
     digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, interrupt: Callable[..., None]
 ) -> None:
-    recipe = Recipe(epochs=3, lr=0.1, ema_decay=0.9, optimizer="adamw" if interrupt is in_a_batch else "sgd")
+    recipe = Recipe(epochs=3, lr=0.1, ema_decay=0.9, cutout=0.4, optimizer="adamw" if interrupt is in_a_batch else "sgd")
     whole = Training(make_pruning(name), digits, recipe, CPU)
     whole.run(Silent())
 
