@@ -63,9 +63,9 @@ class Random:
     images: int = 16
 
     def batches(self, split: str, *, batch_size: int, limit: int | None = None, **_: object) -> Iterator[Batch]:
-        whole = Batch(*map(torch.cat, zip(*batches(self.images // 8, self.shape), strict=True)))
-        for first in range(0, min(self.images, limit or self.images), batch_size):
-            yield Batch(*(part[first : min(first + batch_size, limit or self.images)] for part in whole))
+        for first in range(0, count := min(self.images, limit or self.images), batch_size):
+            whole = zip(*batches(self.images // 8, self.shape), strict=True)
+            yield Batch(*(torch.cat(part)[first : min(first + batch_size, count)] for part in whole))
 
 
 def batches(count: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Iterator[Batch]:
