@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -71,12 +71,11 @@ class FilterPruning(Method):
 
     # Verbs ------------------------------------------------------------------------------------------------------------
 
-    def samples(self, images: int, batch_size: int = 128) -> Iterable[Batch]:
-        """Batches of so many training images as they are, on the method's device. Raises UsageError when there are none."""
+    def samples(self, images: int, batch_size: int = 128, split: Literal["train", "held_out"] = "train") -> Iterable[Batch]:
+        """Batches of so many images as they are, on the method's device. Raises UsageError when there are none."""
         if self.job.images is None:
-            raise UsageError("this method scores channels on training images: give --data, or take --method magnitude.")
-        device = self.weak.device
-        return self.job.images.batches("train", batch_size=batch_size, device=device, augment=False, limit=images)
+            raise UsageError("this method scores channels on images: give --data, or take --method magnitude.")
+        return self.job.images.batches(split, batch_size=batch_size, device=self.weak.device, augment=False, limit=images)
 
     def scale_weights(self, factors: Tensor, norms: bool = True) -> None:
         """Multiply the weights that make each atom by its factor [atoms]; with `norms`, their norm's scale and shift too."""
