@@ -5,18 +5,19 @@
 
 Both change `small` in place, and nothing about its shape.
 
-`refit` goes through the small network once, layer by layer in the order of the forward pass. At each layer that lost inputs it
-stops, finds the weights with which this layer, reading what the network before it gives *now*, comes nearest to what the
-original gives there, and goes on with these. Least squares for the outputs of a layer are those of He, Zhang, Sun: "Channel
-Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, arXiv 1707.06168 (sections 3.1 and 3.2), here with a ridge that
-pulls towards the weights that the cut left:
+`refit` goes through the small network once, layer by layer in the order of the forward pass. From the first layer on that reads
+something else than before the cut, it stops at each, finds the weights with which this layer, reading what the network before
+it gives *now*, comes nearest to what the original gives there, and goes on with these. Least squares for the outputs of a layer
+are those of He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, arXiv 1707.06168 (sections
+3.1 and 3.2), here with a ridge that pulls towards the weights that the cut left:
 
     min over W, b:   mean of || t - W x - b ||^2   +   ridge * (mean variance of x) * || W - W_cut ||^2
 
 x [inputs] is the patch that a layer reads, t [outputs] what the original gives. Where the output, or what a batch norm makes of
 it, is then added to another tensor, as at the end of a residual block, t is such that the sum comes out right: what the small
 network's shortcut lacks by then is asked of this layer. The intercept b goes into the layer's bias or, where there is none,
-into the running mean of the batch norm that reads its output.
+into the running mean of the batch norm that reads its output. Of a few ridges, a layer takes the one that does best on the last
+quarter of the images when it is fitted to the others; then all are used.
 
 `absorb` moves the mean of each removed channel into what comes next, as in Nagel, van Baalen, Blankevoort, Welling: "Data-Free
 Quantization Through Weight Equalization and Bias Correction", ICCV 2019, arXiv 1906.04721 (section 4.2.1): a batch norm says of
@@ -26,6 +27,7 @@ derived but sampled, with normal noise in place of what each batch norm gives.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,7 +40,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.channels import Cut
@@ -46,7 +48,8 @@ from compressor.inputs import AnyInputs, Inputs
 from compressor.meta import separate_attention
 from compressor.method import Batch
 
-RIDGE = 1e-3
+RIDGES = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
+CHECKED = 4  # each ridge is judged by one in so many places, those of the last images
 ROWS = 1 << 16  # places at most at which a layer is looked at
 CHUNK = 1 << 24  # numbers at most in the patches that are held at one time
 NOISE = 32  # samples of noise
@@ -65,22 +68,20 @@ class Repaired:
     left: dict[str, str]
 
 
-def _readers(model: nn.Module, cut: Cut) -> tuple[list[str], dict[str, str]]:
-    """The linear layers and convolutions of `model` that lost inputs, and why others that did are left alone."""
+def _plain(model: nn.Module) -> list[str]:
+    """Linear layers and convolutions that do what torch's own do, with a weight that is theirs alone."""
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    found, left = [], {}
-    for tensor, dims in cut.kept.items():
-        name, _, leaf = tensor.rpartition(".")
-        module = model.get_submodule(name)
-        if 1 not in dims or leaf not in module._parameters:
-            continue
-        if leaf != "weight" or type(module).forward not in LINEAR:
-            left[name] = f"how {type(module).__name__} uses its {leaf} is not known"
-        elif owners[id(module.weight)] > 1:
-            left[name] = "it shares its weights"
-        else:
-            found.append(name)
-    return found, left
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module).forward in LINEAR and "weight" in module._parameters and owners[id(module.weight)] == 1
+    ]
+
+
+def _lost(model: nn.Module, cut: Cut) -> list[str]:
+    """Modules with weights that lost inputs."""
+    names = dict.fromkeys(tensor.rpartition(".")[0] for tensor, dims in cut.kept.items() if 1 in dims)
+    return [name for name in names if not isinstance(model.get_submodule(name), _ConvTransposeNd)]
 
 
 def _layer(model: nn.Module, name: str) -> Layer:
@@ -220,28 +221,35 @@ def refit(
     cut: Cut,
     batches: Iterable[Batch],
     inputs: AnyInputs,
-    ridge: float = RIDGE,
+    ridges: Sequence[float] = RIDGES,
     rows: int = ROWS,
 ) -> Repaired:
-    """Fit each layer of `small` that lost inputs to what `original` gives on the images of `batches` (labels unused).
+    """Fit each layer of `small` that reads something else than before to what `original` gives on the images of `batches`.
 
+    These are the layers that lost inputs, and those behind them. Depthwise convolutions stay as they are; labels are unused.
     `small` is `original` after `cut`, on the device of the images. Batch norms that read a fitted layer get the original's
     statistics back, less the intercept: recalibrate afterwards, not before.
     All images go through at once, so a few hundred of them, and fewer where they are large. A layer is looked at in at most
     `rows` places, drawn at random, the same in each call. Without images nothing changes.
     """
     images = [batch.images for batch in batches]
-    layers, left = _readers(small, cut)
+    lost, layers = _lost(small, cut), _plain(small)
     if not images:
-        return Repaired([], left | dict.fromkeys(layers, "there were no images"))
+        return Repaired([], dict.fromkeys(lost, "there were no images"))
     together, inputs = [torch.cat(images)], Inputs.of(inputs)
     looking = _Looking(original, layers, cut, rows)
     looking.run(inputs, together)
     targets = {name: target for name, target in looking.targets.items() if looking.once(name, target.norm)}
-    fitting = _Fitting(small, original, targets, ridge)
+    fitting = _Fitting(small, original, targets, ridges)
     fitting.run(inputs, together)
-    missed = [name for name in layers if name not in fitting.done]
-    return Repaired(fitting.done, left | dict.fromkeys(missed, "it is not called exactly once"))
+    return Repaired(fitting.done, {name: _why(name, layers) for name in lost if name not in fitting.done})
+
+
+def _why(name: str, layers: list[str]) -> str:
+    """Why a layer was left alone."""
+    if name not in layers:
+        return "it is no convolution or linear layer of torch, or shares its weights"
+    return "it is not called exactly once"
 
 
 @dataclass
@@ -249,6 +257,7 @@ class _Target:
     """What a layer is to give at the places `rows` of its output, and where that goes."""
 
     rows: Tensor  # [rows] numbers of places
+    read: float  # the sum of what the layer reads in the original
     stays: Tensor  # [channels] output channels of the original that stay
     output: Tensor  # [rows, channels] what the original gives there
     norm: str | None = None  # the batch norm that reads it
@@ -267,11 +276,15 @@ class _Looking(_Pass):
         super().__init__(original, layers)
         self.cut, self.rows = cut, rows
         self.targets: dict[str, _Target] = {}
+        self.read: dict[str, float] = {}
+
+    def before(self, name: str, layer: Layer, x: Tensor) -> None:
+        self.read[name] = _total(x)
 
     def after(self, name: str, layer: Layer, out: Tensor) -> None:
         table = _table(layer, out)
         rows, stays = _draw(len(table), self.rows), _stays(self.cut, name, 0, table.shape[1])
-        target = self.targets[name] = _Target(rows.to(out.device), stays.to(out.device), out)
+        target = self.targets[name] = _Target(rows.to(out.device), self.read[name], stays.to(out.device), out)
         target.output = target.at(table)
 
     def normed(self, name: str, norm: str) -> None:
@@ -282,6 +295,17 @@ class _Looking(_Pass):
         if partner is None or order.index(partner.layer) < order.index(made.layer):  # of two, the last makes the sum right
             target = self.targets[made.layer]
             target.added = target.at(_table(self.layers[made.layer], other))
+
+
+def _total(x: Tensor) -> float:
+    """Tells one tensor from another."""
+    return float(x.sum(dtype=torch.float64))
+
+
+def _parts(rows: int) -> tuple[slice, slice]:
+    """Rows to fit with, and rows to choose the ridge with."""
+    first = rows - rows // CHECKED
+    return slice(0, first), slice(first, rows)
 
 
 def _draw(count: int, most: int) -> Tensor:
@@ -295,15 +319,17 @@ class _Fitting(_Pass):
     """The small network's pass. A layer is fitted before it gives anything; if something is added to what it gives, then at
     the addition, and what it gave is put right there."""
 
-    def __init__(self, small: nn.Module, original: nn.Module, targets: dict[str, _Target], ridge: float) -> None:
+    def __init__(self, small: nn.Module, original: nn.Module, targets: dict[str, _Target], ridges: Sequence[float]) -> None:
         super().__init__(small, targets)
-        self.original, self.targets, self.ridge = original, targets, ridge
+        self.original, self.targets, self.ridges = original, targets, ridges
         self.waiting: dict[str, tuple[Tensor, int]] = {}  # what a layer has read, and the version of that
         self.done: list[str] = []
 
     def before(self, name: str, layer: Layer, x: Tensor) -> None:
         target = self.targets[name]
-        if name in self.done:
+        is_depthwise = layer.weight.shape[1] == 1 < _groups(layer)
+        is_as_before = target.read == _total(x)
+        if name in self.done or is_depthwise or is_as_before:
             return
         if target.added is None:
             self._fit(name, x, target.output)
@@ -326,19 +352,27 @@ class _Fitting(_Pass):
 
     def _fit(self, name: str, x: Tensor, output: Tensor) -> None:
         """Give the layer, which reads `x`, the weights and the bias with which it comes nearest to `output`."""
-        layer, target = self.layers[name], self.targets[name]
-        means = self._restored(target)
-        squares = _Squares(layer, centred=layer.bias is not None or means is not None)
-        step = max(1, CHUNK // (_groups(layer) * layer.weight[0].numel()))
-        for patches, wanted in zip(_patches(layer, x, target.rows, step), torch.split(output, step), strict=True):
-            squares.add(patches, wanted)
-        weight, intercept = squares.solve(self.ridge)
-        layer.weight.copy_(weight)
+        layer = self.layers[name]
+        means = self._restored(self.targets[name])
+        intercept = layer.bias is not None or means is not None
+        fitted, checked = (self._squares(name, x, output, part, intercept) for part in _parts(len(output)))
+        ridge = min(self.ridges, key=lambda ridge: checked.error(fitted.solve(ridge)))
+        weights = fitted.with_all_of(checked).solve(ridge).flatten(0, 1)  # [outputs, inputs]
+        layer.weight.copy_(weights[:, : layer.weight[0].numel()].reshape(layer.weight.shape))
         if layer.bias is not None:
-            layer.bias.copy_(intercept)
+            layer.bias.copy_(weights[:, -1])
         elif means is not None:
-            means.sub_(intercept)
+            means.sub_(weights[:, -1])
         self.done.append(name)
+
+    def _squares(self, name: str, x: Tensor, output: Tensor, part: slice, intercept: bool) -> _Squares:
+        layer, groups = self.layers[name], _groups(self.layers[name])
+        squares = _Squares(layer.weight.reshape(groups, len(layer.weight) // groups, -1), intercept)
+        step = max(1, CHUNK // (groups * layer.weight[0].numel()))
+        patches = _patches(layer, x, self.targets[name].rows[part], step)
+        for read, wanted in zip(patches, torch.split(output[part], step), strict=True):
+            squares.add(read, wanted)
+        return squares
 
     def _restored(self, target: _Target) -> Tensor | None:
         """The running mean of the batch norm that reads a layer, after its statistics were made those of the original."""
@@ -381,40 +415,49 @@ def _patches(layer: Layer, x: Tensor, rows: Tensor, step: int) -> Iterator[Tenso
 
 
 class _Squares:
-    """Least squares for the weights of `layer`, each group by itself; sums over rows are kept in float64."""
+    """Least squares for the weights [groups, outputs, inputs] of a layer, each group by itself; sums are kept in float64.
 
-    def __init__(self, layer: Layer, centred: bool) -> None:
-        self.layer, self.centred, self.count = layer, centred, 0
-        groups = _groups(layer)
-        self.old = layer.weight.double().reshape(groups, len(layer.weight) // groups, -1)  # [groups, outputs, inputs]
-        _, outputs, size = self.old.shape
-        self.gram, self.cross = self.old.new_zeros(groups, size, size), self.old.new_zeros(groups, outputs, size)
-        self.x, self.t = self.old.new_zeros(groups, size), self.old.new_zeros(groups, outputs)
+    With an intercept, each place has one input more, which is always 1.
+    """
+
+    def __init__(self, old: Tensor, intercept: bool) -> None:
+        groups, _, size = old.shape
+        self.count, self.intercept = 0, intercept
+        self.old = functional.pad(old.double(), (0, int(intercept)))
+        self.gram = self.old.new_zeros(groups, size + intercept, size + intercept)
+        self.cross = torch.zeros_like(self.old)
 
     def add(self, patches: Tensor, wanted: Tensor) -> None:
         """patches [rows, groups, inputs], wanted [rows, groups * outputs]."""
-        x = patches.double().transpose(0, 1)  # [groups, rows, inputs]
+        x = functional.pad(patches.double(), (0, int(self.intercept)), value=1.0).transpose(0, 1)  # [groups, rows, inputs]
         t = wanted.double().reshape(len(wanted), len(self.old), -1).permute(1, 2, 0)  # [groups, outputs, rows]
         self.gram += x.mT @ x
         self.cross += t @ x
-        self.x += x.sum(1)
-        self.t += t.sum(2)
         self.count += len(patches)
 
-    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """The weight in its own shape, and the intercept [groups * outputs]."""
-        gram, cross = self.gram / self.count, self.cross / self.count
-        x, t = self.x / self.count, self.t / self.count
-        if self.centred:
-            gram -= x[:, :, None] * x[:, None]
-            cross -= t[:, :, None] * x[:, None]
-        strength = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)  # [groups]
-        ridged = gram + torch.diag_embed(strength[:, None].expand_as(x))
-        ridged += torch.diag_embed((ridged.diagonal(dim1=1, dim2=2) == 0).double())  # inputs that never vary: no change
-        change = torch.linalg.solve(ridged, (cross - self.old @ gram).mT).mT
-        weight = self.old + change
-        intercept = t - (weight @ x[:, :, None])[:, :, 0]
-        return weight.reshape(self.layer.weight.shape), intercept.flatten()
+    def with_all_of(self, other: _Squares) -> _Squares:
+        """The sums over the rows of both."""
+        both = copy.copy(self)
+        both.gram, both.cross, both.count = self.gram + other.gram, self.cross + other.cross, self.count + other.count
+        return both
+
+    def solve(self, ridge: float) -> Tensor:
+        """[groups, outputs, inputs], the intercept last."""
+        spread = self.gram.diagonal(dim1=1, dim2=2) / self.count  # [groups, inputs]
+        if self.intercept:
+            spread = (spread - (self.gram[:, -1] / self.count).square()).clamp(min=0)  # 0 for the intercept
+        pull = ridge * self.count * spread.sum(1, keepdim=True) / (spread.shape[1] - self.intercept)
+        pull = pull.expand_as(spread).clone()
+        pull[spread.sum(1) == 0] = 1.0  # nothing varies: nothing changes
+        if self.intercept:
+            pull[:, -1] = 0.0
+        ridged = self.gram + torch.diag_embed(pull)
+        change: Tensor = torch.linalg.solve(ridged, (self.cross - self.old @ self.gram).mT)  # [groups, inputs, outputs]
+        return self.old + change.mT
+
+    def error(self, weights: Tensor) -> float:
+        """Sum of squares of what `weights` leave, less a constant."""
+        return float(((weights @ self.gram - 2 * self.cross) * weights).sum())
 
 
 # From no image --------------------------------------------------------------------------------------------------------
@@ -426,29 +469,35 @@ def absorb(original: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) -
     `small` is `original` after `cut`. Biases and means that change are set anew from those of the original, so that a second
     call changes nothing. A patch is taken to have no border: zeros that a convolution pads with are not thought of.
     """
-    layers, left = _readers(small, cut)
-    inputs = Inputs.of(inputs)
-    listening = _Listening(original, layers)
+    inputs, lost = Inputs.of(inputs), _lost(small, cut)
+    listening = _Listening(original, [name for name in _plain(small) if name in lost])
     listening.run(inputs, inputs.random(NOISE, like=original))
-    done = []
-    for name, mean in listening.means.items():
-        layer, was, norm = _layer(small, name), _layer(original, name), listening.norms.get(name)
-        outputs = _stays(cut, name, 0, len(was.weight)).to(mean.device)
-        lost = _lost(was, mean, _stays(cut, name, 1, was.weight.shape[1]).to(mean.device))[outputs]
+    done, left = [], {}
+    for name in lost:
+        norm, mean = listening.norms.get(name), listening.means.get(name)
         if not listening.once(name, norm):
-            left[name] = "it is not called exactly once"
-        elif layer.bias is not None and was.bias is not None:
-            layer.bias.detach().copy_(was.bias[outputs] + lost)
-            done.append(name)
-        elif norm is not None:
-            now, before = _batch_norm(small, norm).running_mean, _batch_norm(original, norm).running_mean
-            assert now is not None and before is not None
-            now.copy_(before[outputs] - lost)
-            done.append(name)
-        else:
+            left[name] = _why(name, list(listening.layers))
+        elif mean is None:
+            left[name] = "no batch norm comes before it"
+        elif not _absorb(name, norm, mean, original, small, cut):
             left[name] = "it has no bias, and no batch norm reads what it gives"
-    missed = [name for name in layers if name not in listening.means]
-    return Repaired(done, left | dict.fromkeys(missed, "no batch norm comes before it"))
+        else:
+            done.append(name)
+    return Repaired([name for name in listening.means if name in done], left)
+
+
+def _absorb(name: str, norm: str | None, mean: Tensor, original: nn.Module, small: nn.Module, cut: Cut) -> bool:
+    """Whether there was a place for what the layer `name` lost; `mean` [channels] is that of what it read."""
+    now, before = _layer(small, name), _layer(original, name)
+    reads, gives = (_stays(cut, name, dim, before.weight.shape[dim]).to(mean.device) for dim in (1, 0))
+    gone = _given(before, mean, reads)[gives]  # [channels]
+    if now.bias is not None and before.bias is not None:
+        now.bias.detach().copy_(before.bias[gives] + gone)
+    elif norm is not None:
+        means, old = _batch_norm(small, norm).running_mean, _batch_norm(original, norm).running_mean
+        assert means is not None and old is not None
+        means.copy_(old[gives] - gone)
+    return now.bias is not None or norm is not None
 
 
 class _Listening(_Pass):
@@ -483,7 +532,7 @@ class _Listening(_Pass):
         self.norms[name] = norm
 
 
-def _lost(layer: Layer, mean: Tensor, stays: Tensor) -> Tensor:
+def _given(layer: Layer, mean: Tensor, stays: Tensor) -> Tensor:
     """What the inputs that do not stay, of each group, gave on average [outputs]."""
     outputs, inputs = layer.weight.shape[:2]
     groups = _groups(layer)
