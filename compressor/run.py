@@ -1,12 +1,13 @@
 """A whole run, from a model as it lies on the disk to a verified small network with a report.
 
-    original ──analyse──> channels ──method──> cut ──> recalibrated ──> fine-tuned ──export──> ONNX ──check──> published
+    original ─analyse─> channels ─method─> cut ─> recalibrated ─> repaired ─> fine-tuned ─export─> ONNX ─check─> published
 
 Nothing is published before every check has passed: results are made in `state/new/` and put in place together at the end.
 """
 
 from __future__ import annotations
 
+import copy
 import shlex
 import sys
 import time
@@ -15,19 +16,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from compressor import budget, catalogue, measure, outcome
+from compressor import budget, catalogue, measure, outcome, repair
 from compressor.budget import Curve, Goal
 from compressor.catalogue import Value
 from compressor.channels import Channels, Heads, Residual, Verified, analyse
 from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.config import Setting, to_toml
-from compressor.data import Data
+from compressor.data import Batches, Data
 from compressor.directory import RunDirectory
 from compressor.errors import Infeasible, UsageError
 from compressor.export import check_onnx, export_onnx
@@ -42,11 +44,15 @@ from compressor.sensitivity import read_curves
 from compressor.sources import Images, Opened, Source, check_answers, open_both, pick_device
 from compressor.stages import Stages
 from compressor.task import Classify
-from compressor.train import Precision, Training, seed_all
+from compressor.train import HELD_OUT_BATCH, Precision, Training, seed_all, top1
 
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime against torch, both in float32
 RECALIBRATION_IMAGES = 2048
+REPAIR_IMAGES, REPAIR_PIXELS = 512, 1 << 22  # so many training images, fewer where they are large
 CHECKED_IMAGES = 16  # test images on which the ONNX file is compared with the network, beside random ones
+
+
+Teacher = Literal["self", "none"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class Wish:
     round_to: int | None = None
     most: float = 0.95
     sensitivity: Path | None = None
+    repair: bool = True  # refit what reads cut channels, where that helps
+    teacher: Teacher = "self"  # what fine-tuning learns from, beside the labels
 
     def __post_init__(self) -> None:
         if not 0 < self.most < 1:
@@ -135,6 +143,8 @@ class Pruning:
             "round_to": wish.round_to,
             "most": wish.most,
             "sensitivity": None if wish.sensitivity is None else str(wish.sensitivity),
+            "repair": wish.repair,
+            "teacher": wish.teacher,
             **self.images.settings,
             "input": None if self.inputs is None else [str(entry) for entry in self.inputs.each],
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
@@ -185,13 +195,13 @@ class Pruning:
         """The small network, on the CPU, and its epochs of training. Methods cut before they train, or after."""
         cut_first = method.removed is not None
         if cut_first:
-            self._measure_cut(method.model, stages)
+            self._recover(method, stages, journal)
         history = self._train(method, stages, place, journal)
         if history:
             stages.add("fine-tuned" if cut_first else "trained", method.model)
         small = method.finish()
         if not cut_first:
-            self._measure_cut(small, stages)
+            self._recover(method, stages, journal)
         return small.cpu().float().eval().to(memory_format=torch.contiguous_format), history
 
     def _prove(
@@ -266,7 +276,8 @@ class Pruning:
         model = opened.loaded.model
         overhead = onnx.stat().st_size - measure.weight_bytes(model) if self.wish.goal.quantity == "size" else 0
         _check_wish(self.wish.goal, channels, overhead)
-        task = Classify(self.recipe.label_smoothing)
+        taught = self.wish.teacher == "self" and self.recipe.epochs > 0
+        task = Classify(self.recipe.label_smoothing, frozen(model, device) if taught else None)
         job = Job(
             model,
             opened.inputs,
@@ -295,16 +306,48 @@ class Pruning:
             journal.event("resumed", epoch=len(training.history))
         return training.run(journal)
 
-    def _measure_cut(self, model: nn.Module, stages: Stages) -> None:
-        """Measure a network that was just cut, and again with batch-norm statistics of its own."""
-        stages.add("cut", model)
-        if stages.data is None:
+    def _recover(self, method: FilterPruning, stages: Stages, journal: Journal) -> None:
+        """Make up for a cut, as far as that goes without training, and measure each step."""
+        small, data = method.model, stages.data
+        stages.add("cut", small)
+        if data is None:
             return
-        batches = stages.data.batches(
-            "train", batch_size=128, device=stages.device, seed=self.recipe.seed, augment=False, limit=RECALIBRATION_IMAGES
-        )
-        if images := recalibrate(model, batches):
-            stages.add("recalibrated", model, note=f"batch-norm statistics of {images} training images")
+
+        def some(count: int) -> Batches:
+            """Training images as they are."""
+            return data.batches(
+                "train", batch_size=128, device=stages.device, seed=self.recipe.seed, augment=False, limit=count
+            )
+
+        count = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // (data.shape[1] * data.shape[2])))
+        repaired = self._repaired(method, some(count)) if self.wish.repair else None
+        if images := recalibrate(small, some(RECALIBRATION_IMAGES)):
+            stages.add("recalibrated", small, note=f"batch-norm statistics of {images} training images")
+        if repaired is None:
+            return
+        recalibrate(repaired, some(RECALIBRATION_IMAGES))
+        held_out = data.batches("held_out", batch_size=HELD_OUT_BATCH, device=stages.device)
+        without, with_it = top1(small, held_out), top1(repaired, held_out)
+        if without is None or with_it is None:
+            return
+        told = f"{figures.percent(without)} -> {figures.percent(with_it)} of {data.counts['held_out']:,} held-out images"
+        if with_it <= without:
+            journal.say(f"repair does not help, and is left away: {told}")
+            return
+        small.load_state_dict(repaired.state_dict())
+        stages.add("repaired", small, note=told)
+
+    def _repaired(self, method: FilterPruning, batches: Batches) -> nn.Module | None:
+        """The small network with the readers of cut channels refitted, and statistics yet to be measured; None without any."""
+        assert method.removed is not None
+        fitted, device = copy.deepcopy(method.model), method.weak.device
+        done = repair.refit(frozen(method.job.model, device), fitted, method.removed.cut, batches, method.job.inputs)
+        return fitted if done.layers else None
+
+
+def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy to learn from: in eval mode, without gradients."""
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
 
 
 def _check_wish(goal: Goal, channels: Channels, overhead: float) -> None:

@@ -52,6 +52,9 @@ def prune(
             rich_help_panel=CUT,
         ),
     ] = None,
+    repair: Annotated[
+        bool, typer.Option(help="Refit what reads cut channels, where held-out images say that it helps.", rich_help_panel=CUT)
+    ] = True,
     data: options.DataSpec = None,
     size: options.Size = None,
     mean: options.Mean = None,
@@ -74,6 +77,10 @@ def prune(
     ema_decay: options.EmaDecay = None,
     label_smoothing: options.LabelSmoothing = 0.0,
     cutout: options.Cutout = 0.0,
+    teacher: Annotated[
+        Literal["self", "none"],
+        typer.Option(help="Learn from the original's answers beside the labels.", rich_help_panel=options.TRAINING),
+    ] = "self",
     seed: Annotated[int, typer.Option(rich_help_panel=options.TRAINING)] = 0,
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
@@ -106,7 +113,7 @@ def prune(
     console = options.console(quiet, json)
     run = Pruning(
         options.source(model, arch, arch_arg, key, ema, trust_pickle),
-        Wish(goal, method, settings, residual, heads, tuple(keep or ()), round_to, most, sensitivity),
+        Wish(goal, method, settings, residual, heads, tuple(keep or ()), round_to, most, sensitivity, repair, teacher),
         images,
         options.recipe(context, images, entry.cutout),
         out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-{method}",
