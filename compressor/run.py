@@ -52,7 +52,7 @@ REPAIR_IMAGES, REPAIR_PIXELS = 512, 1 << 22  # so many training images, fewer wh
 CHECKED_IMAGES = 16  # test images on which the ONNX file is compared with the network, beside random ones
 
 
-Teacher = Literal["self", "none"]
+Teacher = Literal["auto", "self", "none"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Wish:
     most: float = 0.95
     sensitivity: Path | None = None
     repair: bool = True  # refit what reads cut channels, where that helps
-    teacher: Teacher = "self"  # what fine-tuning learns from, beside the labels
+    teacher: Teacher = "auto"  # what fine-tuning learns from, beside the labels; auto: from itself, but not in a paper's recipe
 
     def __post_init__(self) -> None:
         if not 0 < self.most < 1:
@@ -144,11 +144,17 @@ class Pruning:
             "most": wish.most,
             "sensitivity": None if wish.sensitivity is None else str(wish.sensitivity),
             "repair": wish.repair,
-            "teacher": wish.teacher,
+            "teacher": "self" if self.taught else "none",
             **self.images.settings,
             "input": None if self.inputs is None else [str(entry) for entry in self.inputs.each],
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
         }
+
+    @property
+    def taught(self) -> bool:
+        """Whether training learns from the original's answers, too."""
+        wished = self.wish.teacher == "self" or (self.wish.teacher == "auto" and self.recipe.recipe != "paper")
+        return wished and self.recipe.epochs > 0
 
     def _method_settings(self) -> dict[str, Value]:
         return {**{setting.name: setting.default for setting in self.entry.settings}, **self.wish.settings}
@@ -276,8 +282,7 @@ class Pruning:
         model = opened.loaded.model
         overhead = onnx.stat().st_size - measure.weight_bytes(model) if self.wish.goal.quantity == "size" else 0
         _check_wish(self.wish.goal, channels, overhead)
-        taught = self.wish.teacher == "self" and self.recipe.epochs > 0
-        task = Classify(self.recipe.label_smoothing, frozen(model, device) if taught else None)
+        task = Classify(self.recipe.label_smoothing, frozen(model, device) if self.taught else None)
         job = Job(
             model,
             opened.inputs,

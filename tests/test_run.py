@@ -14,13 +14,19 @@ from small import TRAINED, compress, prune, same
 from torch import nn
 
 import compressor
-from compressor import measure
-from compressor.channels import surgery, verify
+from compressor import budget, measure
+from compressor.channels import analyse, surgery, verify
 from compressor.checkpoint import build
+from compressor.demo import DigitsNet
 from compressor.directory import RESULTS
 from compressor.errors import UsageError
 from compressor.export import export_onnx
+from compressor.journal import Journal
+from compressor.method import Job, Method
+from compressor.recipe import Recipe
 from compressor.report import Report, read_report
+from compressor.task import Classify
+from compressor.train import Training
 
 
 def stages_of(report: Report) -> list[str]:
@@ -65,6 +71,41 @@ def test_the_onnx_file_answers_as_the_loaded_network(finished: Path) -> None:
     assert set(verification.onnx) == {"1", "2", "3", "images"}
     assert max(verification.onnx.values()) < 1e-4
     assert verification.masked is not None and verification.masked < 1e-9
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the demo's network after two epochs: better than chance, so that there is something to repair."""
+    data, model = compressor.open_data("digits"), DigitsNet(16)
+    method = Method(Job(model, data.shape, analyse(model, data.shape), budget.parse_rate(0.5), Classify()))
+    Training(method, data, Recipe(epochs=2, batch_size=32, lr=0.05), torch.device("cpu")).run(Journal(None))
+    path = tmp_path_factory.mktemp("trained") / "digits.pt"
+    torch.save(method.model.state_dict(), path)
+    return path
+
+
+DEMO = ("--arch", "compressor.demo:DigitsNet", "--arch-arg", "width=16", "--data", "digits", "--rate", "0.5")
+
+
+def test_what_reads_cut_channels_is_repaired_where_that_helps(trained: Path, tmp_path: Path) -> None:
+    assert compress("prune", trained, *DEMO, "--epochs", "0", "--out", tmp_path / "repaired").exit_code == 0
+    report = read_report(tmp_path / "repaired")
+    assert stages_of(report) == ["original", "cut", "recalibrated", "repaired", "ONNX"]
+    recalibrated, repaired = (stage.accuracy.top1 for stage in report.stages[2:4] if stage.accuracy)
+    assert repaired > recalibrated and "held-out images" in report.stages[3].note
+    compress("prune", trained, *DEMO, "--epochs", "0", "--no-repair", "--out", tmp_path / "bare")
+    assert stages_of(read_report(tmp_path / "bare")) == ["original", "cut", "recalibrated", "ONNX"]
+
+
+def test_training_learns_from_the_original_too_unless_a_paper_is_followed(trained: Path, tmp_path: Path) -> None:
+    def terms(*options: str) -> set[str]:
+        assert compress("prune", trained, *DEMO, "--epochs", "1", *options, "--out", tmp_path, "--force").exit_code == 0
+        (epoch,) = read_report(tmp_path).epochs
+        return set(epoch.losses)
+
+    assert terms() == {"cross_entropy", "teacher"}
+    assert terms("--teacher", "none") == {"cross_entropy"}
+    assert terms("--recipe", "paper") == {"cross_entropy"}
 
 
 def test_the_log_tells_stages_and_epochs(finished: Path) -> None:

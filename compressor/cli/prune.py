@@ -78,9 +78,12 @@ def prune(
     label_smoothing: options.LabelSmoothing = 0.0,
     cutout: options.Cutout = 0.0,
     teacher: Annotated[
-        Literal["self", "none"],
-        typer.Option(help="Learn from the original's answers beside the labels.", rich_help_panel=options.TRAINING),
-    ] = "self",
+        Literal["auto", "self", "none"],
+        typer.Option(
+            help="Learn from the original's answers beside the labels; auto: unless --recipe paper.",
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = "auto",
     seed: Annotated[int, typer.Option(rich_help_panel=options.TRAINING)] = 0,
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
