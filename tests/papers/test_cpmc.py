@@ -32,13 +32,25 @@ def scores(**settings: float) -> np.ndarray:
     return CPMC(task, **settings).scores(task.channels)
 
 
-def test_weight_is_the_mean_over_all_that_goes_with_the_channel() -> None:
-    assert scores(macs=0.0, params=0.0) == pytest.approx(SUMS / 3 / np.mean(SUMS / 3))
-    assert scores(macs=0.0, params=0.0, mean=False) == pytest.approx(SUMS / SUMS.mean())
+def test_weight_is_the_sum_over_all_that_goes_with_the_channel() -> None:
+    assert scores(macs=0.0, params=0.0) == pytest.approx(SUMS / SUMS.mean())
 
 
-def test_squares_make_it_the_root_of_the_mean_square() -> None:
-    roots = np.sqrt(np.array([9 + 1, 1 + 4 + 25, 1 + 4 + 16, 25 + 36]) / 3)
+def test_or_the_mean() -> None:
+    """Of two layers whose channels have four weights and three."""
+    model = nn.Sequential(*(nn.Conv2d(*widths, 1, bias=False) for widths in ((1, 2), (2, 3), (3, 1))))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([2.0, 4.0]).view(2, 1, 1, 1))
+        model[1].weight.copy_(torch.tensor([[1.0, -2.0], [3.0, 0.0], [0.0, 6.0]]).view(3, 2, 1, 1))
+        model[2].weight.copy_(torch.tensor([3.0, -6.0, 9.0]).view(1, 3, 1, 1))
+    task = job("macs=40%", model, (1, 4, 4))
+    weights = task.channels.split(CPMC(task, mean=True).weight(task.channels))
+    assert weights["0"].tolist() == [(2 + 1 + 3) / 4, (4 + 2 + 6) / 4]
+    assert weights["1"].tolist() == [(1 + 2 + 3) / 3, (3 + 6) / 3, (6 + 9) / 3]
+
+
+def test_squares_make_it_the_root_of_the_sum_of_squares() -> None:
+    roots = np.sqrt(np.array([9 + 1, 1 + 4 + 25, 1 + 4 + 16, 25 + 36]))
     assert scores(macs=0.0, params=0.0, squares=True) == pytest.approx(roots / roots.mean())
 
 

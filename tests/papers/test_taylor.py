@@ -45,6 +45,13 @@ def test_apart_each_weight_counts_by_itself() -> None:
     assert scores == pytest.approx(squares.detach().numpy(), rel=1e-4)
 
 
+def test_by_group_each_has_the_same_mean() -> None:
+    task = job("macs=50%")
+    plain, scaled = (task.channels.split(Taylor(task, by_group=on).scores(task.channels)) for on in (False, True))
+    for name, own in scaled.items():
+        assert own.mean() == pytest.approx(1) and own == pytest.approx(plain[name] / plain[name].mean())
+
+
 def test_what_nothing_reads_goes_first() -> None:
     model = Toy()
     with torch.no_grad():

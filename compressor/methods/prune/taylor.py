@@ -11,14 +11,16 @@ so is the scale of I, and all channels are ranked together.
 
 With `together=false` each weight is squared by itself, sum of (w dL/dw)^2: the paper's other form, for sets whose members are
 taken to be independent.
-Unlike the paper: all channels go at once, before training, instead of some every few steps of it.
+Unlike the paper: all channels go at once, before training, instead of some every few steps of it. For a cut so large,
+`by_group=true` divides scores by the mean of their group of coupled channels, which the paper finds needless: of a ResNet-20
+cut to half its MACs it left more accuracy.
 """
 
 import numpy as np
 
 from compressor.budget import Scores
 from compressor.channels import Channels
-from compressor.filters import OneShot
+from compressor.filters import OneShot, over_group
 from compressor.importance import first_order, gather
 from compressor.method import Job
 
@@ -28,14 +30,15 @@ class Taylor(OneShot):
 
     images: how many training images to score channels on
     together: square the sum over a channel's weights; otherwise sum their squares
+    by_group: divide each score by the mean of its group
     """
 
     paper = "Molchanov et al., CVPR 2019 (arXiv 1906.10771)"
     looks = True
 
-    def __init__(self, job: Job, *, images: int = 1024, together: bool = True) -> None:
+    def __init__(self, job: Job, *, images: int = 1024, together: bool = True, by_group: bool = False) -> None:
         super().__init__(job)
-        self.images, self.together = images, together
+        self.images, self.together, self.by_group = images, together, by_group
 
     def scores(self, channels: Channels) -> Scores:
         scores = np.zeros(channels.atoms)
@@ -44,4 +47,4 @@ class Taylor(OneShot):
                 scores += gather(channels, terms, channels.places) ** 2
             else:
                 scores += gather(channels, {name: term.square() for name, term in terms.items()}, channels.places)
-        return scores
+        return over_group(channels, scores, np.mean) if self.by_group else scores
