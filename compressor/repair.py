@@ -1,7 +1,7 @@
 """Repair before training: what a cut took from the layers that read the cut channels is made up for, without a label.
 
     refit(original, small, cut, batches, inputs)    from a few hundred images, in closed form
-    absorb(original, small, cut, inputs)            from no image at all: the poor man's refit
+    absorb(original, small, cut, inputs)            from no image at all: less comes back
 
 Both change `small` in place, and nothing about its shape.
 
@@ -48,9 +48,9 @@ from compressor.inputs import AnyInputs, Inputs
 from compressor.meta import separate_attention
 from compressor.method import Batch
 
-RIDGES = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
-CHECKED = 4  # each ridge is judged by one in so many places, those of the last images
-ROWS = 1 << 16  # places at most at which a layer is looked at
+RIDGES = (1.0, 0.1, 0.01, 1e-3)
+CHECKED = 4  # one in so many places, those of the last images, judges the ridges
+ROWS = 1 << 15  # places at most at which a layer is looked at
 CHUNK = 1 << 24  # numbers at most in the patches that are held at one time
 NOISE = 32  # samples of noise
 SILENT = 1e-3  # a batch norm's scale below which what it reads hardly matters
@@ -80,7 +80,7 @@ def _plain(model: nn.Module) -> list[str]:
 
 def _lost(model: nn.Module, cut: Cut) -> list[str]:
     """Modules with weights that lost inputs."""
-    names = dict.fromkeys(tensor.rpartition(".")[0] for tensor, dims in cut.kept.items() if 1 in dims)
+    names = dict.fromkeys(tensor.rpartition(".")[0] for tensor, dims in cut.kept.items() if 1 in dims and "weight" in tensor)
     return [name for name in names if not isinstance(model.get_submodule(name), _ConvTransposeNd)]
 
 
@@ -228,8 +228,10 @@ def refit(
 
     These are the layers that lost inputs, and those behind them. Depthwise convolutions stay as they are; labels are unused.
     `small` is `original` after `cut`, on the device of the images. Batch norms that read a fitted layer get the original's
-    statistics back, less the intercept: recalibrate afterwards, not before.
-    All images go through at once, so a few hundred of them, and fewer where they are large. A layer is looked at in at most
+    statistics back, less the intercept: whoever recalibrates does so afterwards. Where every norm reads a layer directly, as in
+    most residual networks, there is nothing left to recalibrate, and it costs accuracy.
+    All images go through at once, so a few hundred of them, and fewer where they are large: what one layer after the other
+    gives for all of them must fit into memory. A layer is looked at in at most
     `rows` places, drawn at random, the same in each call. Without images nothing changes.
     """
     images = [batch.images for batch in batches]
@@ -292,8 +294,9 @@ class _Looking(_Pass):
 
     def added(self, made: _Made, one: Tensor, other: Tensor) -> None:
         partner, order = _made(other), list(self.targets)
-        if partner is None or order.index(partner.layer) < order.index(made.layer):  # of two, the last makes the sum right
-            target = self.targets[made.layer]
+        is_last = partner is None or order.index(partner.layer) < order.index(made.layer)  # of two, it makes the sum right
+        target = self.targets[made.layer]
+        if is_last and target.added is None:
             target.added = target.at(_table(self.layers[made.layer], other))
 
 
@@ -452,8 +455,8 @@ class _Squares:
         if self.intercept:
             pull[:, -1] = 0.0
         ridged = self.gram + torch.diag_embed(pull)
-        change: Tensor = torch.linalg.solve(ridged, (self.cross - self.old @ self.gram).mT)  # [groups, inputs, outputs]
-        return self.old + change.mT
+        missed = self.cross - self.old @ self.gram
+        return self.old + torch.cholesky_solve(missed.mT, torch.linalg.cholesky(ridged)).mT
 
     def error(self, weights: Tensor) -> float:
         """Sum of squares of what `weights` leave, less a constant."""

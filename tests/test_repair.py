@@ -188,17 +188,27 @@ def test_a_network_of_pairs_is_repaired_through_all_its_layers(residual: Residua
     assert error(model, small.model, SHAPE) < 1e-6 * before
 
 
-def test_neither_the_size_of_batches_nor_a_second_call_matters_much() -> None:
+def test_the_size_of_batches_does_not_matter_and_a_second_call_changes_nothing() -> None:
     model = paired()
     one = halved(model, SHAPE)
     many = copy.deepcopy(one.model)
-    refit(model, one.model, one.cut, batches(SHAPE), SHAPE)
-    refit(model, many, one.cut, batches(SHAPE, size=8), SHAPE)
+    refit(model, one.model, one.cut, batches(SHAPE), SHAPE, ridges=(1e-6,))
     once = copy.deepcopy(one.model.state_dict())
-    refit(model, one.model, one.cut, batches(SHAPE), SHAPE)
+    refit(model, many, one.cut, batches(SHAPE, size=8), SHAPE, ridges=(1e-6,))
+    refit(model, one.model, one.cut, batches(SHAPE), SHAPE, ridges=(1e-6,))
     for name, value in once.items():
-        assert torch.allclose(value, many.state_dict()[name], rtol=1e-4, atol=1e-5), name
-        assert torch.allclose(value, one.model.state_dict()[name], rtol=1e-1, atol=1e-2), name
+        assert torch.allclose(value, many.state_dict()[name], rtol=1e-5), name
+        assert torch.allclose(value, one.model.state_dict()[name], rtol=1e-3, atol=1e-3), name
+
+
+def test_the_ridge_is_the_one_that_does_best_on_images_that_nothing_was_fitted_to() -> None:
+    model = nn.Sequential(linear(torch.eye(40).tolist()), linear([[1.0] * 40], [0.0]))
+    errors = {}
+    for ridges in ((1e-9,), (1.0,), (1.0, 1e-9)):
+        small = cut(model, (40,), **{"0": [0]})
+        refit(model, small.model, small.cut, batches((40,)), (40,), ridges=ridges)  # of what is lost, the others know nothing
+        errors[ridges] = error(model, small.model, (40,))
+    assert errors[1.0, 1e-9] == errors[1.0,] < errors[1e-9,]
 
 
 def test_a_transformer_called_by_name_comes_nearer_to_the_original() -> None:
