@@ -176,16 +176,17 @@ class Training:
         """Let the method take out what is out of use for good; momentum and the like get narrower with their parameters."""
         if not self.shrinks:
             return
-        states = {name: self.optimizer.state[parameter] for name, parameter in self.method.named_parameters()}
+        states = {name: self.optimizer.state[p] for name, p in self.method.named_parameters() if p.requires_grad}
         selection = self.method.shrink()
         if selection is None:
             return
         if self.channels_last:
             self.method.to(memory_format=torch.channels_last)
         self.optimizer = self.recipe.build(self.method.parameters())
-        for name, parameter in self.method.named_parameters():
-            self.optimizer.state[parameter] = {
-                key: _selected(value, selection.get(name, {})) for key, value in states[name].items()
+        parameters = dict(self.method.named_parameters())
+        for name, state in states.items():
+            self.optimizer.state[parameters[name]] = {
+                key: _selected(value, selection.get(name, {})) for key, value in state.items()
             }
 
     # One epoch --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Global and dynamic pruning: what is masked, how it comes back, and when it cannot any more."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,14 @@ import torch
 from torch import Tensor, nn
 from toy import SHAPE, Random, Toy, batches, job, optimizer, train
 
+from compressor.data import open_data
+from compressor.demo import DigitsNet
 from compressor.importance import first_order
+from compressor.journal import Journal
 from compressor.method import Progress
 from compressor.methods.prune.gdp import GDP
+from compressor.recipe import Recipe
+from compressor.train import Training
 
 
 def prepared(target: str = "macs=50%", residual: str = "coupled", **settings: Any) -> GDP:
@@ -164,3 +170,13 @@ def test_frozen_filters_leave_the_network_while_it_trains() -> None:
     train(method, optimizer(method), range(3, 5), 5)
     assert np.array_equal(method.gone.numpy(), method.weak.numpy())
     assert method.finish().stages[2].conv1.out_channels < 16
+
+
+def test_its_training_is_saved_though_some_of_its_parameters_are_not_trained(tmp_path: Path) -> None:
+    data = open_data("digits")
+    method = GDP(job("filters=40%", DigitsNet(8), data.shape, images=data), images=128)
+    state = tmp_path / "state.pt"
+    Training(method, data, Recipe(epochs=3, batch_size=256), torch.device("cpu"), state).run(Journal(None))
+    assert method.gone.any() and state.exists()
+    resumed = Training(GDP(method.job), data, Recipe(epochs=3, batch_size=256), torch.device("cpu"), state)
+    assert resumed.resume() and torch.equal(resumed.method.gone, method.gone)
