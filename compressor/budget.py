@@ -1,8 +1,8 @@
 """How much is to go, and which channels go so that exactly that much does.
 
-A goal is a share of the model's MACs, parameters or bytes to remove, or a share of the filters of every layer. Given one score
-a channel (low = weak), `choose` removes the weakest until the goal is met; costs come from a table, so the search never runs
-the model.
+A goal is a share of the model's MACs, parameters or bytes to remove, or a share of the filters, or single weights, of every
+layer. Given one score a channel (low = weak), `choose` removes the weakest until the goal is met; costs come from a table, so
+the search never runs the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from compressor.channels import Channels, Mask
 from compressor.channels.groups import Cost
 from compressor.errors import Infeasible, UsageError, did_you_mean
 
-Quantity = Literal["macs", "params", "size", "filters"]
+Quantity = Literal["macs", "params", "size", "filters", "weights"]
 Scores = npt.NDArray[np.float64]
 WITHIN = 0.01  # a goal is met within one percentage point of the original
 UNMEASURED = 2.0  # a loss above all that can be measured
@@ -58,7 +58,7 @@ def parse_rate(rate: float) -> Goal:
 def parse_target(text: str) -> Goal:
     """`macs=50%` removes half; `params<=5M`, `size<=10MB`, `macs<=40%` bound what remains. Raises UsageError."""
     match = re.fullmatch(r"\s*(\w+)\s*(<=|=)\s*([0-9.eE+-]+)\s*([%A-Za-z]*)\s*", text)
-    form = "write it like macs=50%, params<=5M, size<=10MB or filters=40%"
+    form = "write it like macs=50%, params<=5M, size<=10MB, filters=40% or weights=70%"
     if match is None:
         raise UsageError(f"--target {text!r} was not understood: {form}.")
     quantity, relation, number, unit = match.groups()
@@ -74,7 +74,7 @@ def parse_target(text: str) -> Goal:
         if not 0 < share < 1:
             raise UsageError(f"--target {text!r} removes {share:.0%}: between 0 % and 100 %, both excluded, can be asked.")
         return Goal(quantity, text.strip(), share=share)
-    if relation == "=" or quantity == "filters" or unit.upper() not in UNITS or not value > 0 or math.isinf(value):
+    if relation == "=" or quantity in ("filters", "weights") or unit.upper() not in UNITS or not value > 0 or math.isinf(value):
         raise UsageError(f"--target {text!r} was not understood: {form}.")
     return Goal(quantity, text.strip(), limit=value * UNITS[unit.upper()])
 

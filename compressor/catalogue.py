@@ -36,7 +36,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method. Its class says `trains = True` and `looks = True` where they hold, and `cutout = SHARE` of its paper."""
+    """One method. Its class says `trains`, `looks` and `weights = True` where they hold, and `cutout = SHARE` of its paper."""
 
     name: str
     family: str  # prune, lowrank, distill
@@ -45,6 +45,7 @@ class Entry:
     paper: str
     trains: bool  # whether the method does nothing without epochs of training
     looks: bool  # whether it scores channels on training images
+    weights: bool  # whether it sets single weights to zero, and takes no channels away
     cutout: float  # the side of the square that its paper hid in small training images, as a share of the image's; 0: none
     settings: tuple[Setting, ...]
     text: str  # the whole docstring of its file
@@ -96,6 +97,7 @@ def _entry(path: Path) -> Entry:
         str(constants.get("paper", "")),
         bool(constants.get("trains", False)),
         bool(constants.get("looks", False)),
+        bool(constants.get("weights", False)),
         float(constants.get("cutout", 0.0)),
         _settings(paper, lines),
         text,

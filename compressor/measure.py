@@ -66,6 +66,12 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def sparsity(model: nn.Module) -> float:
+    """The share of the weights of all layers that are zero; biases and norms do not count."""
+    weights = [weight for weight in model.parameters() if weight.dim() >= 2]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, each counted once."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

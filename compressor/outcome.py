@@ -42,12 +42,22 @@ def check_cost(compressed: Profile, channels: Channels, mask: Mask) -> None:
             )
 
 
-def target(goal: Goal, channels: Channels, mask: Mask, baseline: Profile, compressed: Profile, round_to: int | None) -> Target:
+def target(
+    goal: Goal,
+    channels: Channels,
+    mask: Mask,
+    small: nn.Module,
+    baseline: Profile,
+    compressed: Profile,
+    round_to: int | None,
+) -> Target:
     """What was asked and reached; the note says why they differ, if they do."""
     before = {"macs": baseline.macs, "params": baseline.params, "size": baseline.size_bytes or 0}
     after = {"macs": compressed.macs, "params": compressed.params, "size": compressed.size_bytes or 0}
     macs_at_asked = None
-    if goal.quantity == "filters":
+    if goal.quantity == "weights":
+        asked, reached = goal.asked(1), measure.sparsity(small)
+    elif goal.quantity == "filters":
         asked, reached = goal.asked(1), budget.reached(channels, mask, goal)
         macs_at_asked = budget.macs_at(channels, asked)
     else:
@@ -103,6 +113,8 @@ def warnings(channels: Channels, target: Target, change: Change) -> list[str]:
         f"operator {operator} has no rule ({count} times): what it touches was left whole"
         for operator, count in channels.unknown_operators().items()
     ]
+    if target.quantity == "weights":
+        found.append("single weights are zero: without a runtime for sparse weights the network is as slow and large as before")
     if target.note:
         found.append(f"asked for {target.asked:.1%} fewer {target.quantity}, reached {target.reached:.1%}: {target.note}")
     for batch, ratio in change.latency.items():

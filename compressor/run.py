@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from compressor import budget, catalogue, measure, outcome, repair
 from compressor.budget import Curve, Goal
 from compressor.catalogue import Value
-from compressor.channels import Channels, Heads, Residual, Verified, analyse
+from compressor.channels import Channels, Cut, Heads, Residual, Verified, analyse
 from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.config import Setting, to_toml
@@ -36,7 +36,7 @@ from compressor.export import check_onnx, export_onnx
 from compressor.filters import FilterPruning
 from compressor.inputs import AnyInputs, Inputs
 from compressor.journal import Journal
-from compressor.method import Job
+from compressor.method import Job, Method
 from compressor.recalibrate import recalibrate
 from compressor.recipe import Recipe
 from compressor.report import Epoch, Report, Verification, compare, figures, read_report, verdict, write_reports
@@ -109,7 +109,14 @@ class Pruning:
         self.device_name, self.inputs = device, inputs
         self.command = command or shlex.join(["compress", *sys.argv[1:]])
         self.entry = catalogue.find(wish.method, "prune")
+        self._check_goal()
         self._check_training()
+
+    def _check_goal(self) -> None:
+        if self.entry.weights and self.wish.goal.quantity != "weights":
+            raise UsageError(f"--method {self.wish.method} sets single weights to zero: say how many by --target weights=70%.")
+        if self.wish.goal.quantity == "weights" and not self.entry.weights:
+            raise UsageError(f"--target {self.wish.goal.text} asks for zeros among the weights, which --method srwp makes.")
 
     def _check_training(self) -> None:
         epochs, spec = self.recipe.epochs, self.images.spec
@@ -188,25 +195,24 @@ class Pruning:
         stages = Stages(inputs, opened.data, device, journal, place.stages, opened.loaded.sha256)
         stages.original(model)
         small, history = self._compress(method, stages, place, journal)
-        assert method.removed is not None, "finish() cuts"
-        report = self._prove(opened, small, method.removed, stages, history, place.new)
+        removed = method.removed if isinstance(method, FilterPruning) else None
+        removed = removed or Verified(small, Cut(), channels, channels.all_kept(), None)
+        report = self._prove(opened, small, removed, stages, history, place.new)
         plan = opened.loaded.plan or Plan(opened.loaded.arch, opened.loaded.arch_args, inputs)
-        save_model(place.new, small, plan.then(method.removed.cut))
+        save_model(place.new, small, plan.then(removed.cut))
         journal.event("done", verdict=report.verdict)
         write_reports(replace(report, seconds=time.perf_counter() - began), place.new)
 
-    def _compress(
-        self, method: FilterPruning, stages: Stages, place: RunDirectory, journal: Journal
-    ) -> tuple[nn.Module, list[Epoch]]:
+    def _compress(self, method: Method, stages: Stages, place: RunDirectory, journal: Journal) -> tuple[nn.Module, list[Epoch]]:
         """The small network, on the CPU, and its epochs of training. Methods cut before they train, or after."""
-        cut_first = method.removed is not None
-        if cut_first:
+        cut_first = isinstance(method, FilterPruning) and method.removed is not None
+        if isinstance(method, FilterPruning) and method.removed is not None:
             self._recover(method, stages, journal)
         history = self._train(method, stages, place, journal)
         if history:
             stages.add("fine-tuned" if cut_first else "trained", method.model)
         small = method.finish()
-        if not cut_first:
+        if isinstance(method, FilterPruning) and not cut_first:
             self._recover(method, stages, journal)
         return small.cpu().float().eval().to(memory_format=torch.contiguous_format), history
 
@@ -224,7 +230,7 @@ class Pruning:
         compressed = outcome.profile(small, inputs, after, stages.rows[-1].accuracy, times[1])
         outcome.check_cost(compressed, removed.channels, removed.mask)
         verification = Verification(removed.difference, TOLERANCE, differences, ONNX_TOLERANCE)
-        target = outcome.target(wish.goal, removed.channels, removed.mask, baseline, compressed, wish.round_to)
+        target = outcome.target(wish.goal, removed.channels, removed.mask, small, baseline, compressed, wish.round_to)
         change = compare(baseline, compressed)
         return Report(
             name=self.out.resolve().name,
@@ -277,7 +283,7 @@ class Pruning:
 
     def _method(
         self, opened: Opened, channels: Channels, curves: Mapping[str, Curve] | None, onnx: Path, device: torch.device
-    ) -> FilterPruning:
+    ) -> Method:
         """The method, prepared: one-shot methods have cut by now. Raises Infeasible when the wish cannot be met."""
         model = opened.loaded.model
         overhead = onnx.stat().st_size - measure.weight_bytes(model) if self.wish.goal.quantity == "size" else 0
@@ -297,11 +303,10 @@ class Pruning:
         )
         seed_all(self.recipe.seed)
         method = catalogue.create(self.entry, job, self.wish.settings).to(device)
-        assert isinstance(method, FilterPruning)
         method.prepare()
         return method
 
-    def _train(self, method: FilterPruning, stages: Stages, place: RunDirectory, journal: Journal) -> list[Epoch]:
+    def _train(self, method: Method, stages: Stages, place: RunDirectory, journal: Journal) -> list[Epoch]:
         if not self.recipe.epochs or stages.data is None:
             return []
         method.model.requires_grad_(True)
@@ -357,7 +362,7 @@ def frozen(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _check_wish(goal: Goal, channels: Channels, overhead: float) -> None:
     """Raise Infeasible when nothing can be cut, or nothing needs to be."""
-    if not channels.atoms:
+    if not channels.atoms and goal.quantity != "weights":
         raise Infeasible("Nothing can be cut from this model: see `compress inspect` for what is frozen, and why.")
     if goal.limit is None:
         return

@@ -79,7 +79,7 @@ def test_targets_are_understood(text: str, goal: Goal) -> None:
         ("params<=1e999", "was not understood"),
         ("filters<=40", "was not understood"),
         ("macs=1e%", "'1e' is not a number"),
-        ("mac=50%", "names 'mac', but knows macs, params, size, filters; did you mean 'macs'"),
+        ("mac=50%", "names 'mac', but knows macs, params, size, filters, weights; did you mean 'macs'"),
         ("latency<=5", "names 'latency'"),
         ("macs=0%", "removes 0%: between 0 % and 100 %"),
         ("macs=100%", "removes 100%"),

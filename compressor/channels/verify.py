@@ -186,7 +186,7 @@ class Verified:
     cut: Cut
     channels: Channels  # with the groups that had to be held whole
     mask: Mask
-    difference: float
+    difference: float | None  # from the masked network; None: nothing was cut
 
 
 def remove(model: nn.Module, channels: Channels, choose: Callable[[Channels], Mask], inputs: AnyInputs) -> Verified:

@@ -100,7 +100,7 @@ class Frozen:
 class Target:
     """What was asked and what was reached, both as the share of the original `quantity` that is gone."""
 
-    quantity: str  # macs, params, size, filters
+    quantity: str  # macs, params, size, filters, weights
     asked: float
     reached: float
     text: str  # the request as the user wrote it
