@@ -86,7 +86,7 @@ class GDP(FilterPruning):
 
     def end_step(self, batch: Batch) -> None:
         if self.holds:
-            self.scale_weights((~self.hard).float())
+            self.hold()
         if self.frozen:
             return
         self.hide(learned=self.straight_through)
@@ -122,7 +122,7 @@ class GDP(FilterPruning):
     def freeze(self) -> None:
         """Masked filters become zero for good, and so can leave the network while it trains."""
         self.hard.copy_(self.weak)
-        self.scale_weights((~self.hard).float())
+        self.hold()
         for asleep in self.asleep:
             asleep.detach().zero_()
 
