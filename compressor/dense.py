@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -32,8 +33,7 @@ from compressor.report import Epoch, Report, Target, Verification, compare, read
 from compressor.run import ONNX_TOLERANCE
 from compressor.sources import Images, Opened, Source, check_answers, open_both, pick_device
 from compressor.stages import Stages
-from compressor.task import Classify
-from compressor.train import Training, seed_all
+from compressor.train import Training, classify, seed_all
 
 NAME = "dense"  # what it is called where methods are
 
@@ -92,7 +92,7 @@ class FineTuning:
         opened = open_both(self.source, self.images, self.inputs, self.recipe.seed)
         assert opened.data is not None, "__init__ asks for them"
         check_answers(opened.loaded.model, opened.data)
-        method = self._method(opened).to(device)
+        method = self._method(opened, device)
         stages = Stages(opened.inputs, opened.data, device, journal, place.stages, opened.loaded.sha256)
         stages.original(opened.loaded.model)
         training = Training(method, opened.data, self.recipe, device, place.training)
@@ -105,12 +105,12 @@ class FineTuning:
         save_model(place.new, model, opened.loaded.plan or Plan(opened.loaded.arch, opened.loaded.arch_args, opened.inputs))
         write_reports(report, place.new)
 
-    def _method(self, opened: Opened) -> Method:
+    def _method(self, opened: Opened, device: torch.device) -> Method:
         """A method that changes nothing."""
         model, nothing = opened.loaded.model, Goal("macs", NAME, share=0.0)
-        task = Classify(self.recipe.label_smoothing)
+        task = classify(self.recipe, model, device)
         seed_all(self.recipe.seed)
-        method = Method(Job(model, opened.inputs, analyse(model, opened.inputs), nothing, task))
+        method = Method(Job(model, opened.inputs, analyse(model, opened.inputs), nothing, task)).to(device)
         method.model.requires_grad_(True)
         return method
 

@@ -38,6 +38,7 @@ class Recipe:
     ema_decay: float | None = None  # of the averaged weights; None: no average
     label_smoothing: float = 0.0
     cutout: float = 0.0  # side of the square that is hidden in each training image, as a share of the image's
+    teacher: Literal["self", "none"] = "self"  # what is learned from beside the labels: the original's answers, or nothing
     seed: int = 0
 
     @classmethod
@@ -47,7 +48,7 @@ class Recipe:
         He et al., IJCAI 2018, arXiv 1808.06866, and Cai et al., arXiv 2010.09498, as their training code has it for CIFAR and
         for ImageNet. From scratch, the learning rate was 0.1. `cutout` belongs to the code for CIFAR of Cai et al. alone.
         """
-        sgd = cls(recipe="paper", optimizer="sgd", momentum=0.9, schedule="step", lr=0.01)
+        sgd = cls(recipe="paper", optimizer="sgd", momentum=0.9, schedule="step", lr=0.01, teacher="none")
         if side <= SMALL:
             milestones = (0.3, 0.6, 0.8)  # 60, 120 and 160 of 200 epochs
             return replace(sgd, epochs=200, batch_size=128, weight_decay=5e-4, milestones=milestones, gamma=0.2, cutout=cutout)

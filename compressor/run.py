@@ -7,7 +7,6 @@ Nothing is published before every check has passed: results are made in `state/n
 
 from __future__ import annotations
 
-import copy
 import shlex
 import sys
 import time
@@ -16,20 +15,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from compressor import budget, catalogue, measure, outcome, repair
+from compressor import budget, catalogue, measure, outcome
 from compressor.budget import Curve, Goal
 from compressor.catalogue import Value
 from compressor.channels import Channels, Cut, Heads, Residual, Verified, analyse
 from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.config import Setting, to_toml
-from compressor.data import Batches, Data
+from compressor.data import Data
 from compressor.directory import RunDirectory
 from compressor.errors import Infeasible, UsageError
 from compressor.export import check_onnx, export_onnx
@@ -37,22 +35,16 @@ from compressor.filters import FilterPruning
 from compressor.inputs import AnyInputs, Inputs
 from compressor.journal import Journal
 from compressor.method import Job, Method
-from compressor.recalibrate import recalibrate
 from compressor.recipe import Recipe
+from compressor.recover import recover
 from compressor.report import Epoch, Report, Verification, compare, figures, read_report, verdict, write_reports
 from compressor.sensitivity import read_curves
 from compressor.sources import Images, Opened, Source, check_answers, open_both, pick_device
 from compressor.stages import Stages
-from compressor.task import Classify
-from compressor.train import HELD_OUT_BATCH, Precision, Training, seed_all, top1
+from compressor.train import Precision, Training, classify, seed_all
 
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime against torch, both in float32
-RECALIBRATION_IMAGES = 2048
-REPAIR_IMAGES, REPAIR_PIXELS = 512, 1 << 22  # so many training images, fewer where they are large
 CHECKED_IMAGES = 16  # test images on which the ONNX file is compared with the network, beside random ones
-
-
-Teacher = Literal["auto", "self", "none"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,6 @@ class Wish:
     most: float = 0.95
     sensitivity: Path | None = None
     repair: bool = True  # refit what reads cut channels, where that helps
-    teacher: Teacher = "auto"  # what fine-tuning learns from, beside the labels; auto: from itself, but not in a paper's recipe
 
     def __post_init__(self) -> None:
         if not 0 < self.most < 1:
@@ -151,17 +142,10 @@ class Pruning:
             "most": wish.most,
             "sensitivity": None if wish.sensitivity is None else str(wish.sensitivity),
             "repair": wish.repair,
-            "teacher": "self" if self.taught else "none",
             **self.images.settings,
             "input": None if self.inputs is None else [str(entry) for entry in self.inputs.each],
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
         }
-
-    @property
-    def taught(self) -> bool:
-        """Whether training learns from the original's answers, too."""
-        wished = self.wish.teacher == "self" or (self.wish.teacher == "auto" and self.recipe.recipe != "paper")
-        return wished and self.recipe.epochs > 0
 
     def _method_settings(self) -> dict[str, Value]:
         return {**{setting.name: setting.default for setting in self.entry.settings}, **self.wish.settings}
@@ -205,15 +189,16 @@ class Pruning:
 
     def _compress(self, method: Method, stages: Stages, place: RunDirectory, journal: Journal) -> tuple[nn.Module, list[Epoch]]:
         """The small network, on the CPU, and its epochs of training. Methods cut before they train, or after."""
-        cut_first = isinstance(method, FilterPruning) and method.removed is not None
-        if isinstance(method, FilterPruning) and method.removed is not None:
-            self._recover(method, stages, journal)
+        cuts = method if isinstance(method, FilterPruning) else None
+        cut_first = cuts is not None and cuts.removed is not None
+        if cuts is not None and cut_first:
+            recover(cuts, stages, journal, self.recipe.seed, self.wish.repair)
         history = self._train(method, stages, place, journal)
         if history:
             stages.add("fine-tuned" if cut_first else "trained", method.model)
         small = method.finish()
-        if isinstance(method, FilterPruning) and not cut_first:
-            self._recover(method, stages, journal)
+        if cuts is not None and not cut_first:  # what it was trained to be is not what the original was
+            recover(cuts, stages, journal, self.recipe.seed, repair=False)
         return small.cpu().float().eval().to(memory_format=torch.contiguous_format), history
 
     def _prove(
@@ -288,7 +273,7 @@ class Pruning:
         model = opened.loaded.model
         overhead = onnx.stat().st_size - measure.weight_bytes(model) if self.wish.goal.quantity == "size" else 0
         _check_wish(self.wish.goal, channels, overhead)
-        task = Classify(self.recipe.label_smoothing, frozen(model, device) if self.taught else None)
+        task = classify(self.recipe, model, device)
         job = Job(
             model,
             opened.inputs,
@@ -315,49 +300,6 @@ class Pruning:
             journal.say(f"resumed after epoch {len(training.history)} of {self.recipe.epochs}")
             journal.event("resumed", epoch=len(training.history))
         return training.run(journal)
-
-    def _recover(self, method: FilterPruning, stages: Stages, journal: Journal) -> None:
-        """Make up for a cut, as far as that goes without training, and measure each step."""
-        small, data = method.model, stages.data
-        stages.add("cut", small)
-        if data is None:
-            return
-
-        def some(count: int) -> Batches:
-            """Training images as they are."""
-            return data.batches(
-                "train", batch_size=128, device=stages.device, seed=self.recipe.seed, augment=False, limit=count
-            )
-
-        count = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // (data.shape[1] * data.shape[2])))
-        repaired = self._repaired(method, some(count)) if self.wish.repair else None
-        if images := recalibrate(small, some(RECALIBRATION_IMAGES)):
-            stages.add("recalibrated", small, note=f"batch-norm statistics of {images} training images")
-        if repaired is None:
-            return
-        recalibrate(repaired, some(RECALIBRATION_IMAGES))
-        held_out = data.batches("held_out", batch_size=HELD_OUT_BATCH, device=stages.device)
-        without, with_it = top1(small, held_out), top1(repaired, held_out)
-        if without is None or with_it is None:
-            return
-        told = f"{figures.percent(without)} -> {figures.percent(with_it)} of {data.counts['held_out']:,} held-out images"
-        if with_it <= without:
-            journal.say(f"repair does not help, and is left away: {told}")
-            return
-        small.load_state_dict(repaired.state_dict())
-        stages.add("repaired", small, note=told)
-
-    def _repaired(self, method: FilterPruning, batches: Batches) -> nn.Module | None:
-        """The small network with the readers of cut channels refitted, and statistics yet to be measured; None without any."""
-        assert method.removed is not None
-        fitted, device = copy.deepcopy(method.model), method.weak.device
-        done = repair.refit(frozen(method.job.model, device), fitted, method.removed.cut, batches, method.job.inputs)
-        return fitted if done.layers else None
-
-
-def frozen(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy to learn from: in eval mode, without gradients."""
-    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
 
 
 def _check_wish(goal: Goal, channels: Channels, overhead: float) -> None:

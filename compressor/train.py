@@ -6,6 +6,7 @@ epoch is all there is to save: a run that was stopped anywhere, and resumed, end
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import time
@@ -31,6 +32,7 @@ from compressor.outputs import logits_of
 from compressor.recipe import Recipe
 from compressor.report.schema import Epoch
 from compressor.runtime import first_line
+from compressor.task import Classify
 
 LOOK_EVERY = 50  # batches, after which the loss is read to see whether it is still a number
 HELD_OUT_BATCH = 500
@@ -50,6 +52,17 @@ def seed_all(seed: int, epoch: int = 0) -> None:
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
+
+
+def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy to learn from: on `device`, in eval mode, without gradients."""
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+
+
+def classify(recipe: Recipe, original: nn.Module, device: torch.device) -> Classify:
+    """The loss that a recipe trains with."""
+    taught = recipe.teacher == "self" and recipe.epochs > 0
+    return Classify(recipe.label_smoothing, frozen(original, device) if taught else None)
 
 
 class Precision:

@@ -88,7 +88,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-TRAINED = ("--data", "digits", "--rate", "0.5", "--epochs", "3", "--ema-decay", "0.9", "--lr", "0.1", "--seed", "3")
+TRAINED = (
+    "--data",
+    "digits",
+    "--rate",
+    "0.5",
+    "--epochs",
+    "3",
+    "--ema-decay",
+    "0.9",
+    "--lr",
+    "0.1",
+    "--seed",
+    "3",
+    "--no-repair",
+)
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def test_every_method_rate_and_seed_is_a_run_and_a_point(done: Path) -> None:
 
 
 def test_all_runs_are_on_equal_terms(done: Path) -> None:
-    differing = {"method", "set", "rate", "residual", "heads", "most", "seed"}
+    differing = {"method", "set", "rate", "residual", "heads", "most", "repair", "seed"}
     settings = [read_report(path).settings.items() for path in (done / "out").glob("*-seed?")]
     alike = [{name: value for name, value in own if name not in differing and value is not None} for own in settings]
     assert all(own == alike[0] for own in alike) and alike[0]["lr"] == 0.1

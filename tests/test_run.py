@@ -234,7 +234,7 @@ def test_a_run_of_a_run_is_one_plan_from_the_original(project: Path) -> None:
 def test_the_library_prunes_as_the_command_does(project: Path) -> None:
     report = compressor.prune("net.pt", arch="net.py:Net", rate=0.4, data="digits", out="runs/a")
     assert report == read_report(Path("runs/a"))
-    assert stages_of(report) == ["original", "cut", "recalibrated", "ONNX"]
+    assert [name for name in stages_of(report) if name != "repaired"] == ["original", "cut", "recalibrated", "ONNX"]
     assert (report.settings["rate"], report.settings["epochs"], report.command) == (0.4, 0, "compressor.prune(...)")
 
 

@@ -59,6 +59,7 @@ def compare(
     ema_decay: options.EmaDecay = None,
     label_smoothing: options.LabelSmoothing = 0.0,
     cutout: options.Cutout = 0.0,
+    teacher: options.Teacher = "self",
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
     input_: options.Input = None,

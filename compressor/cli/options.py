@@ -92,6 +92,10 @@ Cutout = Annotated[
     float,
     typer.Option(help="Hide a square of each training image: its side, as a share of the image's.", rich_help_panel=TRAINING),
 ]
+Teacher = Annotated[
+    Literal["self", "none"],
+    typer.Option(help="Learn from the original's answers beside the labels.", rich_help_panel=TRAINING),
+]
 
 
 def answers(command: Callable[..., None]) -> Callable[..., None]:

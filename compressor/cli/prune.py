@@ -77,13 +77,7 @@ def prune(
     ema_decay: options.EmaDecay = None,
     label_smoothing: options.LabelSmoothing = 0.0,
     cutout: options.Cutout = 0.0,
-    teacher: Annotated[
-        Literal["auto", "self", "none"],
-        typer.Option(
-            help="Learn from the original's answers beside the labels; auto: unless --recipe paper.",
-            rich_help_panel=options.TRAINING,
-        ),
-    ] = "auto",
+    teacher: options.Teacher = "self",
     seed: Annotated[int, typer.Option(rich_help_panel=options.TRAINING)] = 0,
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
@@ -116,7 +110,7 @@ def prune(
     console = options.console(quiet, json)
     run = Pruning(
         options.source(model, arch, arch_arg, key, ema, trust_pickle),
-        Wish(goal, method, settings, residual, heads, tuple(keep or ()), round_to, most, sensitivity, repair, teacher),
+        Wish(goal, method, settings, residual, heads, tuple(keep or ()), round_to, most, sensitivity, repair),
         images,
         options.recipe(context, images, entry.cutout),
         out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-{method}",

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import start
@@ -13,20 +14,22 @@ from small import TRAINED, prune, write_project
 
 from compressor.method import Method
 from compressor.report import read_report
+from compressor.train import Training
 
 SFP = ("--method", "sfp", "--data", "digits", "--rate", "0.4", "--epochs", "3", "--ema-decay", "0.9", "--residual", "scatter")
 
 
-def interrupt_at(call: int) -> Callable[..., None]:
-    """What a method does instead: nothing, and Ctrl-C at its n-th call."""
+def interrupt_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work`, with Ctrl-C at its n-th call."""
     calls = []
 
-    def step(*_: object, **__: object) -> None:
+    def worked(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         if len(calls) == call:
             raise KeyboardInterrupt
+        return work(*args, **kwargs)
 
-    return step
+    return worked
 
 
 @pytest.mark.parametrize(("method", "options"), [("magnitude", TRAINED), ("sfp", SFP)])
@@ -38,7 +41,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
         whole = project / "whole"
         assert prune(*options, "--out", whole, "-q").exit_code == 0
     with monkeypatch.context() as patched:
-        patched.setattr(Method, "end_step", interrupt_at(11 + 5))  # in the second epoch
+        patched.setattr(Training, "_step", interrupt_at(11 + 5, Training._step))  # in the second epoch
         result = prune(*options, "--out", "a")
     assert result.exit_code == 130
     assert result.stderr == "interrupted: --resume goes on after the last finished epoch\n"
@@ -63,7 +66,7 @@ def test_a_run_that_was_interrupted_after_its_training_does_not_train_again(
     project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("compressor.run.check_onnx", interrupt_at(1))
+        patched.setattr("compressor.run.check_onnx", interrupt_at(1, print))
         assert prune(*TRAINED, "--out", "a").exit_code == 130
     asked = []
     with monkeypatch.context() as patched:
@@ -75,7 +78,7 @@ def test_a_run_that_was_interrupted_after_its_training_does_not_train_again(
 
 def test_resuming_needs_the_same_settings_and_the_same_model(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(Method, "end_epoch", interrupt_at(2))
+        patched.setattr(Method, "end_epoch", interrupt_at(2, Method.end_epoch))
         assert prune(*TRAINED, "--out", "a").exit_code == 130
     result = prune(*TRAINED, "--lr", "0.2", "--out", "a", "--resume")
     assert result.exit_code == 2
