@@ -16,11 +16,12 @@ from compressor.journal import Journal
 from compressor.recalibrate import recalibrate
 from compressor.repair import refit
 from compressor.report import figures
+from compressor.runtime import first_line
 from compressor.stages import Stages
 from compressor.train import HELD_OUT_BATCH, frozen, top1
 
 RECALIBRATION_IMAGES = 2048
-REPAIR_IMAGES, REPAIR_PIXELS = 512, 1 << 22  # so many training images, fewer where they are large
+REPAIR_IMAGES, REPAIR_PIXELS = 512, 64 * 224 * 224  # so many training images, fewer where they are large
 
 Some = Callable[[int], Batches]
 
@@ -36,7 +37,12 @@ def recover(method: FilterPruning, stages: Stages, journal: Journal, seed: int, 
         """Training images as they are."""
         return data.batches("train", batch_size=128, device=stages.device, seed=seed, augment=False, limit=images)
 
-    repaired = _repaired(method, data, some) if repair else []
+    repaired: list[nn.Module] = []
+    if repair:
+        try:
+            repaired = _repaired(method, data, some)
+        except (RuntimeError, ValueError) as error:  # a network may do what nobody thought of; the run need not end for that
+            journal.say(f"repair was left away: {first_line(error)}")
     if images := recalibrate(small, some(RECALIBRATION_IMAGES)):
         stages.add("recalibrated", small, note=f"batch-norm statistics of {images} training images")
     held_out = data.batches("held_out", batch_size=HELD_OUT_BATCH, device=stages.device)
