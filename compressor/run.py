@@ -351,6 +351,7 @@ def prune(
     residual: Residual = "coupled",
     heads: Heads = "width",
     sensitivity: str | Path | None = None,
+    repair: bool = True,
     recipe: Recipe | None = None,
     inputs: AnyInputs | None = None,
     force: bool = False,
@@ -366,7 +367,15 @@ def prune(
     goal = budget.parse_rate(rate) if rate is not None else budget.parse_target(str(target))
     return Pruning(
         Source(model, arch, arch_args or {}),
-        Wish(goal, method, settings or {}, residual, heads, sensitivity=None if sensitivity is None else Path(sensitivity)),
+        Wish(
+            goal,
+            method,
+            settings or {},
+            residual,
+            heads,
+            sensitivity=None if sensitivity is None else Path(sensitivity),
+            repair=repair,
+        ),
         Images(data),
         recipe or Recipe(),
         out=Path(out),
