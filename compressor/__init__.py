@@ -22,7 +22,7 @@ _HOME = {
     "load": "compressor.evaluate",
     "measure_sensitivity": "compressor.sensitivity",
     "open_data": "compressor.data",
-    "prune": "compressor.run",
+    "prune": "compressor.pruning",
     "read_report": "compressor.report",
 }
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from compressor.data import open_data
     from compressor.errors import CompressError
     from compressor.evaluate import load
+    from compressor.pruning import prune
     from compressor.recipe import Recipe
     from compressor.report import Report, read_report
-    from compressor.run import prune
     from compressor.sensitivity import measure_sensitivity
 
 __all__ = [

@@ -28,9 +28,9 @@ from compressor.errors import CompressError, UsageError, did_you_mean
 from compressor.files import write_text
 from compressor.inputs import AnyInputs, Inputs
 from compressor.journal import Journal
+from compressor.pruning import Pruning, Wish
 from compressor.recipe import Recipe
 from compressor.report import Comparison, Gap, Report, collect, write_comparison
-from compressor.run import Pruning, Wish
 from compressor.runtime import first_line
 from compressor.sources import Images, Source, open_both
 from compressor.train import seed_all

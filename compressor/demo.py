@@ -16,9 +16,9 @@ from compressor.errors import OutputError
 from compressor.files import write_whole
 from compressor.journal import Journal
 from compressor.method import Job, Method
+from compressor.pruning import Pruning, Wish
 from compressor.recipe import Recipe
 from compressor.report import Report
-from compressor.run import Pruning, Wish
 from compressor.sources import Images, Source
 from compressor.task import Classify
 from compressor.train import Training, seed_all

@@ -94,7 +94,7 @@ def test_the_table_is_there_in_every_format(done: Path) -> None:
 
 def test_the_uncut_reference_is_trained_and_whole(done: Path) -> None:
     report = read_report(done / "out" / "dense-seed0")
-    assert [stage.name for stage in report.stages] == ["original", "fine-tuned", "ONNX"]
+    assert [stage.name for stage in report.stages] == ["original", "trained", "ONNX"]
     assert report.change.macs == report.change.params == 1 and len(report.epochs) == 1
     assert report.stages[0].accuracy != report.stages[-1].accuracy
     with chdir(done):

@@ -103,8 +103,8 @@ def prune(
     settings = catalogue.parse_settings(entry, set_ or [])
     inputs = options.inputs(input_)
 
+    from compressor.pruning import Pruning, Wish
     from compressor.report import print_report, to_json
-    from compressor.run import Pruning, Wish
 
     images = options.images(data, size, mean, std, workers)
     console = options.console(quiet, json)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-import compressor.run  # noqa: F401  # what a run imports
+import compressor.pruning  # noqa: F401  # what a run imports
 from compressor.data import open_data
 from compressor.demo import DigitsNet
 from compressor.export import export_onnx

@@ -1,0 +1,232 @@
+"""A run of `compress prune`: which channels are to go, and which method takes them away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from compressor import budget, catalogue, measure, outcome
+from compressor.budget import Curve, Goal
+from compressor.catalogue import Value
+from compressor.channels import Channels, Heads, Residual, Verified, analyse
+from compressor.config import Setting
+from compressor.errors import Infeasible, UsageError
+from compressor.inputs import AnyInputs, Inputs
+from compressor.journal import Journal
+from compressor.method import Job, Method
+from compressor.recipe import Recipe
+from compressor.report import Profile, Report, Target, figures
+from compressor.run import Run
+from compressor.sensitivity import read_curves
+from compressor.sources import Images, Opened, Source
+from compressor.train import classify, seed_all
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to cut, and with which method."""
+
+    goal: Goal
+    method: str = "magnitude"
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    residual: Residual = "coupled"
+    heads: Heads = "width"
+    keep: tuple[str, ...] = ()
+    round_to: int | None = None
+    most: float = 0.95
+    sensitivity: Path | None = None
+    repair: bool = True  # refit what reads cut channels, where that helps
+
+    def __post_init__(self) -> None:
+        if not 0 < self.most < 1:
+            raise UsageError(
+                f"--most is the largest share of a group that may go, between 0 and 1, both excluded; found {self.most:g}."
+            )
+        if self.round_to is not None and self.round_to < 1:
+            raise UsageError(f"--round-to must be 1 or more; found {self.round_to}.")
+        if self.sensitivity is not None and self.residual == "scatter":
+            raise UsageError("--sensitivity is measured on coupled groups, and --residual scatter cuts others: leave one away.")
+        if self.sensitivity is not None and self.heads == "whole":
+            raise UsageError("--sensitivity is measured with --heads width: leave one of the two away.")
+        if self.sensitivity is not None and self.goal.quantity == "filters":
+            raise UsageError(f"--target {self.goal.text} cuts every layer alike, whatever --sensitivity says: leave one away.")
+
+
+class Pruning(Run):
+    """One pruning run."""
+
+    def __init__(
+        self,
+        source: Source,
+        wish: Wish,
+        images: Images,
+        recipe: Recipe,
+        *,
+        out: Path,
+        device: str = "auto",
+        inputs: Inputs | None = None,
+        console: Console | None = None,
+        force: bool = False,
+        resume: bool = False,
+        command: str | None = None,
+    ) -> None:
+        self.wish, self.method, self.repair = wish, wish.method, wish.repair
+        self.entry = catalogue.find(wish.method, "prune")
+        super().__init__(
+            source,
+            images,
+            recipe,
+            out=out,
+            device=device,
+            inputs=inputs,
+            console=console,
+            force=force,
+            resume=resume,
+            command=command,
+        )
+
+    def _check(self) -> None:
+        self._check_goal()
+        self._check_training()
+
+    def _check_goal(self) -> None:
+        if self.entry.weights and self.wish.goal.quantity != "weights":
+            raise UsageError(f"--method {self.wish.method} sets single weights to zero: say how many by --target weights=70%.")
+        if self.wish.goal.quantity == "weights" and not self.entry.weights:
+            raise UsageError(f"--target {self.wish.goal.text} asks for zeros among the weights, which --method srwp makes.")
+
+    def _check_training(self) -> None:
+        epochs, spec = self.recipe.epochs, self.images.spec
+        if self.entry.trains and (epochs == 0 or spec is None):
+            raise UsageError(
+                f"--method {self.wish.method} prunes while it trains: give it --data and at least one of --epochs, "
+                "or take --method magnitude, which needs neither."
+            )
+        if self.entry.looks and spec is None:
+            raise UsageError(
+                f"--method {self.wish.method} scores channels on training images: give it --data, "
+                "or take --method magnitude, which needs none."
+            )
+        if epochs and spec is None:
+            raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
+
+    @property
+    def wishes(self) -> dict[str, Setting]:
+        wish = self.wish
+        is_rate = wish.goal.text.startswith("--rate")
+        settings = {**{setting.name: setting.default for setting in self.entry.settings}, **wish.settings}
+        return {
+            "rate": wish.goal.share if is_rate else None,
+            "target": None if is_rate else wish.goal.text,
+            "method": wish.method,
+            "set": [f"{name}={value}" for name, value in settings.items()] or None,
+            "residual": wish.residual,
+            "heads": wish.heads,
+            "keep": list(wish.keep) or None,
+            "round_to": wish.round_to,
+            "most": wish.most,
+            "sensitivity": None if wish.sensitivity is None else str(wish.sensitivity),
+            "repair": wish.repair,
+        }
+
+    def _channels(self, opened: Opened) -> Channels:
+        wish = self.wish
+        return budget.hold(analyse(opened.loaded.model, opened.inputs, wish.residual, wish.heads), list(wish.keep))
+
+    def _prepared(self, opened: Opened, channels: Channels, onnx: Path, journal: Journal, device: torch.device) -> Method:
+        """Raises Infeasible when the wish cannot be met."""
+        wish, model = self.wish, opened.loaded.model
+        overhead = onnx.stat().st_size - measure.weight_bytes(model) if wish.goal.quantity == "size" else 0
+        _check_wish(wish.goal, channels, overhead)
+        job = Job(
+            model,
+            opened.inputs,
+            channels,
+            wish.goal,
+            classify(self.recipe, model, device),
+            round_to=wish.round_to,
+            most=wish.most,
+            overhead=overhead,
+            curves=self._curves(channels, journal),
+            images=opened.data,
+        )
+        seed_all(self.recipe.seed)
+        method = catalogue.create(self.entry, job, wish.settings).to(device)
+        method.prepare()
+        return method
+
+    def _target(self, removed: Verified, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
+        return outcome.target(self.wish.goal, removed.channels, removed.mask, small, baseline, compressed, self.wish.round_to)
+
+    def _curves(self, channels: Channels, journal: Journal) -> Mapping[str, Curve] | None:
+        """What each group loses, where it was measured. Raises UsageError."""
+        if self.wish.sensitivity is None:
+            return None
+        curves = read_curves(self.wish.sensitivity, channels)
+        journal.say(f"sensitivity of {len(curves)} of {len(channels.groups)} groups from {self.wish.sensitivity}")
+        return curves
+
+
+def _check_wish(goal: Goal, channels: Channels, overhead: float) -> None:
+    """Raise Infeasible when nothing can be cut, or nothing needs to be."""
+    if not channels.atoms and goal.quantity != "weights":
+        raise Infeasible("Nothing can be cut from this model: see `compress inspect` for what is frozen, and why.")
+    if goal.limit is None:
+        return
+    size = budget.cost_of(channels, goal.quantity).total(channels.all_kept()) + overhead
+    if size <= goal.limit:
+        unit = {"macs": " MACs", "params": " parameters", "size": "B"}[goal.quantity]
+        raise Infeasible(f"{goal.text} is met by the model as it is, with {figures.count(round(size))}{unit}: ask for less.")
+
+
+def prune(
+    model: str,
+    *,
+    rate: float | None = None,
+    target: str | None = None,
+    method: str = "magnitude",
+    data: str | None = None,
+    out: str | Path,
+    arch: str | None = None,
+    arch_args: Mapping[str, object] | None = None,
+    settings: Mapping[str, Value] | None = None,
+    residual: Residual = "coupled",
+    heads: Heads = "width",
+    sensitivity: str | Path | None = None,
+    repair: bool = True,
+    recipe: Recipe | None = None,
+    inputs: AnyInputs | None = None,
+    force: bool = False,
+) -> Report:
+    """Prune `model` (a checkpoint, `torchvision:NAME`, ... as on the command line) into the directory `out`.
+
+    One of `rate` (share of MACs to remove) and `target` (such as "params<=5M") says how much. `inputs` is what --input says:
+    the shape of one sample, several shapes, or name -> shape. `sensitivity` is the table of `measure_sensitivity`. Returns the
+    report; raises a CompressError.
+    """
+    if (rate is None) == (target is None):
+        raise UsageError("give either rate or target.")
+    goal = budget.parse_rate(rate) if rate is not None else budget.parse_target(str(target))
+    return Pruning(
+        Source(model, arch, arch_args or {}),
+        Wish(
+            goal,
+            method,
+            settings or {},
+            residual,
+            heads,
+            sensitivity=None if sensitivity is None else Path(sensitivity),
+            repair=repair,
+        ),
+        Images(data),
+        recipe or Recipe(),
+        out=Path(out),
+        inputs=None if inputs is None else Inputs.of(inputs),
+        force=force,
+        command="compressor.prune(...)",
+    ).run()
