@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import json
 import re
+import sys
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any
 
 from compressor.catalogue import Entry, catalogue
 from compressor.report import Accuracy, Report, figures, read_report, schema
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measured import results  # it lies beside this file
 
 DOCS = Path(__file__).parent
 METHODS = DOCS / "methods"  # a page for each, and no others
@@ -31,6 +35,7 @@ def pages() -> dict[Path, str]:
         DOCS / "methods.md": _methods(),
         DOCS / "models.md": _models(),
         DOCS / "report.md": _fields(),
+        DOCS / "results.md": results(),
         EXAMPLES / "README.md": _results(),
     }
     whole = {METHODS / f"{entry.name}.md": _method(entry) for entry in catalogue().values()}

@@ -1,6 +1,6 @@
 """Asymptotic softer filter pruning: SRFP whose rate grows from nothing, fast at first.
 
-Cai, An, Yang, Yan, Xu: "SofteR Filter Pruning: Softer Pruning, Incremental Regularization", ICPR 2020, arXiv 2010.09498,
+Cai, An, Yang, Xu: "Softer Pruning, Incremental Regularization", ICPR 2020, arXiv 2010.09498,
 section 3: SRFP's shrinking with ASFP's rate.
 
     W_{l,j} <- alpha_t W_{l,j} for the floor(N_l P p_t) filters of smallest || W_{l,j} ||_2, after every epoch

@@ -1,6 +1,6 @@
 """Gradually hard filter pruning: of the filters that are pruned softly, more and more are pruned for good.
 
-Cai, An, Yang, Xu: "GHFP: Gradually Hard Filter Pruning", 2020, arXiv 2011.03170, section 3.
+Cai, An, Xu: "GHFP: Gradually Hard Filter Pruning", 2020, arXiv 2011.03170, section 3.
 
     weak: the floor(N_l P p_t) filters of smallest || W_{l,j} ||_2
     hard: the floor(N_l P p_t lambda_t) smallest among those

@@ -1,6 +1,6 @@
 """SofteR filter pruning: weak filters are not zeroed but shrunk, epoch by epoch less gently.
 
-Cai, An, Yang, Yan, Xu: "SofteR Filter Pruning: Softer Pruning, Incremental Regularization", ICPR 2020, arXiv 2010.09498,
+Cai, An, Yang, Xu: "Softer Pruning, Incremental Regularization", ICPR 2020, arXiv 2010.09498,
 section 3.
 
     W_{l,j} <- alpha_t W_{l,j} for the floor(N_l P) filters of smallest || W_{l,j} ||_2, after every epoch

@@ -1,6 +1,6 @@
 """SofteR weight pruning: single weak weights are shrunk, epoch by epoch less gently, until they are zero.
 
-Cai, An, Yang, Yan, Xu: "SofteR Filter Pruning: Softer Pruning, Incremental Regularization", ICPR 2020, arXiv 2010.09498,
+Cai, An, Yang, Xu: "Softer Pruning, Incremental Regularization", ICPR 2020, arXiv 2010.09498,
 section 3; its abstract says that the operator of softer filter pruning transfers to weights.
 
     w <- alpha_t w for the floor(P n_l) weights of smallest |w| of each layer of n_l weights, after every epoch

@@ -1,0 +1,133 @@
+"""The tables of docs/results.md, from the figures that lie beside the programs in examples/benchmarks/."""
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+FIGURES = Path(__file__).parents[1] / "examples/benchmarks"
+Row = dict[str, Any]
+
+
+def results() -> str:
+    """A section for each program whose figures are there."""
+    sections = {
+        "recovery": _recovery,
+        "criteria": _criteria,
+        "peers": _peers,
+        "methods": _methods,
+        "pruning_cost": _cost,
+    }
+    return "\n\n".join(section() for name, section in sections.items() if (FIGURES / f"{name}.json").exists())
+
+
+def _read(name: str) -> Any:
+    return json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _of(values: Iterable[float], scale: float = 100) -> str:
+    """`81.4`, or the mean of several and their standard deviation: `81.4 ± 0.2`."""
+    found = [scale * value for value in values]
+    mean = f"{statistics.fmean(found):.1f}"
+    return mean if len(found) == 1 else f"{mean} ± {statistics.stdev(found):.1f}"
+
+
+def _recovery() -> str:
+    figures = _read("recovery")
+    ways = ("absorbed", "recalibrated", "refitted", "refitted+recalibrated")
+    rows = []
+    for row in figures["results"]:
+        found = row["repaired"]
+        cells = [_of(found[way]["top1"], scale=1) if way in found else "" for way in ways]
+        seconds = f"{statistics.median(found['refitted']['seconds']):.0f}"
+        left = f"{100 * row['macs_left']:.1f} %"
+        rows.append([row["model"], row["cut"], left, f"{row['dense']:.1f}", f"{row['as_cut']:.1f}", *cells, seconds])
+    header = ["network", "cut", "MACs left", "original", "cut", *ways, "seconds of refitting"]
+    tested, unlabelled, draws = figures["test_images"], figures["unlabelled_images"], len(figures["seeds"])
+    return f"""## Repair without training
+
+Top-1 in per cent of {tested:,} test images of CIFAR-10 stored as JPEG files; {unlabelled} training images, no labels; mean
+and standard deviation over {draws} draws of these. No weight was trained. `coupled` and `scatter` are `magnitude` at half of
+the MACs; `halved` takes half of the inner channels of each block. Times are of one thread of a busy machine.
+
+{_table(header, rows)}
+
+Refitting comes with statistics of its own, and measuring them anew takes some of its gain back: a run tries both. Absorbing,
+which looks at no image, is no help here: it is in the library (`compressor.repair.absorb`), and no run uses it."""
+
+
+def _criteria() -> str:
+    figures = _read("criteria")
+    rows = sorted(figures["results"], key=lambda row: -float(row["top1"]))
+    table = [[f"`{row['criterion']}`", row["scale"], _of(run["top1"] for run in row["runs"])] for row in rows]
+    recalibration, held_out = figures["recalibration_images"], figures["held_out_images"]
+    before = f"{100 * figures['original_top1']:.1f}"
+    return f"""## Which channels go
+
+One cut of a ResNet-20 to half its MACs by each criterion, then statistics of {recalibration:,} training images; no repair, no
+training. Top-1 in per cent of {held_out:,} held-out images, which the checkpoint was trained on ({before} before the cut): for
+comparing criteria only. Those that look at images did so with three draws of them.
+
+{_table(["criterion", "scaled by group", "held-out top-1"], table)}"""
+
+
+def _peers() -> str:
+    rows: list[Row] = _read("peers")["rows"]
+    places = list(dict.fromkeys((row["network"], row["rate"], row["side"]) for row in rows))
+    names = ("macs_gone", "cut", "recalibrated", "repaired", "fine_tuned", "fine_tuned_with_teacher")
+    table = []
+    for network, rate, side in places:
+        own = [row for row in rows if (row["network"], row["rate"], row["side"]) == (network, rate, side)]
+        cells = [_of(row[name] for row in own) if name in own[0] else "" for name in names]
+        table.append([network, f"{100 * rate:.0f} %", side, str(len(own)), *cells])
+    header = ["network", "asked", "side", "seeds", "MACs gone, %", "cut", "recalibrated", "repaired"]
+    header += ["fine-tuned", "fine-tuned with teacher"]
+    tested, few, images, epochs = (rows[0][name] for name in ("test", "few", "images", "epochs"))
+    dense = {row["network"]: row["dense"] for row in rows if "dense" in row}
+    told = " and ".join(f"{network} {100 * top1:.1f}" for network, top1 in dense.items())
+    return f"""## Beside Torch-Pruning
+
+Top-1 in per cent of {tested:,} test images, mean and standard deviation over seeds. A seed draws the {few} images that
+statistics, Taylor scores and the repair look at, and the {images:,} images of {epochs} epochs of fine-tuning. The originals
+have {told}. Torch-Pruning is 1.6.1; in ResNet-20 it cuts the inner channels of blocks alone, since the padded shortcuts stop
+it elsewhere.
+
+{_table(header, table)}"""
+
+
+def _methods() -> str:
+    rows: list[Row] = _read("methods")
+    table = []
+    for row in rows:
+        gap = 100 * (row["before"][-1] - row["after"][-1])
+        shares = [f"{100 * row[name]:.1f}" for name in ("macs_gone", "top1", "recalibrated")]
+        table.append([f"`{row['method']}`", row["residual"], *shares, f"{gap:.1f}", f"{row['median_epoch_seconds']:.0f}"])
+    header = ["method", "residual", "MACs gone, %", "top-1", "recalibrated", "before - after, points", "seconds an epoch"]
+    checkpoint, epochs, images, seed, lr = (rows[0][name] for name in ("checkpoint", "epochs", "images", "seed", "lr"))
+    return f"""## The papers that prune while they train
+
+{checkpoint}, 40 % of the filters, {epochs} epochs of {images:,} training images, seed {seed}, the papers' recipe (learning rate
+{lr}, divided by five at 30, 60 and 80 % of training); top-1 in per cent of 10,000 test images after the last epoch. `dense` is
+the whole network trained alike. "Before - after" is what weakening the filters at the end of the last epoch cost on held-out
+images. One seed, and far fewer steps than the papers took: differences of a point say nothing.
+
+{_table(header, table)}"""
+
+
+def _cost() -> str:
+    figures = _read("pruning_cost")
+    images, epochs = figures["images"], figures["epochs"]
+    masks, shrinking = figures["pgmpf"]["ratio"], figures["ghfp"]["ratio"]
+    return f"""## What pruning while training costs
+
+A ResNet-20 on one CPU thread, {images:,} images an epoch, medians of interleaved rounds.
+
+- An epoch of PGMPF, whose masks damp gradients in every step: {masks:.2f} times a plain epoch.
+- A training with GHFP at half of the MACs, {epochs} epochs, in which hard filters leave the network as it goes:
+  {shrinking:.2f} times the one in which they leave at the end."""
