@@ -1,12 +1,14 @@
-"""What a cut costs is made up for without training, as far as that goes: statistics first, then the layers behind the cut.
+"""What a cut costs is made up for without training, as far as that goes.
 
-Each step is measured on the test images; whether a repair is kept is up to the held-out images.
+A network that was cut carries the statistics of another one: they are measured anew, and what read the cut channels is
+refitted. One that was trained until its weak channels were zero has statistics of its own, and needs new ones only where
+constants went with the channels. Held-out images decide; what is kept is measured on the test images.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -23,49 +25,65 @@ from compressor.train import HELD_OUT_BATCH, frozen, top1
 RECALIBRATION_IMAGES = 2048
 REPAIR_IMAGES, REPAIR_PIXELS = 512, 64 * 224 * 224  # so many training images, fewer where they are large
 
-Some = Callable[[int], Batches]
+
+def recover(method: FilterPruning, stages: Stages, journal: Journal, seed: int, *, trained: bool, repair: bool) -> None:
+    """Measure the network that `method` has cut, before it was `trained` or after, and make it better where that works."""
+    stages.add("cut", method.model)
+    if stages.data is not None:
+        recovery = _Recovery(method, stages.data, stages, journal, seed)
+        recovery.after_training() if trained else recovery.after_cutting(repair)
 
 
-def recover(method: FilterPruning, stages: Stages, journal: Journal, seed: int, repair: bool) -> None:
-    """Measure the network that `method` has cut; then with statistics of its own, and repaired if that is better."""
-    small, data = method.model, stages.data
-    stages.add("cut", small)
-    if data is None:
-        return
+class _Recovery:
+    def __init__(self, method: FilterPruning, data: Data, stages: Stages, journal: Journal, seed: int) -> None:
+        self.method, self.data, self.stages, self.journal, self.seed = method, data, stages, journal, seed
+        self.small, self.device = method.model, stages.device
 
-    def some(images: int) -> Batches:
-        """Training images as they are."""
-        return data.batches("train", batch_size=128, device=stages.device, seed=seed, augment=False, limit=images)
+    def after_training(self) -> None:
+        anew = copy.deepcopy(self.small)
+        if images := recalibrate(anew, self.some(RECALIBRATION_IMAGES)):
+            self.keep_if_better("recalibrated", [anew], _statistics_of(images))
 
-    repaired: list[nn.Module] = []
-    if repair:
+    def after_cutting(self, repair: bool) -> None:
+        repaired = self.repaired() if repair and self.data.counts["held_out"] else []
+        if images := recalibrate(self.small, self.some(RECALIBRATION_IMAGES)):
+            self.stages.add("recalibrated", self.small, note=_statistics_of(images))
+        if repaired:
+            self.keep_if_better("repaired", repaired, "what reads cut channels refitted")
+
+    def repaired(self) -> list[nn.Module]:
+        """The small network refitted: with the statistics that come of that, and with new ones. None where nothing could be."""
+        assert self.method.removed is not None, "it has cut"
+        job, cut = self.method.job, self.method.removed.cut
+        fitted = copy.deepcopy(self.small)
+        images = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // (self.data.shape[1] * self.data.shape[2])))
         try:
-            repaired = _repaired(method, data, some)
+            done = refit(frozen(job.model, self.device), fitted, cut, self.some(images), job.inputs)
         except (RuntimeError, ValueError) as error:  # a network may do what nobody thought of; the run need not end for that
-            journal.say(f"repair was left away: {first_line(error)}")
-    if images := recalibrate(small, some(RECALIBRATION_IMAGES)):
-        stages.add("recalibrated", small, note=f"batch-norm statistics of {images} training images")
-    held_out = data.batches("held_out", batch_size=HELD_OUT_BATCH, device=stages.device)
-    if not repaired or not len(held_out):
-        return
-    before, *after = (top1(model, held_out) or 0.0 for model in (small, *repaired))
-    told = f"{figures.percent(before)} -> {figures.percent(max(after))} of {data.counts['held_out']:,} held-out images"
-    if max(after) <= before:
-        journal.say(f"repair does not help, and is left away: {told}")
-        return
-    small.load_state_dict(repaired[after.index(max(after))].state_dict())
-    stages.add("repaired", small, note=told)
+            self.journal.say(f"repaired: left away ({first_line(error)})")
+            return []
+        if not done.layers:
+            return []
+        anew = copy.deepcopy(fitted)
+        return [fitted, anew] if recalibrate(anew, self.some(RECALIBRATION_IMAGES)) else [fitted]
+
+    def keep_if_better(self, name: str, others: Sequence[nn.Module], note: str) -> None:
+        """Go on with the best of `others`, unless the network as it is does better on held-out images."""
+        held_out = self.data.batches("held_out", batch_size=HELD_OUT_BATCH, device=self.device)
+        before, *after = (top1(model, held_out) or 0.0 for model in (self.small, *others))
+        best = after.index(max(after))
+        count = self.data.counts["held_out"]
+        told = f"{note}; {figures.percent(before)} -> {figures.percent(after[best])} of {count:,} held-out images"
+        if after[best] < before:
+            self.journal.say(f"{name}: left away, for it does not help ({told})")
+            return
+        self.small.load_state_dict(others[best].state_dict())
+        self.stages.add(name, self.small, note=told)
+
+    def some(self, images: int) -> Batches:
+        """So many training images as they are."""
+        return self.data.batches("train", batch_size=128, device=self.device, seed=self.seed, augment=False, limit=images)
 
 
-def _repaired(method: FilterPruning, data: Data, some: Some) -> list[nn.Module]:
-    """The cut network with what reads cut channels refitted: with the statistics that come of that, and with new ones.
-
-    None when no layer could be refitted.
-    """
-    assert method.removed is not None, "it has cut"
-    original, fitted = frozen(method.job.model, method.weak.device), copy.deepcopy(method.model)
-    images = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // (data.shape[1] * data.shape[2])))
-    if not refit(original, fitted, method.removed.cut, some(images), method.job.inputs).layers:
-        return []
-    anew = copy.deepcopy(fitted)
-    return [fitted, anew] if recalibrate(anew, some(RECALIBRATION_IMAGES)) else [fitted]
+def _statistics_of(images: int) -> str:
+    return f"batch-norm statistics of {images} training images"

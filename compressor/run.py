@@ -159,13 +159,13 @@ class Run(ABC):
         cuts = method if isinstance(method, FilterPruning) else None
         cut_first = cuts is not None and cuts.removed is not None
         if cuts is not None and cut_first:
-            recover(cuts, stages, journal, self.recipe.seed, self.repair)
+            recover(cuts, stages, journal, self.recipe.seed, trained=False, repair=self.repair)
         history = self._train(method, stages, place, journal)
         if history:
             stages.add("fine-tuned" if cut_first else "trained", method.model)
         small = method.finish()
-        if cuts is not None and not cut_first:  # what it was trained to be is not what the original was
-            recover(cuts, stages, journal, self.recipe.seed, repair=False)
+        if cuts is not None and not cut_first:
+            recover(cuts, stages, journal, self.recipe.seed, trained=True, repair=False)
         return small.cpu().float().eval().to(memory_format=torch.contiguous_format), history
 
     def _train(self, method: Method, stages: Stages, place: RunDirectory, journal: Journal) -> list[Epoch]:
