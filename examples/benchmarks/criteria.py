@@ -49,7 +49,7 @@ SCALES = {
     "layer": budget.uniform,
 }
 METHODS = [  # name, settings
-    ("magnitude", {}),
+    ("magnitude", {"largest": True}),
     ("lamp", {}),
     ("slimming", {}),
     ("fpgm", {}),

@@ -31,9 +31,11 @@ def test_the_norm_runs_over_all_weights_that_make_or_read_a_channel() -> None:
     assert norms(task.model, task.channels, roles=("out", "in")).tolist() == [5, 5, 1]
 
 
-def test_scores_are_scaled_by_the_largest_of_the_group() -> None:
+def test_scores_are_scaled_by_their_root_mean_square_or_by_the_largest_of_the_group() -> None:
+    """The norms are 5, 5 and 1; their mean square is 17."""
     task = job("filters=40%", two_layers(), (2, 4, 4))
-    assert Magnitude(task).scores(task.channels).tolist() == [1, 1, 0.2]
+    assert Magnitude(task).scores(task.channels) == pytest.approx(np.array([5, 5, 1]) / 17**0.5)
+    assert Magnitude(task, largest=True).scores(task.channels).tolist() == [1, 1, 0.2]
 
 
 def test_the_weakest_channel_goes() -> None:
@@ -44,7 +46,7 @@ def test_the_weakest_channel_goes() -> None:
 
 
 def test_groups_are_ranked_together_whatever_their_scale() -> None:
-    """Every channel of the second group is larger than any of the first; relative to their own largest, they are weaker."""
+    """Every channel of the second group is larger than any of the first; beside their own, all but one are weak."""
     model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 1, 1, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([0.9, 1.0, 0.8, 0.85]).view(4, 1, 1, 1))
@@ -52,7 +54,7 @@ def test_groups_are_ranked_together_whatever_their_scale() -> None:
         model[2].weight.zero_()
     task = job("macs=40%", model, (1, 4, 4), round_to=1)
     scores = task.channels.split(Magnitude(task).scores(task.channels))
-    assert scores["1"].tolist() == pytest.approx([0.01, 1, 0.02, 0.03])
+    assert scores["1"].tolist() == pytest.approx([0.02, 2, 0.04, 0.06], rel=0.01)
     assert scores["0"].min() > 0.9  # what reads them is alike for all four
     method = Magnitude(task)
     method.prepare()
