@@ -62,7 +62,7 @@ def halved(model: nn.Module) -> Verified:
 
 def magnitude(model: nn.Module, residual: str) -> Verified:
     channels = analyse(model, SHAPE, residual)
-    method = Magnitude(Job(model, SHAPE, channels, budget.parse_rate(0.5), Classify()))
+    method = Magnitude(Job(model, SHAPE, channels, budget.parse_rate(0.5), Classify()), largest=True)
     method.remove()
     return method.removed
 
