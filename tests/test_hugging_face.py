@@ -69,7 +69,7 @@ def test_a_network_is_trained_and_measured_on_images(here: Path) -> None:
     assert result.exit_code == 0, result.output
     report = read_report(here / "half")
     assert [stage.accuracy is not None for stage in report.stages] == [True] * len(report.stages)
-    assert report.epochs[0].losses.keys() == {"cross_entropy"}
+    assert report.epochs[0].losses.keys() == {"cross_entropy", "teacher"}
 
 
 @pytest.mark.slow

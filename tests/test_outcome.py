@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from small import make_net
+from torch import nn
 
 from compressor import budget, measure, outcome
 from compressor.channels import Channels, Mask, analyse, remove
@@ -59,7 +60,7 @@ def test_what_was_asked_stands_beside_what_was_reached(
     channels: Channels, wish: str, round_to: int | None, reached: float, note: str
 ) -> None:
     goal, mask = budget.parse_target(wish), kept(channels, 0.25)
-    target = outcome.target(goal, channels, mask, profile_of(1000, 100), profile_of(500, 40), round_to)
+    target = outcome.target(goal, channels, mask, nn.Linear(1, 1), profile_of(1000, 100), profile_of(500, 40), round_to)
     assert target.reached == pytest.approx(reached)
     assert (target.quantity, target.text, target.note) == (goal.quantity, wish, note)
     assert (target.macs_at_asked is not None) == (goal.quantity == "filters")
@@ -68,7 +69,13 @@ def test_what_was_asked_stands_beside_what_was_reached(
 def test_groups_that_had_to_stay_are_the_reason(channels: Channels) -> None:
     held = channels.without({"conv1": "because"})
     target = outcome.target(
-        budget.parse_rate(0.9), held, held.all_kept(), profile_of(1000, 100), profile_of(500, 40), round_to=None
+        budget.parse_rate(0.9),
+        held,
+        held.all_kept(),
+        nn.Linear(1, 1),
+        profile_of(1000, 100),
+        profile_of(500, 40),
+        round_to=None,
     )
     assert (target.asked, target.note) == (0.9, "1 group had to stay whole")
 

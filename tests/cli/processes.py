@@ -1,21 +1,16 @@
-"""`compress` as a process of its own. The processes are forked from one that has torch imported and has exported a network
-once, which takes ten seconds; after that each begins at once."""
+"""`compress` as a process of its own. It is spawned, not forked: threads of torch do not always survive a fork."""
 
 import multiprocessing
 import os
 import sys
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from unittest.mock import patch
 
 
-def start(folder: Path, *arguments: str) -> ForkServerProcess:
+def start(folder: Path, *arguments: str) -> SpawnProcess:
     """Begin `compress ARGUMENTS` in `folder`; what it prints goes to `stdout` and `stderr` there."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["warm"])
-    process = context.Process(target=_compress, args=(folder, arguments))
-    with patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):  # where `warm` is
-        process.start()
+    process = multiprocessing.get_context("spawn").Process(target=_compress, args=(folder, arguments))
+    process.start()
     return process
 
 
