@@ -111,7 +111,7 @@ def wait_for_epochs(process: SpawnProcess, log: Path, count: int) -> None:
 
 
 def stop(process: SpawnProcess, number: int) -> None:
-    """Send the signal until the process ends: Python drops one that arrives while it throws something away."""
+    """Send the signal until the process ends: once in a while one is lost."""
     assert process.pid is not None
     while process.is_alive():
         os.kill(process.pid, number)
