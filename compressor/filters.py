@@ -22,7 +22,7 @@ from compressor.channels.sizes import Ids
 from compressor.channels.surgery import Cut, apply, plan
 from compressor.errors import Infeasible, UsageError
 from compressor.importance import gather
-from compressor.method import Batch, Job, Method, Selection
+from compressor.method import Batch, Job, Method, Progress, Selection
 
 WORTHWHILE = 0.1  # of the MACs must be saved before a network that trains is made smaller
 
@@ -57,6 +57,7 @@ class FilterPruning(Method):
             self.register_buffer(name, torch.zeros(job.channels.atoms, dtype=torch.bool))
         self._wide: tuple[nn.Module, Cut] | None = None  # a tuple, for a module would be trained and saved, too
         self._sites: list[Site] | None = None
+        self.holds = False
 
     # What papers override ---------------------------------------------------------------------------------------------
 
@@ -68,6 +69,15 @@ class FilterPruning(Method):
         if self.removed is None:
             self.remove()
         return self.model
+
+    # Hard channels ----------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self, progress: Progress) -> None:
+        self.holds = bool((self.hard & ~self.gone).any())  # asked once: an answer a step would stall a GPU
+
+    def end_step(self, batch: Batch) -> None:
+        if self.holds:
+            self.hold()
 
     # Verbs ------------------------------------------------------------------------------------------------------------
 
@@ -116,7 +126,7 @@ class FilterPruning(Method):
         if small.channels is not self.channels:  # some group cannot go; `remove` will say so in the end
             return None
         before = self._wide[1].kept if self._wide is not None else {}
-        self._narrow(self.hard)
+        self._narrow(small.model, small.cut, self.hard)
         return {
             f"model.{name}": {dim: _places_among(before.get(name, {}).get(dim), kept) for dim, kept in dims.items()}
             for name, dims in small.cut.kept.items()
@@ -144,7 +154,8 @@ class FilterPruning(Method):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         gone = state_dict["gone"].to(self.weak.device)
         if gone.any():
-            self._narrow(gone)
+            cut = plan(self.wide(), self.channels, ~gone.cpu().numpy())
+            self._narrow(apply(self.wide(), cut), cut, gone)
         return super().load_state_dict(state_dict, strict, assign)
 
     def _saves(self) -> bool:
@@ -152,11 +163,10 @@ class FilterPruning(Method):
         now, then = (self.channels.macs.total(~atoms.cpu().numpy()) for atoms in (self.gone, self.hard))
         return then <= (1 - WORTHWHILE) * now
 
-    def _narrow(self, gone: Tensor) -> None:
-        """Go on with a model that lacks the atoms `gone`, which are zero."""
+    def _narrow(self, small: nn.Module, cut: Cut, gone: Tensor) -> None:
+        """Go on with `small`, what `cut` leaves of the wide model: it lacks the atoms `gone`, which are zero."""
         wide = self.wide()
-        cut = plan(wide, self.channels, ~gone.cpu().numpy())
-        self._set_model(apply(wide, cut))
+        self._set_model(small)
         self._wide = wide, cut
         self.gone.copy_(gone)
 

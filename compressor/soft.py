@@ -36,7 +36,7 @@ import torch
 
 from compressor import budget
 from compressor.filters import FilterPruning, weakest
-from compressor.method import Batch, Job, Progress
+from compressor.method import Job, Progress
 
 NOTHING = 1e-4  # a softness below this counts as 0
 
@@ -99,16 +99,9 @@ class SoftPruning(FilterPruning):
 
     # The loop ---------------------------------------------------------------------------------------------------------
 
-    def begin_epoch(self, progress: Progress) -> None:
-        self.holds = bool((self.hard & ~self.gone).any())  # asked once: an answer a step would stall a GPU
-
     def edit_gradients(self) -> None:
         if self.holds:
             self.scale_gradients((~self.hard).float(), self.mask_norms)
-
-    def end_step(self, batch: Batch) -> None:
-        if self.holds:
-            self.hold()
 
     def end_epoch(self, progress: Progress) -> None:
         self.weaken(self.rate(progress), self.softness(progress), self.hardness(progress))

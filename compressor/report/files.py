@@ -1,5 +1,6 @@
 """The report's three files in a run's directory, those of several runs side by side, and reading a run's report back."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from compressor.errors import UsageError
@@ -21,8 +22,7 @@ def write_reports(report: Report, directory: Path) -> None:
         "report.md": to_markdown(report),
         "report.html": to_html(report),
     }
-    for name, text in texts.items():
-        _write(directory / name, text)
+    _write_all(texts, directory)
 
 
 def write_comparison(compared: Comparison, directory: Path) -> None:
@@ -40,6 +40,11 @@ def write_comparison(compared: Comparison, directory: Path) -> None:
     }
     if plot := accuracy_by_macs(compared):
         texts["comparison.svg"] = as_file(plot)
+    _write_all(texts, directory)
+
+
+def _write_all(texts: Mapping[str, str], directory: Path) -> None:
+    """Each text into the file of its name."""
     for name, text in texts.items():
         _write(directory / name, text)
 

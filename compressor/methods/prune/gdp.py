@@ -73,8 +73,8 @@ class GDP(FilterPruning):
     # The loop ---------------------------------------------------------------------------------------------------------
 
     def begin_epoch(self, progress: Progress) -> None:
+        super().begin_epoch(progress)
         self.steps, self.frozen = 0, bool(self.hard.any())
-        self.holds = bool((self.hard & ~self.gone).any())
         if not self.frozen:
             self.choose()
 
@@ -85,8 +85,7 @@ class GDP(FilterPruning):
                     weight.grad.masked_fill_(hidden, 0)
 
     def end_step(self, batch: Batch) -> None:
-        if self.holds:
-            self.hold()
+        super().end_step(batch)
         if self.frozen:
             return
         self.hide(learned=self.straight_through)
