@@ -45,17 +45,17 @@ class _Recovery:
             self.keep_if_better("recalibrated", [anew], _statistics_of(images))
 
     def after_cutting(self, repair: bool) -> None:
-        repaired = self.repaired() if repair and self.data.counts["held_out"] else []
+        bare = copy.deepcopy(self.small)
         if images := recalibrate(self.small, self.some(RECALIBRATION_IMAGES)):
             self.stages.add("recalibrated", self.small, note=_statistics_of(images))
+        repaired = self.repaired(bare) if repair and self.data.counts["held_out"] else []
         if repaired:
             self.keep_if_better("repaired", repaired, "what reads cut channels refitted")
 
-    def repaired(self) -> list[nn.Module]:
-        """The small network refitted: with the statistics that come of that, and with new ones. None where nothing could be."""
+    def repaired(self, fitted: nn.Module) -> list[nn.Module]:
+        """The network as it was cut, refitted: with the statistics that come of that, and with new ones; or none."""
         assert self.method.removed is not None, "it has cut"
         job, cut = self.method.job, self.method.removed.cut
-        fitted = copy.deepcopy(self.small)
         images = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // (self.data.shape[1] * self.data.shape[2])))
         try:
             done = refit(frozen(job.model, self.device), fitted, cut, self.some(images), job.inputs)
