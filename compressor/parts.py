@@ -1,0 +1,145 @@
+"""What a layer may be replaced by: a chain of plain layers of torch, and a few parts that torch does not have.
+
+A chain stands where the layer stood, under its name. It is described in plain JSON, part by part, so that a network with chains
+can be built again (`make`) without a pickle: weights lie in the network's own state dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Part = dict[str, Any]  # {"type": "Conv2d", ...}: what the constructor of that type is called with
+Chains = Mapping[str, Sequence[Part]]  # module -> the chain that takes its place
+Pair = tuple[int, int]
+
+
+class Take(nn.Module):
+    """The places `index` along `dim`, in that order: [..., n, ...] -> [..., len(index), ...]. One may come several times."""
+
+    index: Tensor
+
+    def __init__(self, dim: int, index: Sequence[int]) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("index", torch.tensor(index), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(self.dim, self.index)
+
+    def arguments(self) -> Part:
+        return {"dim": self.dim, "index": self.index.tolist()}
+
+
+class Patches(nn.Module):
+    """What a convolution reads at some of its output places: [n, c, height, width] -> [n, places, kernel * kernel * c].
+
+    `places` are numbers of places of the output, line by line. A patch is laid out as (row, column, channel), so that one index
+    copies all channels at once.
+    """
+
+    index: Tensor  # [places * kernel * kernel] into the padded plane
+
+    def __init__(self, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, places: Sequence[int]) -> None:
+        super().__init__()
+        self.size, self.kernel, self.stride, self.padding, self.dilation = map(tuple, (size, kernel, stride, padding, dilation))
+        self.places = list(places)
+        width = size[1] + 2 * padding[1]
+        columns = (width - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1  # of the output
+        here = torch.tensor(self.places)
+        first = here // columns * stride[0] * width + here % columns * stride[1]  # [places] the upper left corner
+        inside = (torch.arange(kernel[0]) * dilation[0] * width)[:, None] + torch.arange(kernel[1]) * dilation[1]
+        self.register_buffer("index", (first[:, None] + inside.flatten()).flatten(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.padding
+        padded = F.pad(x, (columns, columns, rows, rows)).permute(0, 2, 3, 1).flatten(1, 2)  # [n, plane, c]
+        read = padded.index_select(1, self.index)
+        return read.reshape(len(x), len(self.places), -1)
+
+    def arguments(self) -> Part:
+        shapes = {name: list(getattr(self, name)) for name in ("size", "kernel", "stride", "padding", "dilation")}
+        return {**shapes, "places": self.places}
+
+
+class Fill(nn.Module):
+    """A whole plane from some places: [n, places, c] -> [n, c, height, width]; `index` [height * width] says which, where."""
+
+    index: Tensor
+
+    def __init__(self, size: Pair, index: Sequence[int]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+        self.register_buffer("index", torch.tensor(index), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.index).reshape(len(x), *self.size, -1).permute(0, 3, 1, 2)
+
+    def arguments(self) -> Part:
+        return {"size": list(self.size), "index": self.index.tolist()}
+
+
+class Apart(nn.Module):
+    """Several chains that read the same, end to end: [..., n] -> [..., sum of their outputs]."""
+
+    def __init__(self, chains: Sequence[nn.Sequential]) -> None:
+        super().__init__()
+        self.chains = nn.ModuleList(chains)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([chain(x) for chain in self.chains], -1)
+
+    def arguments(self) -> Part:
+        return {"chains": [describe(cast(nn.Sequential, chain)) for chain in self.chains]}
+
+
+def describe(chain: nn.Sequential) -> list[Part]:
+    """The parts of a chain, as `make` takes them. Numbers and lists alone."""
+    return [{"type": type(part).__name__, **_arguments(part)} for part in chain]
+
+
+def _arguments(part: nn.Module) -> Part:
+    if isinstance(part, nn.Linear):
+        return {"in_features": part.in_features, "out_features": part.out_features, "bias": part.bias is not None}
+    if isinstance(part, nn.Conv2d):
+        pairs = {name: list(getattr(part, name)) for name in ("kernel_size", "stride", "padding", "dilation")}
+        sizes = {"in_channels": part.in_channels, "out_channels": part.out_channels, "groups": part.groups}
+        return {**sizes, **pairs, "bias": part.bias is not None}
+    if isinstance(part, nn.ZeroPad2d):
+        return {"padding": list(part.padding)}
+    if isinstance(part, nn.Upsample):
+        assert isinstance(part.size, tuple) and part.mode == "nearest"
+        return {"size": list(part.size)}
+    assert isinstance(part, Take | Patches | Fill | Apart), f"{type(part).__name__} is no part of a chain"
+    return part.arguments()
+
+
+def make(parts: Sequence[Part]) -> nn.Sequential:
+    """The chain that `describe` described; its weights are as new. Raises TypeError, ValueError or KeyError when it is none."""
+    return nn.Sequential(*(_part(dict(part)) for part in parts))
+
+
+def _part(arguments: Part) -> nn.Module:
+    kind = arguments.pop("type")
+    if kind == "Apart":
+        return Apart([make(chain) for chain in arguments["chains"]])
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no part of a chain; known are {', '.join((*KINDS, 'Apart'))}")
+    lists = {"index", "places"}  # all other lists are pairs
+    return KINDS[kind](**{n: tuple(v) if isinstance(v, list) and n not in lists else v for n, v in arguments.items()})
+
+
+KINDS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind for kind in (nn.Linear, nn.Conv2d, nn.ZeroPad2d, nn.Upsample, Take, Patches, Fill)
+}
+
+
+def replaced(model: nn.Module, chains: Mapping[str, nn.Module]) -> nn.Module:
+    """`model` itself, with each chain in place of the module whose name it bears."""
+    for name, chain in chains.items():
+        model.set_submodule(name, chain.train(model.get_submodule(name).training))
+    return model
