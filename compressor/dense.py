@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from compressor.budget import Goal
-from compressor.channels import Channels, Verified
 from compressor.config import Setting
 from compressor.errors import UsageError
 from compressor.journal import Journal
@@ -37,11 +36,11 @@ class FineTuning(Run):
     def wishes(self) -> dict[str, Setting]:
         return {"method": NAME}
 
-    def _prepared(self, opened: Opened, channels: Channels, onnx: Path, journal: Journal, device: torch.device) -> Method:
+    def _prepared(self, opened: Opened, onnx: Path, journal: Journal, device: torch.device) -> Method:
         """A method that changes nothing."""
         model, nothing = opened.loaded.model, Goal("macs", NAME, share=0.0)
         seed_all(self.recipe.seed)
-        return Method(Job(model, opened.inputs, channels, nothing, classify(self.recipe, model, device))).to(device)
+        return Method(Job(model, opened.inputs, None, nothing, classify(self.recipe, model, device))).to(device)
 
-    def _target(self, removed: Verified, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
+    def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
         return Target("macs", 0.0, 0.0, NAME)

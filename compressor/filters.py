@@ -22,7 +22,7 @@ from compressor.channels.sizes import Ids
 from compressor.channels.surgery import Cut, apply, plan
 from compressor.errors import Infeasible, UsageError
 from compressor.importance import gather
-from compressor.method import Batch, Job, Method, Progress, Selection
+from compressor.method import Batch, Job, Made, Method, Progress, Selection
 
 WORTHWHILE = 0.1  # of the MACs must be saved before a network that trains is made smaller
 
@@ -51,10 +51,11 @@ class FilterPruning(Method):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
+        assert job.channels is not None, "a method of pruning is told what can be cut"
         self.channels = job.channels
         self.removed: Verified | None = None
         for name in ("weak", "hard", "gone"):
-            self.register_buffer(name, torch.zeros(job.channels.atoms, dtype=torch.bool))
+            self.register_buffer(name, torch.zeros(self.channels.atoms, dtype=torch.bool))
         self._wide: tuple[nn.Module, Cut] | None = None  # a tuple, for a module would be trained and saved, too
         self._sites: list[Site] | None = None
         self.holds = False
@@ -69,6 +70,24 @@ class FilterPruning(Method):
         if self.removed is None:
             self.remove()
         return self.model
+
+    def made(self) -> Made:
+        if self.removed is None:
+            return Made()
+        done, channels = self.removed, self.removed.channels
+        groups = {layer: group.name for group in channels.groups for layer in group.layers}
+        frozen = channels.frozen()
+        return Made(
+            done.cut,
+            done.difference,
+            planned={"macs": channels.macs.total(done.mask), "params": channels.params.total(done.mask)},
+            remarks={**{row.name: row.reason for row in frozen}, **groups},
+            frozen=frozen,
+            warnings=[
+                f"operator {operator} has no rule ({count} times): what it touches was left whole"
+                for operator, count in channels.unknown_operators().items()
+            ],
+        )
 
     # Hard channels ----------------------------------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ a type, a literal default and a sentence in the class's docstring; everything th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -32,8 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.budget import Curve, Goal
-from compressor.channels import Channels
+from compressor.channels import Channels, Cut
 from compressor.inputs import AnyInputs
+from compressor.parts import Chains
+from compressor.report.schema import Frozen
 from compressor.task import Classify
 
 Selection = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]  # parameter -> dimension -> places that stay
@@ -78,14 +80,29 @@ class Job:
 
     model: nn.Module  # the original; a method works on a copy
     inputs: AnyInputs  # what it is called with: (channels, height, width) of one image, as a rule
-    channels: Channels  # what can be cut
+    channels: Channels | None  # what can be cut; None: channels stay
     goal: Goal  # what is to be reached
     task: Classify  # the loss
+    keep: tuple[str, ...] = ()  # patterns of layers that stay as they are, for methods that change layers one by one
     round_to: int | None = None  # widths are multiples of this; None: of what suits each group (see budget.units)
     most: float = 0.95  # at most this share of one group's channels goes
     overhead: float = 0.0  # bytes of the ONNX file beside its weights, for a goal of size
     curves: Mapping[str, Curve] | None = None  # what each group costs when it alone is cut, where that was measured
     images: Looks | None = None  # what a method may look at before it trains
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method made of the network: the next step of its plan, and what the report tells of it."""
+
+    step: Cut | Chains = field(default_factory=Cut)
+    difference: float | None = None  # between the small network and the dense one it stands for; None: nothing was changed
+    planned: Mapping[str, float] = field(default_factory=dict)  # "macs" and "params" that the goal was met with
+    remarks: Mapping[str, str] = field(default_factory=dict)  # layer -> what became of it, or why nothing did
+    ranks: Mapping[str, int] = field(default_factory=dict)  # layer -> the rank of what took its place
+    frozen: Sequence[Frozen] = ()
+    warnings: Sequence[str] = ()
+    last: Mapping[str, str] = field(default_factory=dict)  # layer that ends a chain -> the layer whose place the chain took
 
 
 class Method(nn.Module):
@@ -129,3 +146,7 @@ class Method(nn.Module):
     def finish(self) -> nn.Module:
         """The small network. Called once, after training."""
         return self.model
+
+    def made(self) -> Made:
+        """What has become of the network so far."""
+        return Made()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,8 @@ from compressor.budget import Goal
 from compressor.channels import Channels, Mask
 from compressor.errors import VerificationFailed
 from compressor.inputs import AnyInputs
+from compressor.method import Made
+from compressor.parts import Chains
 from compressor.report import Accuracy, Change, Latency, Layer, Profile, Target
 from compressor.report.summary import FASTER
 
@@ -31,43 +33,47 @@ def profile(model: nn.Module, inputs: AnyInputs, onnx: Path, accuracy: Accuracy 
     )
 
 
-def check_cost(compressed: Profile, channels: Channels, mask: Mask) -> None:
-    """The table that the budget was met with must agree with the network that came out. Raises VerificationFailed."""
-    tables = {"MACs": (compressed.macs, channels.macs), "parameters": (compressed.params, channels.params)}
-    for name, (counted, table) in tables.items():
-        planned = table.total(mask)
-        if abs(planned - counted) > max(1.0, 1e-6 * counted):
+def check_cost(compressed: Profile, planned: Mapping[str, float]) -> None:
+    """What the budget was met with must agree with the network that came out. Raises VerificationFailed."""
+    for name, word in (("macs", "MACs"), ("params", "parameters")):
+        counted = getattr(compressed, name)
+        if name in planned and abs(planned[name] - counted) > max(1.0, 1e-6 * counted):
             raise VerificationFailed(
-                f"the small network has {counted} {name}, but {planned:.0f} were planned.\nNothing was written."
+                f"the small network has {counted} {word}, but {planned[name]:.0f} were planned.\nNothing was written."
             )
 
 
 def target(
     goal: Goal,
-    channels: Channels,
-    mask: Mask,
-    small: nn.Module,
     baseline: Profile,
     compressed: Profile,
-    round_to: int | None,
+    why: str,
+    reached: float | None = None,
+    macs_at_asked: float | None = None,
 ) -> Target:
-    """What was asked and reached; the note says why they differ, if they do."""
+    """What was asked and reached; `why` says why they differ, if they do. `reached` is of what a profile does not tell."""
     before = {"macs": baseline.macs, "params": baseline.params, "size": baseline.size_bytes or 0}
     after = {"macs": compressed.macs, "params": compressed.params, "size": compressed.size_bytes or 0}
-    macs_at_asked = None
-    if goal.quantity == "weights":
-        asked, reached = goal.asked(1), measure.sparsity(small)
-    elif goal.quantity == "filters":
-        asked, reached = goal.asked(1), budget.reached(channels, mask, goal)
-        macs_at_asked = budget.macs_at(channels, asked)
-    else:
-        asked, reached = goal.asked(before[goal.quantity]), 1 - after[goal.quantity] / before[goal.quantity]
+    asked = goal.asked(before.get(goal.quantity, 1))
+    if reached is None:
+        reached = 1 - after[goal.quantity] / before[goal.quantity]
     note = ""
     if goal.limit is not None and asked == 0:
         note = "the original already meets it"
     elif abs(reached - asked) > budget.WITHIN and (goal.share is not None or reached < asked):
-        note = _why_not(goal, channels, round_to)
+        note = why
     return Target(goal.quantity, asked, reached, goal.text, note, macs_at_asked)
+
+
+def target_of_cut(
+    goal: Goal, channels: Channels, mask: Mask, baseline: Profile, compressed: Profile, round_to: int | None
+) -> Target:
+    """The same for channels that were cut; `mask` are those that stay."""
+    why = _why_not(goal, channels, round_to)
+    if goal.quantity != "filters":
+        return target(goal, baseline, compressed, why)
+    reached, asked = budget.reached(channels, mask, goal), goal.asked(1)
+    return target(goal, baseline, compressed, why, reached, budget.macs_at(channels, asked))
 
 
 def _why_not(goal: Goal, channels: Channels, round_to: int | None) -> str:
@@ -78,41 +84,56 @@ def _why_not(goal: Goal, channels: Channels, round_to: int | None) -> str:
     return "whole channels only" if round_to == 1 else f"widths are multiples of {round_to or 'up to 8'}"
 
 
-def layers(model: nn.Module, small: nn.Module, channels: Channels, mask: Mask) -> list[Layer]:
-    """Every layer that multiplies, before and after."""
-    whole = channels.all_kept()
-    macs, macs_after = channels.macs.by_layer(whole), channels.macs.by_layer(mask)
-    params, params_after = channels.params.by_layer(whole), channels.params.by_layer(mask)
-    group_of = {layer: group.name for group in channels.groups for layer in group.layers}
-    why = {row.name: row.reason for row in channels.frozen()}
-    after = dict(small.named_modules())
+def layers(model: nn.Module, small: nn.Module, inputs: AnyInputs, made: Made) -> list[Layer]:
+    """Every layer that multiplies, before and after; what took a layer's place counts for that layer."""
+    macs, after = measure.layer_macs(model, inputs), dict(small.named_modules())
+    weights = {name: weight for name, module in model.named_modules() if (weight := _weight(module)) is not None}
+    chained = made.step.parts if isinstance(made.step, Chains) else {}
+    names = [name for name in weights if name in macs or name in chained]
+    params, params_after = (_by_layer(names, {n: p.numel() for n, p in net.named_parameters()}) for net in (model, small))
+    macs, macs_after = (_by_layer(names, counts) for counts in (macs, measure.layer_macs(small, inputs)))
     rows = []
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if name not in macs or not isinstance(weight, Tensor):
-            continue
+    for name in names:
+        factors = [list(p.shape) for p in after[name].parameters() if p.dim() >= 2] if name in chained else []
+        weight = _weight(after[name]) if name not in chained else None
         rows.append(
             Layer(
                 name,
-                type(module).__name__,
-                list(weight.shape),
-                list(after[name].weight.shape),
-                round(macs[name]),
-                round(macs_after[name]),
-                round(params.get(name, 0)),
-                round(params_after.get(name, 0)),
-                group_of.get(name) or why.get(name, ""),
+                type(model.get_submodule(name)).__name__,
+                list(weights[name].shape),
+                list((weights[name] if weight is None else weight).shape),
+                macs[name],
+                macs_after[name],
+                params[name],
+                params_after[name],
+                made.remarks.get(name, ""),
+                factors=factors,
+                rank=made.ranks.get(name),
             )
         )
     return rows
 
 
-def warnings(channels: Channels, target: Target, change: Change) -> list[str]:
+def _weight(module: nn.Module) -> Tensor | None:
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, Tensor) else None
+
+
+def _by_layer(layers: Sequence[str], counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts of modules or parameters added up by the innermost of `layers` that they belong to."""
+    table = dict.fromkeys(layers, 0)
+    for name, count in counts.items():
+        owner = name
+        while owner and owner not in table:
+            owner = owner.rpartition(".")[0]
+        if owner in table:
+            table[owner] += count
+    return table
+
+
+def warnings(made: Made, target: Target, change: Change) -> list[str]:
     """What a reader must not overlook."""
-    found = [
-        f"operator {operator} has no rule ({count} times): what it touches was left whole"
-        for operator, count in channels.unknown_operators().items()
-    ]
+    found = list(made.warnings)
     if target.quantity == "weights":
         found.append("single weights are zero: without a runtime for sparse weights the network is as slow and large as before")
     if target.note:

@@ -7,15 +7,23 @@ can be built again (`make`) without a pickle: weights lie in the network's own s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Part = dict[str, Any]  # {"type": "Conv2d", ...}: what the constructor of that type is called with
-Chains = Mapping[str, Sequence[Part]]  # module -> the chain that takes its place
 Pair = tuple[int, int]
+LARGEST = 1 << 26  # numbers in an index
+
+
+@dataclass(frozen=True)
+class Chains:
+    """A step of a plan: module -> the parts of what takes its place."""
+
+    parts: Mapping[str, Sequence[Part]]
 
 
 class Take(nn.Module):
@@ -48,6 +56,8 @@ class Patches(nn.Module):
         super().__init__()
         self.size, self.kernel, self.stride, self.padding, self.dilation = map(tuple, (size, kernel, stride, padding, dilation))
         self.places = list(places)
+        if kernel[0] * kernel[1] * len(self.places) > LARGEST:
+            raise ValueError(f"a kernel of {kernel[0]} x {kernel[1]} at {len(self.places)} places is larger than any plane")
         width = size[1] + 2 * padding[1]
         columns = (width - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1  # of the output
         here = torch.tensor(self.places)
@@ -86,7 +96,7 @@ class Fill(nn.Module):
 class Apart(nn.Module):
     """Several chains that read the same, end to end: [..., n] -> [..., sum of their outputs]."""
 
-    def __init__(self, chains: Sequence[nn.Sequential]) -> None:
+    def __init__(self, chains: Sequence[nn.Module]) -> None:
         super().__init__()
         self.chains = nn.ModuleList(chains)
 
@@ -94,12 +104,13 @@ class Apart(nn.Module):
         return torch.cat([chain(x) for chain in self.chains], -1)
 
     def arguments(self) -> Part:
-        return {"chains": [describe(cast(nn.Sequential, chain)) for chain in self.chains]}
+        return {"chains": [describe(chain) for chain in self.chains]}
 
 
-def describe(chain: nn.Sequential) -> list[Part]:
+def describe(chain: nn.Module) -> list[Part]:
     """The parts of a chain, as `make` takes them. Numbers and lists alone."""
-    return [{"type": type(part).__name__, **_arguments(part)} for part in chain]
+    parts = list(chain) if isinstance(chain, nn.Sequential) else [chain]
+    return [{"type": type(part).__name__, **_arguments(part)} for part in parts]
 
 
 def _arguments(part: nn.Module) -> Part:
@@ -118,9 +129,13 @@ def _arguments(part: nn.Module) -> Part:
     return part.arguments()
 
 
-def make(parts: Sequence[Part]) -> nn.Sequential:
-    """The chain that `describe` described; its weights are as new. Raises TypeError, ValueError or KeyError when it is none."""
-    return nn.Sequential(*(_part(dict(part)) for part in parts))
+def make(parts: Sequence[Part]) -> nn.Module:
+    """What `describe` described, with new weights: a chain, or a part that stands alone.
+
+    Raises TypeError, ValueError, KeyError or RuntimeError when nothing can be made of it.
+    """
+    chain = [_part(dict(part)) for part in parts]
+    return chain[0] if len(chain) == 1 else nn.Sequential(*chain)
 
 
 def _part(arguments: Part) -> nn.Module:

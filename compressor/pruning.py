@@ -13,9 +13,10 @@ from torch import nn
 from compressor import budget, catalogue, measure, outcome
 from compressor.budget import Curve, Goal
 from compressor.catalogue import Value
-from compressor.channels import Channels, Heads, Residual, Verified, analyse
+from compressor.channels import Channels, Heads, Residual, analyse
 from compressor.config import Setting
 from compressor.errors import Infeasible, UsageError
+from compressor.filters import FilterPruning
 from compressor.inputs import AnyInputs, Inputs
 from compressor.journal import Journal
 from compressor.method import Job, Method
@@ -134,13 +135,10 @@ class Pruning(Run):
             "repair": wish.repair,
         }
 
-    def _channels(self, opened: Opened) -> Channels:
-        wish = self.wish
-        return budget.hold(analyse(opened.loaded.model, opened.inputs, wish.residual, wish.heads), list(wish.keep))
-
-    def _prepared(self, opened: Opened, channels: Channels, onnx: Path, journal: Journal, device: torch.device) -> Method:
+    def _prepared(self, opened: Opened, onnx: Path, journal: Journal, device: torch.device) -> Method:
         """Raises Infeasible when the wish cannot be met."""
         wish, model = self.wish, opened.loaded.model
+        channels = budget.hold(analyse(model, opened.inputs, wish.residual, wish.heads), list(wish.keep))
         overhead = onnx.stat().st_size - measure.weight_bytes(model) if wish.goal.quantity == "size" else 0
         _check_wish(wish.goal, channels, overhead)
         job = Job(
@@ -160,8 +158,13 @@ class Pruning(Run):
         method.prepare()
         return method
 
-    def _target(self, removed: Verified, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
-        return outcome.target(self.wish.goal, removed.channels, removed.mask, small, baseline, compressed, self.wish.round_to)
+    def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
+        goal = self.wish.goal
+        if not isinstance(method, FilterPruning):
+            return outcome.target(goal, baseline, compressed, "", measure.sparsity(small))
+        removed = method.removed
+        assert removed is not None, "it has finished"
+        return outcome.target_of_cut(goal, removed.channels, removed.mask, baseline, compressed, self.wish.round_to)
 
     def _curves(self, channels: Channels, journal: Journal) -> Mapping[str, Curve] | None:
         """What each group loses, where it was measured. Raises UsageError."""

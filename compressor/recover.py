@@ -1,8 +1,9 @@
-"""What a cut costs is made up for without training, as far as that goes.
+"""What a cut costs, or a factoring, is made up for without training, as far as that goes.
 
-A network that was cut carries the statistics of another one: they are measured anew, and what read the cut channels is
-refitted. One that was trained until its weak channels were zero has statistics of its own, and needs new ones only where
-constants went with the channels. Held-out images decide; what is kept is measured on the test images.
+A network that was changed carries the statistics of another one: they are measured anew, and what reads something else than
+before is refitted, in a factored layer the last of its chain. One that was trained until its weak channels were zero has
+statistics of its own, and needs new ones only where constants went with the channels. Held-out images decide; what is kept is
+measured on the test images.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from compressor.channels import Cut
 from compressor.data import Batches, Data
-from compressor.filters import FilterPruning
 from compressor.journal import Journal
+from compressor.method import Method
 from compressor.recalibrate import recalibrate
 from compressor.repair import refit
 from compressor.report import figures
@@ -26,16 +28,16 @@ RECALIBRATION_IMAGES = 2048
 REPAIR_IMAGES, REPAIR_PIXELS = 512, 64 * 224 * 224  # so many training images, fewer where they are large
 
 
-def recover(method: FilterPruning, stages: Stages, journal: Journal, seed: int, *, trained: bool, repair: bool) -> None:
-    """Measure the network that `method` has cut, before it was `trained` or after, and make it better where that works."""
-    stages.add("cut", method.model)
+def recover(method: Method, stages: Stages, journal: Journal, seed: int, *, trained: bool, repair: bool) -> None:
+    """Measure the network that `method` has made, before it was `trained` or after, and make it better where that works."""
+    stages.add("cut" if isinstance(method.made().step, Cut) else "factored", method.model)
     if stages.data is not None:
         recovery = _Recovery(method, stages.data, stages, journal, seed)
         recovery.after_training() if trained else recovery.after_cutting(repair)
 
 
 class _Recovery:
-    def __init__(self, method: FilterPruning, data: Data, stages: Stages, journal: Journal, seed: int) -> None:
+    def __init__(self, method: Method, data: Data, stages: Stages, journal: Journal, seed: int) -> None:
         self.method, self.data, self.stages, self.journal, self.seed = method, data, stages, journal, seed
         self.small, self.device = method.model, stages.device
 
@@ -50,15 +52,15 @@ class _Recovery:
             self.stages.add("recalibrated", self.small, note=_statistics_of(images))
         repaired = self.repaired(bare) if repair and self.data.counts["held_out"] else []
         if repaired:
-            self.keep_if_better("repaired", repaired, "what reads cut channels refitted")
+            self.keep_if_better("repaired", repaired, "refitted to what the original gives")
 
     def repaired(self, fitted: nn.Module) -> list[nn.Module]:
         """The network as it was cut, refitted: with the statistics that come of that, and with new ones; or none."""
-        assert self.method.removed is not None, "it has cut"
-        job, cut = self.method.job, self.method.removed.cut
+        job, made = self.method.job, self.method.made()
+        cut = made.step if isinstance(made.step, Cut) else Cut()
         images = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // (self.data.shape[1] * self.data.shape[2])))
         try:
-            done = refit(frozen(job.model, self.device), fitted, cut, self.some(images), job.inputs)
+            done = refit(frozen(job.model, self.device), fitted, cut, self.some(images), job.inputs, made.last)
         except (RuntimeError, ValueError) as error:  # a network may do what nobody thought of; the run need not end for that
             self.journal.say(f"repaired: left away ({first_line(error)})")
             return []

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -221,27 +221,32 @@ def refit(
     cut: Cut,
     batches: Iterable[Batch],
     inputs: AnyInputs,
+    last: Mapping[str, str] | None = None,
     ridges: Sequence[float] = RIDGES,
     rows: int = ROWS,
 ) -> Repaired:
     """Fit each layer of `small` that reads something else than before to what `original` gives on the images of `batches`.
 
     These are the layers that lost inputs, and those behind them. Depthwise convolutions stay as they are; labels are unused.
-    `small` is `original` after `cut`, on the device of the images. Batch norms that read a fitted layer get the original's
-    statistics back, less the intercept: whoever recalibrates does so afterwards. Where every norm reads a layer directly, as in
-    most residual networks, there is nothing left to recalibrate, and it costs accuracy.
+    `small` is `original` after `cut`, on the device of the images. Where a chain of layers took a layer's place, `last` says
+    whose place: the chain's last layer -> that layer. It is fitted like those that lost inputs.
+    Batch norms that read a fitted layer get the original's statistics back, less the intercept: whoever recalibrates does so
+    afterwards. Where every norm reads a layer directly, as in most residual networks, there is nothing left to recalibrate,
+    and it costs accuracy.
     All images go through at once, so a few hundred of them, and fewer where they are large: what one layer after the other
-    gives for all of them must fit into memory. A layer is looked at in at most
-    `rows` places, drawn at random, the same in each call. Without images nothing changes.
+    gives for all of them must fit into memory. A layer is looked at in at most `rows` places, drawn at random, the same in each
+    call. Without images nothing changes.
     """
     images = [batch.images for batch in batches]
-    lost, layers = _lost(small, cut), _plain(small)
+    last, before = last or {}, _plain(original)
+    lost, layers = [*_lost(small, cut), *last], [name for name in _plain(small) if last.get(name, name) in before]
     if not images:
         return Repaired([], dict.fromkeys(lost, "there were no images"))
     together, inputs = [torch.cat(images)], Inputs.of(inputs)
-    looking = _Looking(original, layers, cut, rows)
+    looking = _Looking(original, [last.get(name, name) for name in layers], cut, rows)
     looking.run(inputs, together)
-    targets = {name: target for name, target in looking.targets.items() if looking.once(name, target.norm)}
+    now = {last.get(name, name): name for name in layers}
+    targets = {now[name]: target for name, target in looking.targets.items() if looking.once(name, target.norm)}
     fitting = _Fitting(small, original, targets, ridges)
     fitting.run(inputs, together)
     return Repaired(fitting.done, {name: _why(name, layers) for name in lost if name not in fitting.done})

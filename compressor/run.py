@@ -23,7 +23,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from compressor import measure, outcome
-from compressor.channels import Channels, Cut, Verified, analyse
 from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.config import Setting, to_toml
@@ -31,7 +30,6 @@ from compressor.data import Data
 from compressor.directory import RunDirectory
 from compressor.errors import UsageError
 from compressor.export import check_onnx, export_onnx
-from compressor.filters import FilterPruning
 from compressor.inputs import Inputs
 from compressor.journal import Journal
 from compressor.method import Method
@@ -94,16 +92,12 @@ class Run(ABC):
     def wishes(self) -> dict[str, Setting]:
         """What this command was asked for, under the names of its options."""
 
-    def _channels(self, opened: Opened) -> Channels:
-        """What can be cut. Raises UsageError when the model does not run on its inputs."""
-        return analyse(opened.loaded.model, opened.inputs)
-
     @abstractmethod
-    def _prepared(self, opened: Opened, channels: Channels, onnx: Path, journal: Journal, device: torch.device) -> Method:
+    def _prepared(self, opened: Opened, onnx: Path, journal: Journal, device: torch.device) -> Method:
         """The method, ready to be trained; `onnx` is the original's file. What cuts before training has cut by now."""
 
     @abstractmethod
-    def _target(self, removed: Verified, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
+    def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
         """What was asked and reached."""
 
     # The run, step by step --------------------------------------------------------------------------------------------
@@ -139,39 +133,36 @@ class Run(ABC):
         Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
         opened = self._open(journal)
         model, inputs, onnx = opened.loaded.model, opened.inputs, place.new / "original.onnx"
-        channels = self._channels(opened)
+        _check_runs(model, inputs)
         check_answers(model, opened.data)
+        model.requires_grad_(True)
         export_onnx(model, inputs, onnx)
-        method = self._prepared(opened, channels, onnx, journal, device)
+        method = self._prepared(opened, onnx, journal, device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, opened.loaded.sha256)
         stages.original(model)
         small, history = self._compress(method, stages, place, journal)
-        removed = method.removed if isinstance(method, FilterPruning) else None
-        removed = removed or Verified(small, Cut(), channels, channels.all_kept(), None)
-        report = self._prove(opened, small, removed, stages, history, place.new)
+        report = self._prove(opened, small, method, stages, history, place.new)
         plan = opened.loaded.plan or Plan(opened.loaded.arch, opened.loaded.arch_args, inputs)
-        save_model(place.new, small, plan.then(removed.cut))
+        save_model(place.new, small, plan.then(method.made().step))
         journal.event("done", verdict=report.verdict)
         write_reports(replace(report, seconds=time.perf_counter() - began), place.new)
 
     def _compress(self, method: Method, stages: Stages, place: RunDirectory, journal: Journal) -> tuple[nn.Module, list[Epoch]]:
         """The small network, on the CPU, and its epochs of training. Methods cut before they train, or after."""
-        cuts = method if isinstance(method, FilterPruning) else None
-        cut_first = cuts is not None and cuts.removed is not None
-        if cuts is not None and cut_first:
-            recover(cuts, stages, journal, self.recipe.seed, trained=False, repair=self.repair)
+        changed_first = method.made().difference is not None
+        if changed_first:
+            recover(method, stages, journal, self.recipe.seed, trained=False, repair=self.repair)
         history = self._train(method, stages, place, journal)
         if history:
-            stages.add("fine-tuned" if cut_first else "trained", method.model)
+            stages.add("fine-tuned" if changed_first else "trained", method.model)
         small = method.finish()
-        if cuts is not None and not cut_first:
-            recover(cuts, stages, journal, self.recipe.seed, trained=True, repair=False)
+        if not changed_first and method.made().difference is not None:
+            recover(method, stages, journal, self.recipe.seed, trained=True, repair=False)
         return small.cpu().float().eval().to(memory_format=torch.contiguous_format), history
 
     def _train(self, method: Method, stages: Stages, place: RunDirectory, journal: Journal) -> list[Epoch]:
         if not self.recipe.epochs or stages.data is None:
             return []
-        method.model.requires_grad_(True)
         training = Training(method, stages.data, self.recipe, stages.device, place.training)
         if self.resume and training.resume():
             journal.say(f"resumed after epoch {len(training.history)} of {self.recipe.epochs}")
@@ -179,21 +170,21 @@ class Run(ABC):
         return training.run(journal)
 
     def _prove(
-        self, opened: Opened, small: nn.Module, removed: Verified, stages: Stages, history: list[Epoch], new: Path
+        self, opened: Opened, small: nn.Module, method: Method, stages: Stages, history: list[Epoch], new: Path
     ) -> Report:
         """Write the small network as ONNX, check it, measure it, and report. Raises VerificationFailed."""
-        inputs, model = opened.inputs, opened.loaded.model
+        inputs, model, made = opened.inputs, opened.loaded.model, method.made()
         before, after = new / "original.onnx", new / "model.onnx"
         export_onnx(small, inputs, after)
         differences = check_onnx(small, after, inputs, images=_some_images(opened.data), tolerance=ONNX_TOLERANCE)
         fidelity = stages.written(small, before, after, self.recipe.seed)
-        same = removed.mask.all()  # the same operators take the same time
+        same = made.difference is None  # the same operators take the same time
         times = [[], []] if same else measure.compare_latency([before, after], inputs, seconds=2.0)
         baseline = outcome.profile(model, inputs, before, stages.rows[0].accuracy, times[0])
         compressed = outcome.profile(small, inputs, after, stages.rows[-1].accuracy, times[1])
-        outcome.check_cost(compressed, removed.channels, removed.mask)
-        verification = Verification(removed.difference, TOLERANCE, differences, ONNX_TOLERANCE)
-        target = self._target(removed, small, baseline, compressed)
+        outcome.check_cost(compressed, made.planned)
+        verification = Verification(made.difference, TOLERANCE, differences, ONNX_TOLERANCE)
+        target = self._target(method, small, baseline, compressed)
         change = compare(baseline, compressed)
         return Report(
             name=self.out.resolve().name,
@@ -211,11 +202,11 @@ class Run(ABC):
             change=change,
             stages=stages.rows,
             epochs=history,
-            layers=outcome.layers(model, small, removed.channels, removed.mask),
-            frozen=removed.channels.frozen(),
+            layers=outcome.layers(model, small, inputs, made),
+            frozen=list(made.frozen),
             fidelity=fidelity,
             verification=verification,
-            warnings=[*opened.notes, *outcome.warnings(removed.channels, target, change)],
+            warnings=[*opened.notes, *outcome.warnings(made, target, change)],
             versions=outcome.versions(),
             device=outcome.device_name(stages.device),
             command=self.command,
@@ -235,6 +226,11 @@ class Run(ABC):
         for note in opened.notes:
             journal.say(f"  {note}")
         return opened
+
+
+def _check_runs(model: nn.Module, inputs: Inputs) -> None:
+    """Raise UsageError when the model does not run on its inputs."""
+    measure.count_macs(model, inputs)
 
 
 def _some_images(data: Data | None) -> Tensor | None:

@@ -5,9 +5,12 @@
     version     of this format
     arch        the code that builds the original network, and `arch_args` for it
     input_shape [channels, height, width] of one image; other inputs are a list of {name, shape, dtype}
-    counts      module -> the counts it carries beside its tensors, after the cut (`in_channels`, `num_features`, ...)
-    scatter     module -> {kept, width, dim}: where a narrow output is put back into a wide stream
-    kept        tensor -> dimension -> name of a list in `indices`: which places of the original remain
+    steps       what was done to the original, one after the other. Either channels were cut:
+        counts      module -> the counts it carries beside its tensors, after the cut (`in_channels`, `num_features`, ...)
+        scatter     module -> {kept, width, dim}: where a narrow output is put back into a wide stream
+        kept        tensor -> dimension -> name of a list in `indices`: which places remain of what was there before the step
+    or layers were replaced:
+        parts       module -> the plain layers that take its place, one after the other (compressor/parts.py)
     indices     the lists
 
 Building the network again needs no pickle and executes nothing but the code that builds the original.
@@ -19,7 +22,7 @@ import ast
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +34,23 @@ from torch import Tensor, nn
 
 from compressor.channels.surgery import Count, Cut, Spread, attach, set_counts
 from compressor.checkpoint import Loaded, build
+from compressor.checkpoint.arch import WithoutMemory
 from compressor.checkpoint.kinds import in_one_line
 from compressor.errors import ArchitectureError, CheckpointError, UsageError
 from compressor.files import write_text, write_whole
 from compressor.inputs import AnyInputs, Input, Inputs
 from compressor.measure import count_macs
+from compressor.parts import Chains, make, replaced
 
-VERSION = 1
-KEYS = ("arch", "arch_args", "input_shape", "counts", "scatter", "kept", "indices")
+VERSION = 2
+KEYS = ("arch", "arch_args", "input_shape", "steps", "indices")
+CUT = ("counts", "scatter", "kept")
 BUILT_IN = ("torchvision", "timm")
 FROM_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}  # timm would open the files these name
 OUR_OWN = ("compressor.demo:DigitsNet",)
+
+
+Step = Cut | Chains
 
 
 @dataclass(frozen=True)
@@ -51,41 +60,35 @@ class Plan:
     arch: str
     arch_args: dict[str, object] = field(default_factory=dict)
     inputs: AnyInputs | None = None
-    cut: Cut = field(default_factory=Cut)
+    steps: tuple[Step, ...] = ()
 
-    def then(self, cut: Cut) -> Plan:
-        """This plan followed by another cut, as one plan relative to the original."""
-        kept = {name: dict(dims) for name, dims in self.cut.kept.items()}
-        for name, dims in cut.kept.items():
-            for dim, places in dims.items():
-                before = kept.setdefault(name, {}).get(dim)
-                kept[name][dim] = places if before is None else before[places]
-        counts = {**self.cut.counts}
-        for module, changed in cut.counts.items():
-            counts[module] = {**counts.get(module, {}), **changed}
-        twice = self.cut.spread.keys() & cut.spread.keys()
-        assert not twice, f"{twice} are scattered twice: what is scattered once is frozen for the second cut"
-        return Plan(self.arch, self.arch_args, self.inputs, Cut(kept, counts, {**self.cut.spread, **cut.spread}))
+    def then(self, step: Step) -> Plan:
+        """This plan followed by another step, unless that does nothing."""
+        return self if step in (Cut(), Chains({})) else replace(self, steps=(*self.steps, step))
 
 
 def to_json(plan: Plan) -> str:
     indices: dict[tuple[int, ...], str] = {}
-    kept = {
-        name: {str(dim): indices.setdefault(tuple(places.tolist()), f"i{len(indices)}") for dim, places in dims.items()}
-        for name, dims in plan.cut.kept.items()
-    }
+
+    def written(step: Step) -> dict[str, object]:
+        if isinstance(step, Chains):
+            return {"parts": step.parts}
+        return {
+            "counts": step.counts,
+            "scatter": {name: asdict(spread) for name, spread in step.spread.items()},
+            "kept": {
+                name: {str(dim): indices.setdefault(tuple(places.tolist()), f"i{len(indices)}") for dim, places in dims.items()}
+                for name, dims in step.kept.items()
+            },
+        }
+
     return json.dumps(
         {
             "version": VERSION,
             "arch": plan.arch,
             "arch_args": plan.arch_args,
             "input_shape": None if plan.inputs is None else _written(Inputs.of(plan.inputs)),
-            "counts": plan.cut.counts,
-            "scatter": {
-                name: {"kept": spread.kept, "width": spread.width, "dim": spread.dim}
-                for name, spread in plan.cut.spread.items()
-            },
-            "kept": kept,
+            "steps": [written(step) for step in plan.steps],
             "indices": {name: places for places, name in indices.items()},
         },
         default=list,
@@ -106,7 +109,9 @@ def from_json(text: str, where: str) -> Plan:
         raise wrong(f"it is not JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(data, dict) or "version" not in data:
         raise wrong("it has no `version`")
-    if data["version"] != VERSION:
+    if data["version"] == 1:  # a single cut, written into the plan itself
+        data = {**data, "steps": [{key: data[key] for key in CUT if key in data}]}
+    elif data["version"] != VERSION:
         raise CheckpointError(
             f"{where} has version {data['version']!r}, and this version of compress reads {VERSION}: update compress."
         )
@@ -114,17 +119,26 @@ def from_json(text: str, where: str) -> Plan:
         raise wrong(f"it has no `{missing[0]}`")
     try:
         indices = {str(name): _places(places) for name, places in data["indices"].items()}
-        kept = {
-            str(name): {int(dim): np.array(indices[index], np.int64) for dim, index in dims.items()}
-            for name, dims in data["kept"].items()
-        }
-        counts = {str(module): _counts(changed) for module, changed in data["counts"].items()}
-        spread = {str(module): _spread(row) for module, row in data["scatter"].items()}
+        steps = tuple(_step(step, indices) for step in data["steps"])
         inputs = None if data["input_shape"] is None else _inputs(data["input_shape"])
         arch, arch_args = str(data["arch"]), dict(data["arch_args"])
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
         raise wrong(in_one_line(error)) from None
-    return Plan(arch, arch_args, inputs, Cut(kept, counts, spread))
+    return Plan(arch, arch_args, inputs, steps)
+
+
+def _step(data: dict[str, Any], indices: Mapping[str, list[int]]) -> Step:
+    if "parts" in data:
+        with WithoutMemory():  # sizes that are not true cost nothing
+            for parts in data["parts"].values():
+                make(parts)
+        return Chains(dict(data["parts"]))
+    kept = {
+        str(name): {int(dim): np.array(indices[index], np.int64) for dim, index in dims.items()}
+        for name, dims in data["kept"].items()
+    }
+    counts = {str(module): _counts(changed) for module, changed in data["counts"].items()}
+    return Cut(kept, counts, {str(module): _spread(row) for module, row in data["scatter"].items()})
 
 
 def _natural(value: Any) -> int:
@@ -183,22 +197,18 @@ def save_model(directory: Path, model: nn.Module, plan: Plan) -> None:
 
 def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
     """Turn the original network (its weights do not matter) into the small one, in place. Raises CheckpointError."""
-    tensors: dict[str, Tensor] = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    _check_names(model, tensors, weights, plan.arch)
     try:
+        for step in plan.steps:
+            _take(step, model)
+        tensors: dict[str, Tensor] = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        _check_names(model, tensors, weights, plan.arch)
         for name, value in weights.items():
             _check_shape(name, tensors[name], value, plan)
-            tensors[name].data = value  # in place, so that a tensor with several names stays one
-        for name, dims in plan.cut.kept.items():
-            if name not in weights:  # a buffer that is not saved
-                for dim, kept in dims.items():
-                    tensors[name].data = tensors[name].data.index_select(dim, torch.from_numpy(kept))
-        set_counts(model, plan.cut.counts)
-        for name, spread in plan.cut.spread.items():
-            attach(model.get_submodule(name), spread)
+        for name, value in weights.items():
+            _set(model, name, tensors[name], value)
         if plan.inputs is not None:
             count_macs(model.eval(), plan.inputs)  # one forward pass, of shapes alone where that is possible
     except (AttributeError, KeyError, IndexError, RuntimeError, UsageError) as error:
@@ -208,6 +218,32 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
             f"the plan does not belong to {plan.arch} ({in_one_line(error)}).\nName the code it was made from with --arch."
         ) from error
     return model.eval()
+
+
+def _take(step: Step, model: nn.Module) -> None:
+    """Change the network as a step says, whatever its weights."""
+    if isinstance(step, Chains):
+        with WithoutMemory():
+            replaced(model, {name: make(parts) for name, parts in step.parts.items()})
+        return
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, dims in step.kept.items():
+        for dim, kept in dims.items():
+            if kept[-1] >= tensors[name].shape[dim]:
+                raise IndexError(f"it keeps place {kept[-1]} of {tensors[name].shape[dim]} in {name}")
+            places = torch.from_numpy(kept).to(tensors[name].device)
+            tensors[name].data = tensors[name].data.index_select(dim, places)
+    set_counts(model, step.counts)
+    for name, spread in step.spread.items():
+        attach(model.get_submodule(name), spread)
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor, value: Tensor) -> None:
+    if not tensor.is_meta:
+        tensor.data = value  # in place, so that a tensor with several names stays one
+        return
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 
 
 def _check_names(model: nn.Module, tensors: dict[str, Tensor], weights: Mapping[str, Tensor], arch: str) -> None:
@@ -224,19 +260,14 @@ def _check_names(model: nn.Module, tensors: dict[str, Tensor], weights: Mapping[
 
 
 def _check_shape(name: str, tensor: Tensor, value: Tensor, plan: Plan) -> None:
-    """A tensor has as many places as the plan keeps of the original's, and numbers of the same kind."""
-    wanted = list(tensor.shape)
-    for dim, kept in plan.cut.kept.get(name, {}).items():
-        if kept[-1] >= wanted[dim]:
-            raise IndexError(f"it keeps place {kept[-1]} of {wanted[dim]} in {name}")
-        wanted[dim] = len(kept)
+    """The weights must have the shapes that the plan makes, and be numbers of the same kind."""
     if value.is_floating_point() != tensor.is_floating_point():
         raise CheckpointError(
             f"{name} holds {str(value.dtype)[6:]} and {plan.arch} {str(tensor.dtype)[6:]}. Make the run again."
         )
-    if list(value.shape) != wanted:
+    if value.shape != tensor.shape:
         raise CheckpointError(
-            f"{name} has the shape {list(value.shape)}, but {plan.arch} and the plan make it {wanted}.\n"
+            f"{name} has the shape {list(value.shape)}, but {plan.arch} and the plan make it {list(tensor.shape)}.\n"
             "Name the code it was made from with --arch."
         )
 
@@ -255,7 +286,7 @@ def load_run(directory: Path, arch: str | None, arch_args: Mapping[str, object] 
     plan = read_plan(directory)
     if arch is None:
         check_trusted(plan, directory)
-    plan = Plan(arch or plan.arch, dict(arch_args or plan.arch_args), plan.inputs, plan.cut)
+    plan = replace(plan, arch=arch or plan.arch, arch_args=dict(arch_args or plan.arch_args))
     file = directory / "model.safetensors"
     try:
         # Cloned, because memory that begins anywhere in a file is computed with more slowly, and rounded otherwise.

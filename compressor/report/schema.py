@@ -85,7 +85,9 @@ class Layer:
     macs_after: int
     params: int
     params_after: int
-    group: str = ""  # the coupled group its output channels belong to, or why they are frozen
+    group: str = ""  # the coupled group its output channels belong to, how it was factored, or why it was left as it was
+    factors: list[list[int]] = field(default_factory=list)  # weights of the chain that took its place, in order
+    rank: int | None = None  # of that chain
 
 
 @dataclass(frozen=True)

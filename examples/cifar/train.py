@@ -1,10 +1,9 @@
 """Train a network from scratch on small images, to have one to compress: a state dict, and what it reached.
 
     python examples/cifar/train.py examples/cifar/vgg.py:vgg8 --data imagefolder:cifar10 --epochs 20 --out vgg8.pt
-    python examples/cifar/train.py examples/cifar/vit.py:vit --data imagefolder:cifar10 --epochs 20 --optimizer adamw --out vit.pt
 
-Random crops and flips, a cosine from --lr with a warm-up of one epoch in ten, no choice of an epoch: the last one is kept. Prints
-one line of JSON with the command, the top-1 of all test images and the seconds.
+Random crops and flips, a cosine from --lr with a warm-up of one epoch in ten, no choice of an epoch: the last one is kept.
+Prints one line of JSON with the command, the top-1 of all test images and the seconds.
 """
 
 import argparse
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from compressor.channels import analyse
 from compressor.budget import parse_rate
+from compressor.channels import analyse
 from compressor.checkpoint import build
 from compressor.data import open_data
 from compressor.journal import Journal

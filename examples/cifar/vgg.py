@@ -1,8 +1,8 @@
 """A small VGG for 32 x 32 images: six convolutions with batch norm, and fully-connected layers as large as they were then.
 
-Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, arXiv 1409.1556, of which it
-takes the pattern: 3 x 3 convolutions, twice as wide after each pooling, and three fully-connected layers. 153 M of its 159 M MACs
-are in the convolutions, 5.3 M of its 6.4 M parameters in the fully-connected layers.
+Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, arXiv 1409.1556, of
+which it takes the pattern: 3 x 3 convolutions, twice as wide after each pooling, and three fully-connected layers. Of its
+158.0 M MACs 152.8 M are in the convolutions, of its 6.40 M parameters 5.26 M in the fully-connected layers.
 """
 
 import torch

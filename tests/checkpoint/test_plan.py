@@ -1,5 +1,6 @@
 """plan.json: the small network is rebuilt bit for bit, in another process and without this package, and no file runs code."""
 
+import copy
 import json
 import re
 import subprocess
@@ -13,15 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small import write_project
+from torch import nn
 
 import compressor
 from compressor import budget
-from compressor.channels import Residual, analyse, remove
+from compressor.channels import Cut, Residual, analyse, remove
 from compressor.checkpoint import build
 from compressor.checkpoint.plan import Plan, from_json, load_run, save_model, to_json
 from compressor.errors import ArchitectureError, CheckpointError
 from compressor.filters import norms
 from compressor.inputs import Input, Inputs
+from compressor.parts import Chains, describe, make, replaced
 
 NETS = '''
 import os
@@ -205,7 +208,62 @@ def test_a_cut_of_a_cut_is_one_plan(here: Path) -> None:
     images = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(load_run(Path("runs"), None).model(images), again.model.eval()(images))
-    assert plan.cut.kept["conv1.weight"][0].max() > len(plan.cut.kept["conv1.weight"][0])  # places of the original
+    assert len(plan.steps) == 2 and plan.then(Cut()) == plan
+
+
+def test_a_plan_of_the_first_format_is_read(here: Path, tmp_path: Path) -> None:
+    def first(plan: dict[str, Any]) -> None:
+        plan.update(version=1, **plan.pop("steps")[0])
+
+    run = rewrite(here / "runs" / "scatter", tmp_path / "run", first)
+    assert_answers(compressor.load(run), here / "runs" / "scatter")
+
+
+def test_cutting_and_factoring_follow_each_other_in_any_order(here: Path, tmp_path: Path) -> None:
+    first = load_run(Path("runs/scatter"), None)
+    assert first.plan is not None
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.Conv2d(8, 6, (3, 1), padding=(1, 0), bias=False), nn.Conv2d(6, 16, (1, 3), padding=(0, 1)))
+    model = build("net.py:Net", {}).eval()
+    assert (model.conv1.in_channels, model.conv1.out_channels) == (8, 16)
+    step = Chains({"conv1": describe(chain)})
+    factored = replaced(model, {"conv1": chain})
+    small = cut(factored, (1, 8, 8))
+    plan = from_json(to_json(Plan("net.py:Net", {}, (1, 8, 8)).then(step).then(small.cut)), "plan.json")
+    again = replaced(copy.deepcopy(small.model), {"head": make(describe(nn.Linear(small.model.head.in_features, 10)))})
+    plan = plan.then(Chains({"head": describe(again.head)}))
+    save_model(tmp_path, again, plan)
+    images = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(load_run(tmp_path, None).model(images), again.eval()(images))
+
+
+CHAINS = {
+    "no type": [{}],
+    "a type that is none of ours": [{"type": "Module"}],
+    "something to import": [{"type": "os.system", "command": "touch hacked"}],
+    "an argument that is none": [{"type": "Linear", "in_features": 8, "out_features": 8, "device": "cpu", "more": 1}],
+    "a size below zero": [{"type": "Linear", "in_features": 8, "out_features": -8}],
+    "a number for a list": [{"type": "Take", "dim": 1, "index": 3}],
+    "a huge plane": [{"type": "Patches", "size": [9, 9], "kernel": [2**30, 2**30], "stride": [1, 1], "padding": [0, 0],
+                      "dilation": [1, 1], "places": [0]}],
+    "no list of parts": 3,
+    "chains in chains in chains": [{"type": "Apart", "chains": [[{"type": "Apart", "chains": 3}]]}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_a_chain_that_is_wrong_is_told(here: Path, tmp_path: Path, kind: str) -> None:
+    run = rewrite(here / "runs" / "coupled", tmp_path / "run", put("steps", value=[{"parts": {"conv1": CHAINS[kind]}}]))
+    with pytest.raises(CheckpointError, match="is not a plan of ours"):
+        compressor.load(run)
+
+
+def test_a_chain_of_a_size_that_is_not_true_takes_no_memory(here: Path, tmp_path: Path) -> None:
+    huge = [{"type": "Linear", "in_features": 2**30, "out_features": 2**30, "bias": False}]
+    run = rewrite(here / "runs" / "coupled", tmp_path / "run", lambda plan: plan["steps"].append({"parts": {"conv1": huge}}))
+    with pytest.raises(CheckpointError, match=r"conv1.weight has the shape"):
+        compressor.load(run)
 
 
 # Code that must not run -----------------------------------------------------------------------------------------------
@@ -302,9 +360,10 @@ def test_images_alone_are_written_as_three_numbers() -> None:
 
 
 def put(*path: str, value: object) -> Callable[[dict[str, Any]], object]:
-    """Set what lies under a path of keys."""
+    """Set what lies under a path of keys, of the plan or of its first step."""
 
     def change(plan: dict[str, Any]) -> None:
+        plan = plan if path[0] in plan else plan["steps"][0]
         for key in path[:-1]:
             plan = plan[key]
         plan[path[-1]] = value
@@ -332,9 +391,9 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a huge scatter": (put("scatter", "bn2", value={"kept": [0], "width": 2**31 - 1, "dim": 1}), "does not belong"),
     "a scatter along the batch": (put("scatter", "bn2", value={"kept": [0], "width": 8, "dim": 0}), "does not fit"),
     "no scatter": (put("scatter", value={}), "does not belong to net.py:Net"),
-    "missing keys": (lambda plan: plan.pop("counts"), "it has no `counts`"),
+    "missing keys": (lambda plan: plan.pop("steps"), "it has no `steps`"),
     "no version": (lambda plan: plan.pop("version"), "it has no `version`"),
-    "another version": (put("version", value=2), "has version 2, and this version of compress reads 1: update compress"),
+    "another version": (put("version", value=3), "has version 3, and this version of compress reads 2: update compress"),
     "another shape": (put("kept", value={}), "the plan make it"),
     "a list for a table": (put("kept", value=[]), "is not a plan of ours"),
     "two sizes": (put("input_shape", value=[8, 8]), "is not a plan of ours"),
@@ -384,5 +443,5 @@ def test_weights_that_are_wrong_are_told(here: Path, tmp_path: Path) -> None:
 
 
 def test_code_of_another_network_is_told(here: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"the weights do not belong to nets.py:Tied: .* missing"):
+    with pytest.raises(CheckpointError, match=r"the plan does not belong to nets.py:Tied"):
         compressor.load("runs/scatter", arch="nets.py:Tied")

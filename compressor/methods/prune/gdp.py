@@ -57,7 +57,7 @@ class GDP(FilterPruning):
         super().__init__(job)
         self.every, self.images, self.ending, self.straight_through = every, images, ending, straight_through
         names = dict(self.model.named_parameters())
-        self.gates = [place for place in gates(job.channels) if place.tensor in names]
+        self.gates = [place for place in gates(self.channels) if place.tensor in names]
         self.masked = list(dict.fromkeys(place.tensor for place in self.gates))
         self.asleep = nn.ParameterList(  # what masked weights would be
             nn.Parameter(torch.zeros_like(names[name]), requires_grad=False) for name in self.masked
