@@ -180,7 +180,7 @@ def meet(ladders: Sequence[Ladder], rule: Rule, budget: float) -> Choice:
     if least > budget:
         raise Infeasible(
             f"A cost of at most {budget:,.12g} was asked for, but the lowest ranks of all layers cost {least:,.12g}.\n"
-            "Ask for no less than that, or let more layers or lower ranks be factored."
+            "Ask for no less than that, or let more layers be factored."
         )
     for _ in range(HALVINGS):
         middle = (low + high) / 2

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import Infeasible
@@ -120,6 +120,7 @@ def test_evbmf_ranks_are_weakened_and_strengthened() -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
+@settings(deadline=None)  # a busy machine proves nothing
 @given(ladders=some_ladders(), strengths=st.lists(st.floats(0, 1), min_size=2, max_size=5))
 def test_more_strength_never_costs_more(name: str, ladders: list[Ladder], strengths: list[float]) -> None:
     costs = [cost(ladders, RULES[name](ladders, strength)) for strength in sorted(strengths)]
@@ -127,6 +128,7 @@ def test_more_strength_never_costs_more(name: str, ladders: list[Ladder], streng
 
 
 @pytest.mark.parametrize("name", RULES)
+@settings(deadline=None)  # a busy machine proves nothing
 @given(ladders=some_ladders())
 def test_strength_goes_from_whole_to_the_lowest_ranks(name: str, ladders: list[Ladder]) -> None:
     assert RULES[name](ladders, 0.0) == [None] * 3
@@ -160,11 +162,12 @@ def test_a_budget_below_the_lowest_ranks_is_refused() -> None:
             meet([A, B, NONE], rule, 12.5)
         assert str(caught.value).splitlines() == [
             "A cost of at most 12.5 was asked for, but the lowest ranks of all layers cost 13.",
-            "Ask for no less than that, or let more layers or lower ranks be factored.",
+            "Ask for no less than that, or let more layers be factored.",
         ]
 
 
 @pytest.mark.parametrize("name", RULES)
+@settings(deadline=None)  # a busy machine proves nothing
 @given(ladders=some_ladders(), share=st.floats(0, 1))
 def test_every_rule_uses_its_budget(name: str, ladders: list[Ladder], share: float) -> None:
     """No single layer could be better and still fit."""
@@ -178,6 +181,7 @@ def test_every_rule_uses_its_budget(name: str, ladders: list[Ladder], share: flo
             assert cost(ladders, other) > budget or loss(ladders, other) >= loss(ladders, choice)
 
 
+@settings(deadline=None)  # a busy machine proves nothing
 @given(ladders=some_ladders(), share=st.floats(0, 1))
 def test_knapsack_is_within_one_step_of_the_best_of_all_choices(ladders: list[Ladder], share: float) -> None:
     least, full = (sum(float(own.stairs[1][place]) for own in ladders) for place in (0, -1))
