@@ -100,7 +100,8 @@ def watch(model: nn.Module, layers: Iterable[str], batches: Iterable[Batch]) -> 
     """What each of `layers` reads and gives while `model` looks at `batches`, in eval mode and without gradients.
 
     Of a batch, all places of a layer count up to `ROWS`, and beyond that so many, evenly spaced. A layer that is not called is
-    absent. Afterwards the model's modes are as before. More rows than a layer has outputs should be seen.
+    absent. Afterwards the model's modes are as before. Look at enough images: directions of the output that were not seen are
+    ordered by the weights alone.
     """
     seen: dict[str, Seen] = {}
     with ExitStack() as stack:
@@ -152,7 +153,7 @@ class Split(ABC):
         if not isinstance(layer, self.kind):
             return f"no {self.kind.__name__}"
         if type(layer) is not self.kind:
-            return f"a {type(layer).__name__}, which may do more than a {self.kind.__name__}"
+            return f"its class, {type(layer).__name__}, may do more than {self.kind.__name__}"
         return _odd(layer) if isinstance(layer, nn.Conv2d) else ""
 
     @abstractmethod
@@ -485,7 +486,7 @@ def _hooi(tensor: Tensor, left: int, right: int) -> tuple[Tensor, Tensor, Tensor
     import tensorly
     from tensorly.decomposition import partial_tucker
 
-    with tensorly.backend_context("numpy"):
+    with tensorly.backend_context("numpy"), np.errstate(invalid="ignore"):  # zeros, whose relative error is 0 / 0, are no fault
         found, _ = partial_tucker(tensor.cpu().numpy(), rank=[left, right], modes=[0, 1], n_iter_max=HOOI)
     core, (last, first) = found
     return tensor.new_tensor(last), tensor.new_tensor(core).mT, tensor.new_tensor(first).mT
@@ -542,15 +543,16 @@ class CP(Split):
 def _fit(tensor: Tensor, rank: int, sweeps: int) -> list[Tensor]:
     """Factors [size, rank] of each dimension of `tensor`, each component equally long in all of them."""
     norm = tensor.norm().clamp(min=TINY)
+    unit, dims, component = tensor / norm, list(range(tensor.dim())), tensor.dim()
     start = torch.Generator().manual_seed(0)
     factors = [torch.randn(size, rank, generator=start).to(tensor) / size**0.5 for size in tensor.shape]
     ridge = RIDGE * torch.eye(rank).to(tensor)
     for _ in range(sweeps):
-        for dim in range(tensor.dim()):
-            others = [(other, factor) for other, factor in enumerate(factors) if other != dim]
-            gram = torch.stack([factor.mT @ factor for _, factor in others]).prod(0) + ridge
-            operands = [operand for other, factor in others for operand in (factor, [other, tensor.dim()])]
-            product = torch.einsum(tensor / norm, list(range(tensor.dim())), *operands, [dim, tensor.dim()])  # [size, rank]
+        for dim in dims:
+            others = [other for other in dims if other != dim]
+            gram = torch.stack([factors[other].mT @ factors[other] for other in others]).prod(0) + ridge  # [rank, rank]
+            operands = [operand for other in others for operand in (factors[other], [other, component])]
+            product = torch.einsum(unit, dims, *operands, [dim, component])  # [size, rank]
             factors[dim] = torch.linalg.solve(gram, product.mT).mT
     lengths = torch.stack([factor.norm(dim=0) for factor in factors])  # [dimensions, rank]
     scales = ((norm * lengths.prod(0)) ** (1 / tensor.dim()) / lengths).nan_to_num(posinf=0)
