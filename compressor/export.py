@@ -26,6 +26,7 @@ from compressor.inputs import AnyInputs, Inputs
 from compressor.measure import weight_bytes
 from compressor.outputs import main_first
 from compressor.runtime import first_line, open_session, run_session
+from compressor.sink import sink_fills
 
 LARGEST = 2**31 - 1  # bytes in one ONNX file
 
@@ -126,6 +127,9 @@ def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
             f"PyTorch's exporter cannot write this network as ONNX with an open batch size.\n{first_line(error)}"
         ) from error
     assert program is not None  # it is None for the exporter of old alone
+    if sink_fills(program.model):
+        with _quiet():
+            program.optimize()  # batch norms may now stand behind their convolutions
     graph = program.model.graph
     for i, output in enumerate(graph.outputs):
         output.name = f"output{i}" if len(graph.outputs) > 1 else "logits"
