@@ -20,6 +20,7 @@ _HOME = {
     "analyse": "compressor.channels",
     "compare": "compressor.comparison",
     "load": "compressor.evaluate",
+    "lowrank": "compressor.factoring",
     "measure_sensitivity": "compressor.sensitivity",
     "open_data": "compressor.data",
     "prune": "compressor.pruning",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from compressor.data import open_data
     from compressor.errors import CompressError
     from compressor.evaluate import load
+    from compressor.factoring import lowrank
     from compressor.pruning import prune
     from compressor.recipe import Recipe
     from compressor.report import Report, read_report
@@ -44,6 +46,7 @@ __all__ = [
     "analyse",
     "compare",
     "load",
+    "lowrank",
     "measure_sensitivity",
     "open_data",
     "prune",

@@ -1,8 +1,8 @@
 """How much is to go, and which channels go so that exactly that much does.
 
 A goal is a share of the model's MACs, parameters or bytes to remove, or a share of the filters, or single weights, of every
-layer. Given one score a channel (low = weak), `choose` removes the weakest until the goal is met; costs come from a table, so
-the search never runs the model.
+layer; where layers are factored, also the energy that each keeps, or its rank. Given one score a channel (low = weak), `choose`
+removes the weakest until the goal is met; costs come from a table, so the search never runs the model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ from compressor.channels import Channels, Mask
 from compressor.channels.groups import Cost
 from compressor.errors import Infeasible, UsageError, did_you_mean
 
-Quantity = Literal["macs", "params", "size", "filters", "weights"]
+Quantity = Literal["macs", "params", "size", "filters", "weights", "energy", "rank"]
+TARGETS: tuple[Quantity, ...] = ("macs", "params", "size", "filters", "weights")
 Scores = npt.NDArray[np.float64]
 WITHIN = 0.01  # a goal is met within one percentage point of the original
 UNMEASURED = 2.0  # a loss above all that can be measured
@@ -55,6 +56,22 @@ def parse_rate(rate: float) -> Goal:
     return Goal("macs", f"--rate {rate:g}", share=rate)
 
 
+def parse_energy(energy: float) -> Goal:
+    """`--energy 0.9`: each layer keeps as few ranks as hold more than that share of its energy. Raises UsageError."""
+    if not 0 < energy < 1:
+        raise UsageError(
+            f"--energy is the share of a layer's energy to keep, between 0 and 1, both excluded; found {energy:g}."
+        )
+    return Goal("energy", f"--energy {energy:g}", share=1 - energy)
+
+
+def parse_rank(rank: int) -> Goal:
+    """`--rank 64`: each layer keeps at most so many ranks. Raises UsageError."""
+    if rank < 1:
+        raise UsageError(f"--rank must be 1 or more; found {rank}.")
+    return Goal("rank", f"--rank {rank}", limit=rank)
+
+
 def parse_target(text: str) -> Goal:
     """`macs=50%` removes half; `params<=5M`, `size<=10MB`, `macs<=40%` bound what remains. Raises UsageError."""
     match = re.fullmatch(r"\s*(\w+)\s*(<=|=)\s*([0-9.eE+-]+)\s*([%A-Za-z]*)\s*", text)
@@ -62,9 +79,8 @@ def parse_target(text: str) -> Goal:
     if match is None:
         raise UsageError(f"--target {text!r} was not understood: {form}.")
     quantity, relation, number, unit = match.groups()
-    known: tuple[Quantity, ...] = get_args(Quantity)
-    if quantity not in known:
-        raise UsageError(f"--target names {quantity!r}, but knows {', '.join(known)}{did_you_mean(quantity, known)}.")
+    if quantity not in TARGETS:
+        raise UsageError(f"--target names {quantity!r}, but knows {', '.join(TARGETS)}{did_you_mean(quantity, TARGETS)}.")
     try:
         value = float(number)
     except ValueError:

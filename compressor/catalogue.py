@@ -142,6 +142,12 @@ def parse_settings(entry: Entry, pairs: list[str]) -> dict[str, Value]:
     return settings
 
 
+def written(entry: Entry, settings: Mapping[str, Value]) -> list[str] | None:
+    """All settings of a method as `name=value`, those that were not given with their defaults; None when it has none."""
+    values = {**{setting.name: setting.default for setting in entry.settings}, **settings}
+    return [f"{name}={value}" for name, value in values.items()] or None
+
+
 def _typed(setting: Setting, text: str) -> Value:
     try:
         if setting.kind == "bool":

@@ -84,6 +84,7 @@ class Job:
     goal: Goal  # what is to be reached
     task: Classify  # the loss
     keep: tuple[str, ...] = ()  # patterns of layers that stay as they are, for methods that change layers one by one
+    macs: float = 0.0  # of the whole model, for these
     round_to: int | None = None  # widths are multiples of this; None: of what suits each group (see budget.units)
     most: float = 0.95  # at most this share of one group's channels goes
     overhead: float = 0.0  # bytes of the ONNX file beside its weights, for a goal of size

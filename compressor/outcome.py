@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from compressor import __version__, budget, measure
 from compressor.budget import Goal
 from compressor.channels import Channels, Mask
-from compressor.errors import VerificationFailed
+from compressor.errors import Infeasible, VerificationFailed
 from compressor.inputs import AnyInputs
 from compressor.method import Made
 from compressor.parts import Chains
-from compressor.report import Accuracy, Change, Latency, Layer, Profile, Target
+from compressor.report import Accuracy, Change, Latency, Layer, Profile, Target, figures
 from compressor.report.summary import FASTER
 
 
@@ -41,6 +41,20 @@ def check_cost(compressed: Profile, planned: Mapping[str, float]) -> None:
             raise VerificationFailed(
                 f"the small network has {counted} {word}, but {planned[name]:.0f} were planned.\nNothing was written."
             )
+
+
+def check_not_met(goal: Goal, model: nn.Module, inputs: AnyInputs, onnx: Path) -> None:
+    """Raise Infeasible when the original, with its ONNX file, meets the goal."""
+    counts: dict[str, tuple[Callable[[], int], str]] = {
+        "macs": (lambda: measure.count_macs(model, inputs), " MACs"),
+        "params": (lambda: measure.count_params(model), " parameters"),
+        "size": (lambda: onnx.stat().st_size, "B"),
+    }
+    if goal.limit is None or goal.quantity not in counts:
+        return
+    count, unit = counts[goal.quantity]
+    if (found := count()) <= goal.limit:
+        raise Infeasible(f"{goal.text} is met by the model as it is, with {figures.count(found)}{unit}: ask for less.")
 
 
 def target(

@@ -21,8 +21,8 @@ from compressor.inputs import AnyInputs, Inputs
 from compressor.journal import Journal
 from compressor.method import Job, Method
 from compressor.recipe import Recipe
-from compressor.report import Profile, Report, Target, figures
-from compressor.run import Run
+from compressor.report import Profile, Report, Target
+from compressor.run import Run, check_needs
 from compressor.sensitivity import read_curves
 from compressor.sources import Images, Opened, Source
 from compressor.train import classify, seed_all
@@ -92,40 +92,21 @@ class Pruning(Run):
         )
 
     def _check(self) -> None:
-        self._check_goal()
-        self._check_training()
-
-    def _check_goal(self) -> None:
         if self.entry.weights and self.wish.goal.quantity != "weights":
             raise UsageError(f"--method {self.wish.method} sets single weights to zero: say how many by --target weights=70%.")
         if self.wish.goal.quantity == "weights" and not self.entry.weights:
             raise UsageError(f"--target {self.wish.goal.text} asks for zeros among the weights, which --method srwp makes.")
-
-    def _check_training(self) -> None:
-        epochs, spec = self.recipe.epochs, self.images.spec
-        if self.entry.trains and (epochs == 0 or spec is None):
-            raise UsageError(
-                f"--method {self.wish.method} prunes while it trains: give it --data and at least one of --epochs, "
-                "or take --method magnitude, which needs neither."
-            )
-        if self.entry.looks and spec is None:
-            raise UsageError(
-                f"--method {self.wish.method} scores channels on training images: give it --data, "
-                "or take --method magnitude, which needs none."
-            )
-        if epochs and spec is None:
-            raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
+        check_needs(self.entry, self.recipe.epochs, self.images.spec, instead="magnitude")
 
     @property
     def wishes(self) -> dict[str, Setting]:
         wish = self.wish
         is_rate = wish.goal.text.startswith("--rate")
-        settings = {**{setting.name: setting.default for setting in self.entry.settings}, **wish.settings}
         return {
             "rate": wish.goal.share if is_rate else None,
             "target": None if is_rate else wish.goal.text,
             "method": wish.method,
-            "set": [f"{name}={value}" for name, value in settings.items()] or None,
+            "set": catalogue.written(self.entry, wish.settings),
             "residual": wish.residual,
             "heads": wish.heads,
             "keep": list(wish.keep) or None,
@@ -140,7 +121,8 @@ class Pruning(Run):
         wish, model = self.wish, opened.loaded.model
         channels = budget.hold(analyse(model, opened.inputs, wish.residual, wish.heads), list(wish.keep))
         overhead = onnx.stat().st_size - measure.weight_bytes(model) if wish.goal.quantity == "size" else 0
-        _check_wish(wish.goal, channels, overhead)
+        _check_wish(wish.goal, channels)
+        outcome.check_not_met(wish.goal, model, opened.inputs, onnx)
         job = Job(
             model,
             opened.inputs,
@@ -175,16 +157,10 @@ class Pruning(Run):
         return curves
 
 
-def _check_wish(goal: Goal, channels: Channels, overhead: float) -> None:
-    """Raise Infeasible when nothing can be cut, or nothing needs to be."""
+def _check_wish(goal: Goal, channels: Channels) -> None:
+    """Raise Infeasible when nothing can be cut."""
     if not channels.atoms and goal.quantity != "weights":
         raise Infeasible("Nothing can be cut from this model: see `compress inspect` for what is frozen, and why.")
-    if goal.limit is None:
-        return
-    size = budget.cost_of(channels, goal.quantity).total(channels.all_kept()) + overhead
-    if size <= goal.limit:
-        unit = {"macs": " MACs", "params": " parameters", "size": "B"}[goal.quantity]
-        raise Infeasible(f"{goal.text} is met by the model as it is, with {figures.count(round(size))}{unit}: ask for less.")
 
 
 def prune(

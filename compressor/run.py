@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from compressor import measure, outcome
+from compressor.catalogue import Entry
 from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.config import Setting, to_toml
@@ -226,6 +227,21 @@ class Run(ABC):
         for note in opened.notes:
             journal.say(f"  {note}")
         return opened
+
+
+def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str) -> None:
+    """Raise UsageError when a method lacks the images or the epochs that it needs. `instead` names one that needs none."""
+    if entry.trains and (epochs == 0 or spec is None):
+        raise UsageError(
+            f"--method {entry.name} works while it trains: give it --data and at least one of --epochs, "
+            f"or take --method {instead}, which needs neither."
+        )
+    if entry.looks and spec is None:
+        raise UsageError(
+            f"--method {entry.name} looks at training images: give it --data, or take --method {instead}, which needs none."
+        )
+    if epochs and spec is None:
+        raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
 
 
 def _check_runs(model: nn.Module, inputs: Inputs) -> None:

@@ -207,7 +207,7 @@ def test_a_fault_of_ours_is_told_and_logged(project: Path, monkeypatch: pytest.M
     ("arguments", "words"),
     [
         ((*ALIKE, "--methods", "magnitude,sf"), "--method 'sf' is not known; did you mean 'sfp'?"),
-        ((*ALIKE, "--methods", "sfp", "--epochs", "0"), "--method sfp prunes while it trains"),
+        ((*ALIKE, "--methods", "sfp", "--epochs", "0"), "--method sfp works while it trains"),
         ((*ALIKE, "--methods", "sfp", "--rates", "50"), "found 50; for 50 % write 0.5"),
         ((*ALIKE, "--methods", "sfp", "--rates", "half"), "--rates 'half' is not a list of numbers"),
         ((*ALIKE, "--methods", "sfp", "--seeds", "0,-1"), "--seeds '0,-1' is not a list of whole numbers"),

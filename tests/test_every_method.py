@@ -14,7 +14,7 @@ from compressor.filters import FilterPruning
 
 EPOCHS = 2
 every_method = pytest.mark.parametrize("entry", catalogue().values(), ids=lambda entry: entry.name)
-of_channels = [entry for entry in catalogue().values() if not entry.weights]
+of_channels = [entry for entry in catalogue().values() if entry.family == "prune" and not entry.weights]
 every_method_of_channels = pytest.mark.parametrize("entry", of_channels, ids=lambda entry: entry.name)
 
 
@@ -84,9 +84,9 @@ def test_it_goes_on_where_it_was_interrupted(entry: Entry) -> None:
 
 @every_method
 def test_it_says_where_it_is_from(entry: Entry) -> None:
-    year, arxiv = r"\b(19|20)\d\d\b", r"\barXiv \d{4}\.\d{4,5}\b"
+    year, where = r"\b(19|20)\d\d\b", r"\barXiv \d{4}\.\d{4,5}\b|\b(IJCAI|AAAI|TPAMI) 20\d\d\b"  # some are in no archive
     for text in (entry.text, entry.paper):
-        assert re.search(year, text) and re.search(arxiv, text)
+        assert re.search(year, text) and re.search(where, text)
     assert re.fullmatch(year, entry.year)
     assert re.search(r"(section|equation|algorithm) \d", entry.text), "where in the paper"
     assert entry.title.endswith(".") and entry.does.endswith(".")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressor.budget import parse_target
 from compressor.channels import Residual, analyse
+from compressor.measure import count_macs
 from compressor.method import Batch, Job, Method, Progress
 from compressor.task import Classify
 
@@ -51,7 +52,7 @@ def job(
 ) -> Job:
     """`target` is what --target takes. Methods may look at random images."""
     model = model or Toy()
-    more = {"images": Random(shape), **more}
+    more = {"images": Random(shape), "macs": count_macs(model, shape), **more}
     return Job(model, shape, analyse(model, shape, residual), parse_target(target), Classify(), **more)
 
 

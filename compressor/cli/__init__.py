@@ -12,6 +12,7 @@ from compressor.cli.demo import demo
 from compressor.cli.evaluate import evaluate
 from compressor.cli.export import export
 from compressor.cli.inspect import inspect
+from compressor.cli.lowrank import lowrank
 from compressor.cli.methods import methods
 from compressor.cli.prune import prune
 from compressor.cli.sensitivity import sensitivity
@@ -30,6 +31,7 @@ app.command()(demo)
 app.command()(inspect)
 app.command()(sensitivity)
 app.command()(prune)
+app.command()(lowrank)
 app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(export)

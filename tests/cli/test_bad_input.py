@@ -123,7 +123,7 @@ def test_a_rate_that_is_no_number_is_told_by_the_command_line(project: Path) -> 
         (("--rate", "0.5", "--method", "sfp", "--set", "mask_norms"), "is not of the form name=value"),
         (("--rate", "0.5", "--method", "sfp", "--set", "mask_norms=2"), "mask_norms is a bool"),
         (("--rate", "0.5", "--epochs", "3"), "--epochs 3 needs images to train on: give --data"),
-        (("--rate", "0.5", "--method", "sfp"), "--method sfp prunes while it trains: give it --data"),
+        (("--rate", "0.5", "--method", "sfp"), "--method sfp works while it trains: give it --data"),
         (("--rate", "0.5", "--method", "sfp", "--data", "digits", "--epochs", "0"), "at least one of --epochs"),
         (("--rate", "0.5", "--data", "digits", "--lr", "-1"), "--lr must be above 0; found -1.0"),
         (("--rate", "0.5", "--data", "digits", "--ema-decay", "2"), "--ema-decay must be between 0 and 1"),

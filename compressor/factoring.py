@@ -1,0 +1,176 @@
+"""A run of `compress lowrank`: what is to go, and which method factors the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from compressor import budget, catalogue, measure, outcome
+from compressor.budget import Goal
+from compressor.catalogue import Value
+from compressor.config import Setting
+from compressor.errors import UsageError
+from compressor.factor import LowRank
+from compressor.inputs import AnyInputs, Inputs
+from compressor.journal import Journal
+from compressor.method import Job, Method
+from compressor.recipe import Recipe
+from compressor.report import Profile, Report, Target
+from compressor.run import Run, check_needs
+from compressor.sources import Images, Opened, Source
+from compressor.train import classify, seed_all
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How much is to go, and with which method."""
+
+    goal: Goal
+    method: str = "svd"
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    round_to: int | None = None
+    repair: bool = True  # refit the last layer of each chain, where that helps
+
+    def __post_init__(self) -> None:
+        if self.goal.quantity in ("filters", "weights"):
+            raise UsageError(f"--target {self.goal.text} is for `compress prune`: here, ask for macs, params or size.")
+        if self.round_to is not None and self.round_to < 1:
+            raise UsageError(f"--round-to must be 1 or more; found {self.round_to}.")
+
+
+class Factoring(Run):
+    """One low-rank run."""
+
+    def __init__(
+        self,
+        source: Source,
+        wish: Wish,
+        images: Images,
+        recipe: Recipe,
+        *,
+        out: Path,
+        device: str = "auto",
+        inputs: Inputs | None = None,
+        console: Console | None = None,
+        force: bool = False,
+        resume: bool = False,
+        command: str | None = None,
+    ) -> None:
+        self.wish, self.method, self.repair = wish, wish.method, wish.repair
+        self.entry = catalogue.find(wish.method, "lowrank")
+        super().__init__(
+            source,
+            images,
+            recipe,
+            out=out,
+            device=device,
+            inputs=inputs,
+            console=console,
+            force=force,
+            resume=resume,
+            command=command,
+        )
+
+    def _check(self) -> None:
+        check_needs(self.entry, self.recipe.epochs, self.images.spec, instead="svd")
+
+    @property
+    def wishes(self) -> dict[str, Setting]:
+        wish = self.wish
+        option, _, _ = wish.goal.text.partition(" ")
+        return {
+            "rate": wish.goal.share if option == "--rate" else None,
+            "energy": 1 - wish.goal.asked(1) if option == "--energy" else None,
+            "rank": int(wish.goal.limit or 0) if option == "--rank" else None,
+            "target": None if option.startswith("--") else wish.goal.text,
+            "method": wish.method,
+            "set": catalogue.written(self.entry, wish.settings),
+            "keep": list(wish.keep) or None,
+            "round_to": wish.round_to,
+            "repair": wish.repair,
+        }
+
+    def _prepared(self, opened: Opened, onnx: Path, journal: Journal, device: torch.device) -> Method:
+        """Raises Infeasible when the wish cannot be met."""
+        wish, model = self.wish, opened.loaded.model
+        job = Job(
+            model,
+            opened.inputs,
+            None,
+            wish.goal,
+            classify(self.recipe, model, device),
+            keep=wish.keep,
+            macs=measure.count_macs(model, opened.inputs),
+            round_to=wish.round_to,
+            overhead=onnx.stat().st_size - measure.weight_bytes(model) if wish.goal.quantity == "size" else 0,
+            images=opened.data,
+        )
+        outcome.check_not_met(wish.goal, model, opened.inputs, onnx)
+        seed_all(self.recipe.seed)
+        method = catalogue.create(self.entry, job, wish.settings).to(device)
+        method.prepare()
+        return method
+
+    def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
+        assert isinstance(method, LowRank)
+        goal = self.wish.goal
+        if method.asked is not None and method.reached is not None:
+            return Target(goal.quantity, method.asked, method.reached, goal.text)
+        return outcome.target(goal, baseline, compressed, f"ranks are multiples of {self.wish.round_to or 'up to 8'}")
+
+
+def lowrank(
+    model: str,
+    *,
+    rate: float | None = None,
+    target: str | None = None,
+    energy: float | None = None,
+    rank: int | None = None,
+    method: str = "svd",
+    data: str | None = None,
+    out: str | Path,
+    arch: str | None = None,
+    arch_args: Mapping[str, object] | None = None,
+    settings: Mapping[str, Value] | None = None,
+    keep: tuple[str, ...] = (),
+    round_to: int | None = None,
+    repair: bool = True,
+    recipe: Recipe | None = None,
+    inputs: AnyInputs | None = None,
+    force: bool = False,
+) -> Report:
+    """Factor the layers of `model` (a checkpoint, `torchvision:NAME`, ... as on the command line) into the directory `out`.
+
+    One of `rate` (share of MACs to remove), `target` (such as "params<=5M"), `energy` (share that each layer keeps) and `rank`
+    says how much. `inputs` is what --input says. Returns the report; raises a CompressError.
+    """
+    return Factoring(
+        Source(model, arch, arch_args or {}),
+        Wish(parse_goal(rate, target, energy, rank), method, settings or {}, keep, round_to, repair),
+        Images(data),
+        recipe or Recipe(),
+        out=Path(out),
+        inputs=None if inputs is None else Inputs.of(inputs),
+        force=force,
+        command="compressor.lowrank(...)",
+    ).run()
+
+
+def parse_goal(rate: float | None, target: str | None, energy: float | None, rank: int | None) -> Goal:
+    """The goal that the one given option means. Raises UsageError unless it is exactly one."""
+    if sum(option is not None for option in (rate, target, energy, rank)) != 1:
+        raise UsageError(
+            "Say how much is to go by one option: --rate 0.5 (share of the MACs), --target params=80%, "
+            "--energy 0.9 (share that each layer keeps) or --rank 64."
+        )
+    if rate is not None:
+        return budget.parse_rate(rate)
+    if target is not None:
+        return budget.parse_target(target)
+    return budget.parse_energy(energy) if energy is not None else budget.parse_rank(rank or 0)
