@@ -134,7 +134,7 @@ class Run(ABC):
         Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
         opened = self._open(journal)
         model, inputs, onnx = opened.loaded.model, opened.inputs, place.new / "original.onnx"
-        _check_runs(model, inputs)
+        measure.count_macs(model, inputs)  # says in one line when the model does not run on such images
         check_answers(model, opened.data)
         model.requires_grad_(True)
         export_onnx(model, inputs, onnx)
@@ -242,11 +242,6 @@ def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str) -> No
         )
     if epochs and spec is None:
         raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
-
-
-def _check_runs(model: nn.Module, inputs: Inputs) -> None:
-    """Raise UsageError when the model does not run on its inputs."""
-    measure.count_macs(model, inputs)
 
 
 def _some_images(data: Data | None) -> Tensor | None:

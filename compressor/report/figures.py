@@ -108,6 +108,11 @@ def shape(sizes: Sequence[int]) -> str:
     return "x".join(map(str, sizes)) or "-"
 
 
+def weights(shapes: Sequence[Sequence[int]]) -> str:
+    """`8x32x3x1 + 64x8x1x3`: the weights of layers that come one after the other."""
+    return " + ".join(map(shape, shapes))
+
+
 def inputs(shapes: Mapping[str, Sequence[int]]) -> str:
     """`images 3x224x224`; several with commas between."""
     return ", ".join(f"{name} {shape(sizes)}" for name, sizes in shapes.items())

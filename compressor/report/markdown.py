@@ -89,7 +89,7 @@ def _layers(report: Report) -> str:
         [
             _code(layer.name).replace("|", "\\|"),
             _text(layer.kind),
-            f"{figures.shape(layer.shape)} -> {figures.shape(layer.shape_after)}",
+            f"{figures.shape(layer.shape)} -> {summary.weights_after(layer)}",
             f"{figures.count(layer.macs)} -> {figures.count(layer.macs_after)}",
             f"{figures.count(layer.params)} -> {figures.count(layer.params_after)}",
         ]
@@ -111,7 +111,7 @@ def _most_saving(layers: list[Layer]) -> list[Layer]:
 def _frozen(report: Report) -> str:
     if not report.frozen:
         return ""
-    return "### Not cut\n\n" + _bullets([f"{_code(part.name)}: {_text(part.reason)}" for part in report.frozen])
+    return "### Left as they were\n\n" + _bullets([f"{_code(part.name)}: {_text(part.reason)}" for part in report.frozen])
 
 
 def _repeat(report: Report) -> str:

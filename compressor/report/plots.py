@@ -7,6 +7,7 @@ print. Text stays text (it can be searched and follows the page's font). Every p
 import csv
 import io
 import itertools
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +80,7 @@ def plots(report: Report) -> dict[str, list[Plot]]:
         sections = {
             "overview": [what_is_left(report), stages(report)],
             "training": [losses(report), accuracy_by_epoch(report)],
-            "layers": [widths(report), macs(report)],
+            "layers": [widths(report), ranks(report), macs(report)],
         }
     return {section: [plot for plot in found if plot] for section, found in sections.items()}
 
@@ -185,6 +186,17 @@ def widths(report: Report) -> Plot | None:
     if before == after:
         return None
     return _layer_plot("widths", "Width of each layer", "output channels", report.layers, before, after)
+
+
+def ranks(report: Report) -> Plot | None:
+    """The rank of every layer that was factored, beside the highest that its weights can have."""
+    factored = [layer for layer in report.layers if layer.rank is not None]
+    if not factored:
+        return None
+    before = [min(layer.shape[0], math.prod(layer.shape[1:])) for layer in factored]
+    return _layer_plot(
+        "ranks", "Rank of each factored layer", "rank", factored, before, [layer.rank or 0 for layer in factored]
+    )
 
 
 def macs(report: Report) -> Plot | None:

@@ -141,7 +141,7 @@ def checks(verification: Verification) -> list[Check]:
     ]
     if verification.masked is None:
         return found
-    masked = Check("cut network against masked network", verification.masked, verification.masked_tolerance)
+    masked = Check("compact network against the dense one it stands for", verification.masked, verification.masked_tolerance)
     return [masked, *found]
 
 
@@ -298,6 +298,11 @@ def training(report: Report) -> str:
     pace = f", {images / seconds:,.0f} images per second" if seconds else ""
     epochs = "1 epoch" if len(report.epochs) == 1 else f"{len(report.epochs)} epochs"
     return f"{epochs} in {figures.duration(seconds)}{pace}"
+
+
+def weights_after(layer: Layer) -> str:
+    """The shape of a layer's weights, or those of the chain that took its place."""
+    return figures.weights(layer.factors or [layer.shape_after])
 
 
 def changed_layers(report: Report) -> list[Layer]:

@@ -130,7 +130,7 @@ def test_a_rate_that_is_no_number_is_told_by_the_command_line(project: Path) -> 
         (("--rate", "0.5", "--most", "1"), "--most is the largest share of a group that may go"),
         (("--rate", "0.5", "--most", "nan"), "both excluded; found nan"),
         (("--rate", "0.5", "--input", "8x8"), "--input '8x8' is not a shape"),
-        (("--rate", "0.5", "--input", "3x8x8"), "does not run on images of 3x8x8"),
+        (("--rate", "0.5", "--input", "3x8x8"), "cannot answer for images of 3x8x8"),
         (("--rate", "0.5", "--input", "1x8x8", "--keep", "steem.*"), "--keep 'steem.*' matches no layer"),
         (("--rate", "0.5", "--data", "digits", "--mean", "a,b"), "--mean 'a,b' is not a list of numbers"),
         (("--rate", "0.5", "--data", "digits", "--mean", "1,2"), "2 numbers"),

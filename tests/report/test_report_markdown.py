@@ -34,7 +34,7 @@ def test_everything_a_reviewer_asks_for_is_there() -> None:
         "Fidelity: same top-1 answer as the original on 92.31 % of 10,000 test images; mean KL divergence 0.0874 nats.",
         "| cut | 20.2 M | 126 k | 31.27 % [30.4, 32.2] | 10,000 | 3 min 32 s | soft filters removed for good |",
         "Training: 30 epochs in 20 min 39 s, 1,090 images per second.",
-        "| cut network against masked network | 2.4e-07 | 1.0e-04 | yes |",
+        "| compact network against the dense one it stands for | 2.4e-07 | 1.0e-04 | yes |",
         "- no faster on CUDA at batch 1: 0.98x; the network is too small to fill the GPU",
         "| `conv1` | Conv2d | 16x3x3x3 -> 13x3x3x3 | 442 k -> 359 k | 432 -> 351 |",
     ]:
