@@ -40,7 +40,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +57,7 @@ TIE = 1e-9  # of the variance: makes what was never seen follow the weights, whe
 HOOI = 20  # iterations at most
 SWEEPS = 50  # of alternating least squares
 FEW_SWEEPS = 10  # to estimate an error
+FITS = 8  # ranks at most at which it is estimated
 RIDGE = 1e-5  # for a tensor of norm 1
 TINY = torch.finfo(torch.float64).tiny
 
@@ -142,7 +144,7 @@ def _places(layer: Layer) -> int:
 
 
 class Split(ABC):
-    """Abstract. One way to split a layer. It keeps nothing: one of each serves all layers."""
+    """Abstract. One way to split a layer; one of each serves all layers."""
 
     name: ClassVar[str]
     kind: ClassVar[type[nn.Module]] = nn.Conv2d  # what it splits
@@ -277,15 +279,42 @@ def _balanced(last: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
 # One matrix that is cut -----------------------------------------------------------------------------------------------
 
 
+class Known(NamedTuple):
+    """The spectrum of a layer, and what it was computed from."""
+
+    weight: Tensor
+    seen: Seen | None
+    spectrum: tuple[Tensor, Tensor]
+
+    def still_holds(self, layer: Layer, seen: Seen | None) -> bool:
+        known, now = self.weight, layer.weight
+        alike = (known.dtype, known.device) == (now.dtype, now.device)
+        return self.seen is seen and alike and torch.equal(known, now)
+
+
 class Truncation(Split):
     """Abstract. The truncation of one matrix, [N * places of the last part, C * places of the first]."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Layer, Known] = WeakKeyDictionary()
 
     @abstractmethod
     def matrix(self, weight: Tensor) -> Tensor:
         """The unfolding of a layer's weights."""
 
     def spectrum(self, layer: Layer, seen: Seen | None) -> tuple[Tensor, Tensor]:
-        """Orthonormal columns [rows, k], the most important first, and what each is worth [k], k >= most."""
+        """Orthonormal columns [rows, k], the most important first, and what each is worth [k], k >= most.
+
+        Kept while the layer lives: its errors are asked for, then its singular values, and the factors of several ranks.
+        """
+        seen = seen if self.whitens else None
+        known = self._known.get(layer)
+        if known is None or not known.still_holds(layer, seen):
+            known = Known(layer.weight.detach().clone(), seen, self._spectrum(layer, seen))
+            self._known[layer] = known
+        return known.spectrum
+
+    def _spectrum(self, layer: Layer, seen: Seen | None) -> tuple[Tensor, Tensor]:
         left, values, _ = torch.linalg.svd(self.matrix(_weight(layer)), full_matrices=False)
         return left, values
 
@@ -317,9 +346,9 @@ class ByOutputs(Truncation):
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)  # [N, C * kernel]
 
-    def spectrum(self, layer: Layer, seen: Seen | None) -> tuple[Tensor, Tensor]:
+    def _spectrum(self, layer: Layer, seen: Seen | None) -> tuple[Tensor, Tensor]:
         if seen is None:
-            return super().spectrum(layer, seen)
+            return super()._spectrum(layer, seen)
         matrix = self.matrix(_weight(layer))
         covariance = seen.outputs.covariance.to(matrix)
         unseen = matrix @ matrix.mT  # the covariance if all that it reads were white
@@ -368,9 +397,9 @@ class Input(Truncation):
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.permute(0, 2, 3, 1).flatten(0, 2)  # [N * kernel, C]
 
-    def spectrum(self, layer: Layer, seen: Seen | None) -> tuple[Tensor, Tensor]:
+    def _spectrum(self, layer: Layer, seen: Seen | None) -> tuple[Tensor, Tensor]:
         if seen is None:
-            return super().spectrum(layer, seen)
+            return super()._spectrum(layer, seen)
         assert seen.inputs is not None
         matrix = self.matrix(_weight(layer))
         values, vectors = torch.linalg.eigh(seen.inputs.covariance.to(matrix))
@@ -524,11 +553,14 @@ class CP(Split):
         return nn.functional.pad(CHANNEL.singular(layer), (0, self.most(layer) - CHANNEL.most(layer)))
 
     def errors(self, layer: Layer, ranks: Sequence[int], seen: Seen | None = None) -> npt.NDArray[np.float64]:
-        """Squared error of a short fit at each of `ranks`, as a share of the whole. Each rank takes its time: ask for a few."""
-        weight = _weight(layer)
+        """Squared error of a short fit at each of `ranks`, as a share of the whole; of more than `FITS`, on lines between fits."""
+        weight, rising = _weight(layer), np.unique(ranks)
         whole = weight.square().sum().clamp(min=TINY)
-        left = [weight - torch.einsum("nr,cr,yr,xr->ncyx", *_fit(weight, rank, FEW_SWEEPS)) for rank in ranks]
-        return np.array([float(rest.square().sum() / whole) for rest in left])
+        tried = rising[np.unique(np.geomspace(1, len(rising), FITS).round().astype(int)) - 1]
+        left = [weight - torch.einsum("nr,cr,yr,xr->ncyx", *_fit(weight, int(rank), FEW_SWEEPS)) for rank in tried]
+        lost = np.minimum.accumulate([float(rest.square().sum() / whole) for rest in left])
+        errors: npt.NDArray[np.float64] = np.interp(ranks, tried, lost)
+        return errors
 
     def _parts(self, layer: Layer, rank: int, bias: bool) -> list[nn.Module]:
         outputs, inputs = layer.weight.shape[:2]

@@ -1,7 +1,8 @@
 """Chains that stand for a layer: what they lose is what was foretold, and they compute what their weights stand for."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +142,13 @@ def test_cp_finds_a_tensor_of_rank_two() -> None:
     assert SPLITS["cp"].errors(layer, [1, 2])[0] > 0.01 > SPLITS["cp"].errors(layer, [1, 2])[1]
 
 
+def test_cp_errors_of_many_ranks_lie_on_lines_between_fits_of_a_few() -> None:
+    layer, split, ranks = layer_for("cp"), SPLITS["cp"], list(range(1, 41))
+    errors = split.errors(layer, ranks)
+    assert errors[[0, -1]] == pytest.approx([split.errors(layer, [1])[0], split.errors(layer, [40])[0]])
+    assert (np.diff(errors) <= 0).all()
+
+
 def test_cp_does_not_diverge_where_there_is_no_nearest_tensor() -> None:
     """The sum of three products that share two factors each is a limit of tensors of rank 2, but is of rank 3."""
     a, b = torch.eye(3)[:2]
@@ -224,6 +232,47 @@ def test_what_was_never_seen_follows_the_weights() -> None:
     seen = seen_by(layer, torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]))[:3])
     dense = SPLITS["linear"].dense(SPLITS["linear"].factor(layer, 4, seen))
     torch.testing.assert_close(dense.diag().float(), torch.tensor([0.1, 0.2, 0.0, 5.0, 0.0, 3.0]), atol=1e-4, rtol=1e-3)
+
+
+# Once a layer ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", MATRICES)
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_layer_is_decomposed_once(way: str, looks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch)
+    layer, split = layer_for(way), SPLITS[way]
+    seen = seen_by(layer, images(30, 7) if way == "linear" else images(4, 6, 9, 9)) if looks else None
+    split.errors(layer, [1, 2], seen)
+    first = len(calls)
+    split.singular(layer, seen), split.factor(layer, 2, seen), split.factor(layer, 3, seen)
+    assert len(calls) == first > 0
+
+
+def test_a_layer_that_has_changed_is_decomposed_anew() -> None:
+    layer, split = nn.Linear(7, 5), SPLITS["linear"]
+    seen = seen_by(layer, images(30, 7))
+    before, looking = split.singular(layer), split.singular(layer, seen)
+    assert not torch.equal(before, looking) and torch.equal(split.singular(layer), before)
+    layer.weight.data *= 2  # leaves no trace in the tensor's version
+    assert torch.allclose(split.singular(layer), 2 * before)
+    assert split.singular(layer.double()).dtype == torch.float64
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of decompositions, as they are computed."""
+    calls: list[str] = []
+
+    def counting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def decompose(*args: Any, **options: Any) -> Any:
+            calls.append(name)
+            return real(*args, **options)
+
+        return decompose
+
+    for name in ("svd", "eigh"):
+        monkeypatch.setattr(torch.linalg, name, counting(name, getattr(torch.linalg, name)))
+    return calls
 
 
 # Structure ------------------------------------------------------------------------------------------------------------
