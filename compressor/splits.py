@@ -553,7 +553,7 @@ class CP(Split):
         return nn.functional.pad(CHANNEL.singular(layer), (0, self.most(layer) - CHANNEL.most(layer)))
 
     def errors(self, layer: Layer, ranks: Sequence[int], seen: Seen | None = None) -> npt.NDArray[np.float64]:
-        """Squared error of a short fit at each of `ranks`, as a share of the whole; of more than `FITS`, on lines between fits."""
+        """Squared error of short fits, as a share of the whole; of more than `FITS` ranks, on lines between fits of some."""
         weight, rising = _weight(layer), np.unique(ranks)
         whole = weight.square().sum().clamp(min=TINY)
         tried = rising[np.unique(np.geomspace(1, len(rising), FITS).round().astype(int)) - 1]
