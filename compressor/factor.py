@@ -28,10 +28,11 @@ from compressor.inputs import AnyInputs, Inputs
 from compressor.meta import meta_copy, separate_attention
 from compressor.method import Batch, Job, Made, Method
 from compressor.outputs import logits_of, tensors_in
-from compressor.parts import Chains, describe, replaced
+from compressor.parts import Chains, Part, describe, replaced
 from compressor.ranks import RULES, Choice, Ladder
 from compressor.report.schema import Frozen
 from compressor.splits import Layer, Seen, Split, watch
+from compressor.unpack import unpacked
 
 IMAGES = 512  # training images on which layers are watched
 PROBED = 256  # of them, those on which the network is asked what a layer's error does to its answers
@@ -107,7 +108,26 @@ def layers(
             left[name] = "it is not called: another module reads its weights, or nobody"
         else:
             fine[name] = tuple(read[name])
+    for name in _irreplaceable(model, inputs, list(fine)):
+        left[name] = "the model's code reads its weights"
+        del fine[name]
     return fine, left
+
+
+def _irreplaceable(model: nn.Module, inputs: AnyInputs, names: Sequence[str]) -> Sequence[str]:
+    """Layers in whose place nothing else can stand, for the network then fails."""
+
+    def works(some: Sequence[str]) -> bool:
+        network = copy.deepcopy(model).eval()
+        replaced(network, {name: nn.Sequential(network.get_submodule(name)) for name in some})
+        try:
+            with torch.no_grad():
+                Inputs.of(inputs).call(network, Inputs.of(inputs).random(1, like=network))
+        except Exception:  # whatever the model's own code may raise
+            return False
+        return True
+
+    return () if works(names) else [name for name in names if not works([name])]
 
 
 def _shapes_read(model: nn.Module, inputs: AnyInputs, names: Iterable[str]) -> dict[str, list[Shape]]:
@@ -152,6 +172,8 @@ class LowRank(Method):
         self.remarks: dict[str, str] = {}
         self.ranks: dict[str, int] = {}
         self.chains: dict[str, nn.Sequential] = {}
+        self.packed: dict[str, nn.Module] = {}  # what was taken apart, as it was,
+        self.opened: dict[str, list[Part]] = {}  # and what took its place
         self.shapes: dict[str, tuple[Shape, ...]] = {}  # that layers read, of those that the paper factors
         self.difference: float | None = None
         self.planned: dict[str, float] = {}
@@ -177,8 +199,22 @@ class LowRank(Method):
             raise Infeasible(f"{self.job.goal.text}: no layer can be factored. {self._reasons()}")
         self.use(sites, self.choose(sites), seen)
 
+    def unpack(self) -> None:
+        """Take apart what holds queries, keys and values in one weight, if the network then answers as before."""
+        apart = unpacked(self.model, self.job.inputs)
+        apart = {name: module for name, module in apart.items() if not any(fnmatch(name, keep) for keep in self.job.keep)}
+        try:
+            gap = gap_between(self.model, replaced(copy.deepcopy(self.model), copy.deepcopy(apart)), self.job.inputs)
+        except Exception:  # the model's code reads what such a module no longer has
+            return
+        if gap <= TOLERANCE:
+            self.opened = {name: describe(module) for name, module in apart.items()}
+            self.packed = {name: self.model.get_submodule(name) for name in apart}
+            replaced(self.model, apart)
+
     def watched(self) -> Mapping[str, Seen]:
         """What each layer reads and gives on training images; nothing when there are none or they are not to be used."""
+        self.unpack()
         fine, self.left = layers(self.model, self.job.inputs, self.job.keep)
         self.shapes = {name: shapes for name, shapes in fine.items() if self._ways(name)}
         if not self.whiten or self.job.images is None:
@@ -243,13 +279,14 @@ class LowRank(Method):
             raise Infeasible(f"{self.job.goal.text}: every layer would stay whole. Ask for more. {self._reasons()}")
         dense = {site.name: site.split.dense(chain) for site in sites if (chain := self.chains.get(site.name))}
         self.planned = self._planned()
-        self.difference = difference(self.model, self.chains, dense, self.job.inputs)
+        self.difference = difference(self.model, self.chains, dense, self.shapes, self.job.inputs)
         if not self.difference <= TOLERANCE:
             raise VerificationFailed(
                 f"The factored network differs from the one with the same weights multiplied out by {self.difference:.1e}.\n"
                 "Nothing was written."
             )
         replaced(self.model, self.chains)
+        self._pack_again()
 
     def samples(self, images: int, batch_size: int = 128, split: Literal["train", "held_out"] = "train") -> Iterable[Batch]:
         """Batches of so many images as they are, on the method's device. Raises UsageError when there are none."""
@@ -261,7 +298,7 @@ class LowRank(Method):
     def made(self) -> Made:
         skipped = [Frozen(name, reason) for name, reason in self.left.items()]
         return Made(
-            Chains({name: describe(chain) for name, chain in self.chains.items()}),
+            Chains({**self.opened, **{name: describe(chain) for name, chain in self.chains.items()}}),
             self.difference,
             self.planned,
             {**self.left, **self.remarks},
@@ -271,6 +308,18 @@ class LowRank(Method):
         )
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    def _pack_again(self) -> None:
+        """Put back in one piece what was taken apart in vain, and say of the rest what became of its parts."""
+        for name, whole in self.packed.items():
+            inside = {part: remark for part, remark in self.remarks.items() if part.startswith(f"{name}.")}
+            if any(part in self.chains for part in inside):
+                told = (f"{part.removeprefix(f'{name}.')}: {remark}" for part, remark in inside.items())
+                self.remarks[name] = "; ".join(told)
+            else:
+                replaced(self.model, {name: whole})
+                del self.opened[name]
+                self.remarks[name] = "left whole: others give more for less"
 
     def _layer(self, name: str) -> Layer:
         layer = self.model.get_submodule(name)
@@ -362,31 +411,46 @@ class LowRank(Method):
         return "Left whole: " + ", ".join(f"{n} x {reason}" for reason, n in counts) + "." if counts else ""
 
 
-def difference(model: nn.Module, chains: Mapping[str, nn.Sequential], dense: Mapping[str, Tensor], inputs: AnyInputs) -> float:
+def difference(
+    model: nn.Module,
+    chains: Mapping[str, nn.Sequential],
+    dense: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[Shape]],
+    inputs: AnyInputs,
+) -> float:
     """Largest difference between `model` with `chains` and with the `dense` weights they stand for, over the largest output.
 
-    On two random samples, in float64 where the model's own code allows it.
+    On two random samples, in float64 where the model's own code allows it; and of each chain alone, with the `shapes` that it
+    reads: a network may hide what a layer gives, as untrained ones do.
     """
-    inputs = Inputs.of(inputs)
-    multiplied = copy.deepcopy(model)
+    multiplied = copy.deepcopy(model).double()
     for name, weight in dense.items():
         layer, last = multiplied.get_submodule(name), chains[name][-1]
         assert isinstance(layer, Layer) and isinstance(last, Layer)
-        layer.weight = nn.Parameter(weight.to(layer.weight))
-        layer.bias = None if last.bias is None else nn.Parameter(last.bias.detach().clone())
-    small = replaced(copy.deepcopy(model), copy.deepcopy(dict(chains)))
+        layer.weight = nn.Parameter(weight.double())
+        layer.bias = None if last.bias is None else nn.Parameter(last.bias.detach().double())
+    apart = [gap_between(chains[name], multiplied.get_submodule(name), shape[1:]) for name in dense for shape in shapes[name]]
+    return max(gap_between(multiplied, replaced(copy.deepcopy(model), copy.deepcopy(dict(chains))), inputs), *apart)
+
+
+def gap_between(model: nn.Module, other: nn.Module, inputs: AnyInputs) -> float:
+    """Largest difference between what two networks answer to two random samples, over the largest output.
+
+    In float64 where the networks' own code allows it. They are copied.
+    """
+    model, other, inputs = copy.deepcopy(model).eval(), copy.deepcopy(other).eval(), Inputs.of(inputs)
     try:
-        return _apart(multiplied.double(), small.double(), inputs)
+        return _gap(model.double(), other.double(), inputs)
     except RuntimeError as error:
         if "type" not in str(error):
             raise
-        return _apart(multiplied.float(), small.float(), inputs)  # it makes float32 values of its own
+        return _gap(model.float(), other.float(), inputs)  # they make float32 values of their own
 
 
-def _apart(model: nn.Module, other: nn.Module, inputs: Inputs) -> float:
+def _gap(model: nn.Module, other: nn.Module, inputs: Inputs) -> float:
     samples = inputs.random(2, like=model)
     with torch.no_grad():
-        answers = [tensors_in(inputs.call(network.eval(), samples)) for network in (model, other)]
+        answers = [tensors_in(inputs.call(network, samples)) for network in (model, other)]
     pairs = [(a, b) for a, b in zip(*answers, strict=True) if a.is_floating_point() and a.numel()]
     return max((float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in pairs), default=0.0)
 

@@ -107,6 +107,29 @@ class Apart(nn.Module):
         return {"chains": [describe(chain) for chain in self.chains]}
 
 
+class Attention(nn.Module):
+    """`nn.MultiheadAttention` over one sequence, without masks, whose queries, keys and values each have a layer of their own.
+
+    Takes the arguments that the original takes, and returns (output, None); both [n, places, width], or with the places first.
+    """
+
+    def __init__(self, width: int, heads: int, bias: bool = True, batch_first: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out_proj = (nn.Linear(width, width, bias=bias) for _ in range(4))
+        self.width, self.heads, self.bias, self.batch_first, self.dropout = width, heads, bias, batch_first, dropout
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **_: object) -> tuple[Tensor, None]:
+        made = (self.q(query), self.k(key), self.v(value))
+        by_place = (x if self.batch_first else x.transpose(0, 1) for x in made)  # [n, places, width]
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in by_place)  # [n, heads, places, width of a head]
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        return out if self.batch_first else out.transpose(0, 1), None
+
+    def arguments(self) -> Part:
+        return {name: getattr(self, name) for name in ("width", "heads", "bias", "batch_first", "dropout")}
+
+
 def describe(chain: nn.Module) -> list[Part]:
     """The parts of a chain, as `make` takes them. Numbers and lists alone."""
     parts = list(chain) if isinstance(chain, nn.Sequential) else [chain]
@@ -125,7 +148,7 @@ def _arguments(part: nn.Module) -> Part:
     if isinstance(part, nn.Upsample):
         assert isinstance(part.size, tuple) and part.mode == "nearest"
         return {"size": list(part.size)}
-    assert isinstance(part, Take | Patches | Fill | Apart), f"{type(part).__name__} is no part of a chain"
+    assert isinstance(part, Take | Patches | Fill | Apart | Attention), f"{type(part).__name__} is no part of a chain"
     return part.arguments()
 
 
@@ -149,7 +172,7 @@ def _part(arguments: Part) -> nn.Module:
 
 
 KINDS: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kind in (nn.Linear, nn.Conv2d, nn.ZeroPad2d, nn.Upsample, Take, Patches, Fill)
+    kind.__name__: kind for kind in (nn.Linear, nn.Conv2d, nn.ZeroPad2d, nn.Upsample, Take, Patches, Fill, Attention)
 }
 
 

@@ -155,7 +155,7 @@ def checks_verdict(verification: Verification) -> str:
 
 def asked_and_reached(target: Target) -> str:
     """`asked for 50.0 % of the MACs removed (macs=50%), reached 50.2 %`, and why the two differ."""
-    names = {"macs": "MACs", "params": "parameters", "size": "ONNX file's size", "filters": "filters"}
+    names = {"macs": "MACs", "params": "parameters", "size": "ONNX file's size", "rank": "ranks"}
     asked = f"asked for {figures.share(target.asked)} of the {names.get(target.quantity, target.quantity)} removed"
     note = f": {target.note}" if target.note else ""
     papers = ""
