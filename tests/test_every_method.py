@@ -1,21 +1,28 @@
-"""What every method must do, whatever its paper: run on its defaults, cut what was asked, be resumed, and name its source."""
+"""What every method must do, whatever its paper: run on its defaults, save what was asked, be resumed, and name its source."""
 
 import copy
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from toy import SHAPE, batches, job, optimizer, train
+from toy import SHAPE, Wide, batches, job, optimizer, train
 
 from compressor.catalogue import Entry, catalogue, create
+from compressor.export import check_onnx, export_onnx
+from compressor.factor import LowRank
 from compressor.filters import FilterPruning
+from compressor.method import Job, Method
+from compressor.parts import Chains, make, replaced
 
 EPOCHS = 2
 every_method = pytest.mark.parametrize("entry", catalogue().values(), ids=lambda entry: entry.name)
 of_channels = [entry for entry in catalogue().values() if entry.family == "prune" and not entry.weights]
 every_method_of_channels = pytest.mark.parametrize("entry", of_channels, ids=lambda entry: entry.name)
+of_rank = [entry for entry in catalogue().values() if entry.family == "lowrank"]
+every_method_of_rank = pytest.mark.parametrize("entry", of_rank, ids=lambda entry: entry.name)
 
 
 def macs(model: torch.nn.Module) -> int:
@@ -57,13 +64,15 @@ def test_what_it_trains_moves(entry: Entry) -> None:
 
 @every_method_of_channels
 def test_it_goes_on_where_it_was_interrupted(entry: Entry) -> None:
-    """All that it must remember between epochs is in its state: the second epoch ends with the same weights."""
-    task = job("filters=40%")
+    assert_resuming_changes_nothing(entry, job("filters=40%"))
 
-    def begin() -> tuple[FilterPruning, torch.optim.SGD]:
+
+def assert_resuming_changes_nothing(entry: Entry, task: Job) -> None:
+    """All that it must remember between epochs is in its state: the second epoch ends with the same weights."""
+
+    def begin() -> tuple[Method, torch.optim.SGD]:
         torch.manual_seed(0)
         method = create(entry, task, {})
-        assert isinstance(method, FilterPruning)
         method.prepare()
         return method, optimizer(method)
 
@@ -80,6 +89,68 @@ def test_it_goes_on_where_it_was_interrupted(entry: Entry) -> None:
     train(resumed, sgd, range(1, EPOCHS), EPOCHS)
     ends = [method.finish().state_dict() for method in (whole, resumed)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+# Methods that factor layers -------------------------------------------------------------------------------------------
+
+
+def factored(entry: Entry, task: Job | None = None) -> LowRank:
+    """Prepared. Methods of convolutions alone, or of fully-connected layers alone, can save as much, too."""
+    method = create(entry, task or job("macs=30%", Wide()), {})
+    assert isinstance(method, LowRank)
+    method.prepare()
+    return method
+
+
+@every_method_of_rank
+def test_it_factors_as_much_as_asked(entry: Entry) -> None:
+    task = job("macs=30%", Wide())
+    before = copy.deepcopy(task.model.state_dict())
+    method = factored(entry, task)
+    assert method.difference is not None and method.difference < 1e-10
+    assert all(map(math.isfinite, train(method, optimizer(method), range(EPOCHS), EPOCHS)))
+    small = method.finish()
+    assert 1 - macs(small) / macs(task.model) == pytest.approx(0.3, abs=0.02)
+    assert method.made().planned["macs"] == macs(small)
+    (batch,) = batches(1, seed=9)
+    answers = small.eval()(batch.images)
+    assert answers.shape == (8, 5) and answers.isfinite().all() and (answers[0] - answers[1]).abs().max() > 0
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items()), "it works on a copy"
+
+
+@every_method_of_rank
+def test_what_it_trains_moves_and_all_chains_are_trained(entry: Entry) -> None:
+    method = factored(entry)
+    before = {name: parameter.detach().clone() for name, parameter in method.model.named_parameters()}
+    trained = {name for name, parameter in method.model.named_parameters() if parameter.requires_grad}
+    assert trained >= {name for name in before if any(name.startswith(f"{chain}.") for chain in method.chains)}
+    train(method, optimizer(method), range(1), EPOCHS)
+    after = dict(method.model.named_parameters())
+    assert {name for name in before if not torch.equal(before[name], after[name])} == trained
+
+
+@every_method_of_rank
+def test_factored_it_goes_on_where_it_was_interrupted(entry: Entry) -> None:
+    assert_resuming_changes_nothing(entry, job("macs=30%", Wide()))
+
+
+@every_method_of_rank
+def test_its_result_is_built_again_from_plain_data_and_exported(entry: Entry, tmp_path: Path) -> None:
+    task = job("macs=30%", Wide())
+    method = factored(entry, task)
+    train(method, optimizer(method), range(1), 1)
+    small, step = method.finish().eval(), method.made().step
+    assert isinstance(step, Chains)
+    again = replaced(copy.deepcopy(task.model), {name: make(parts) for name, parts in step.parts.items()}).eval()
+    again.load_state_dict(small.state_dict())
+    (batch,) = batches(1, seed=9)
+    with torch.no_grad():
+        assert torch.equal(again(batch.images), small(batch.images))
+    export_onnx(small, SHAPE, tmp_path / "small.onnx")
+    check_onnx(small, tmp_path / "small.onnx", SHAPE, tolerance=1e-4)
+
+
+# What is said of it ---------------------------------------------------------------------------------------------------
 
 
 @every_method

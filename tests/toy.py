@@ -1,4 +1,4 @@
-"""A network of three narrow stages and a few steps of training: what tests of methods run on. Milliseconds, not minutes."""
+"""Two small networks and a few steps of training: what tests of methods run on. Milliseconds, not minutes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +41,20 @@ class Toy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(F.relu(self.stem(x))).mean((2, 3)))
+
+
+class Wide(nn.Module):
+    """[n, 3, 12, 12] -> logits [n, 5]; half of the MACs are in the convolutions, half in the fully-connected layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.conv, self.bn = nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.fc1, self.fc2, self.head = nn.Linear(288, 320), nn.Linear(320, 256), nn.Linear(256, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.bn(self.conv(F.relu(self.stem(x))))), 2)
+        return self.head(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
 
 
 def job(
