@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ from compressor.unpack import unpacked
 IMAGES = 512  # training images on which layers are watched
 PROBED = 256  # of them, those on which the network is asked what a layer's error does to its answers
 RUNGS = 96  # ranks on a ladder, at most
+BYTES = 4  # of a parameter in a file
 TOLERANCE = 1e-5  # as of a cut: largest difference over largest output
 
 Shape = tuple[int, ...]
@@ -174,7 +176,8 @@ class LowRank(Method):
         self.chains: dict[str, nn.Sequential] = {}
         self.packed: dict[str, nn.Module] = {}  # what was taken apart, as it was,
         self.opened: dict[str, list[Part]] = {}  # and what took its place
-        self.shapes: dict[str, tuple[Shape, ...]] = {}  # that layers read, of those that the paper factors
+        self.read: dict[str, tuple[Shape, ...]] = {}  # shapes of what layers read, of all that a chain could stand for,
+        self.shapes: dict[str, tuple[Shape, ...]] = {}  # and of those that the paper factors
         self.difference: float | None = None
         self.planned: dict[str, float] = {}
         self.asked: float | None = None  # of a goal that is no cost: the share to go, and the share that went
@@ -215,8 +218,8 @@ class LowRank(Method):
     def watched(self) -> Mapping[str, Seen]:
         """What each layer reads and gives on training images; nothing when there are none or they are not to be used."""
         self.unpack()
-        fine, self.left = layers(self.model, self.job.inputs, self.job.keep)
-        self.shapes = {name: shapes for name, shapes in fine.items() if self._ways(name)}
+        self.read, self.left = layers(self.model, self.job.inputs, self.job.keep)
+        self.shapes = {name: shapes for name, shapes in self.read.items() if self._ways(name)}
         if not self.whiten or self.job.images is None:
             return {}
         return watch(self.model, self.shapes, self.samples(IMAGES))
@@ -251,10 +254,8 @@ class LowRank(Method):
             self.asked = 1 - sum(min(n, goal.limit) for n in full) / sum(full)
             self.reached = 1 - sum(kept) / sum(full)
             return choice
-        total, aside = self._total(goal.quantity), self._aside()
+        total, (asked, allowed) = self._total(goal.quantity), self.allowed()
         fixed = total - sum(ladder.full for ladder in ladders)
-        asked = goal.asked(total + aside)
-        allowed = (total + aside) * (1 - asked) - aside
         least = fixed + sum(ladder.costs[0] for ladder in ladders)
         if least > allowed:
             raise Infeasible(
@@ -264,22 +265,42 @@ class LowRank(Method):
             )
         return ranks.meet(ladders, RULES[self.rule], allowed - fixed)
 
+    def allowed(self) -> tuple[float, float]:
+        """The share of the MACs or parameters that is to go, and how many are left to the whole network then."""
+        goal, aside = self.job.goal, self._aside()
+        whole = self._total(goal.quantity) + aside
+        asked = goal.asked(whole * (BYTES if goal.quantity == "size" else 1))
+        return asked, whole * (1 - asked) - aside
+
     def use(self, sites: Sequence[Site], choice: Choice, seen: Mapping[str, Seen]) -> None:
-        """Put the chains in place, and prove that the network is the one it stands for. Raises VerificationFailed."""
+        """Make the chains and put them in place, proved. Raises VerificationFailed."""
+        dense = self.make(sites, choice, seen)
+        if not self.chains:
+            raise Infeasible(f"{self.job.goal.text}: every layer would stay whole. Ask for more. {self._reasons()}")
+        self.put(dense)
+
+    def make(self, sites: Sequence[Site], choice: Choice, seen: Mapping[str, Seen]) -> dict[str, Tensor]:
+        """Make the chains, and return the weights that each of them stands for."""
+        dense = {}
         for site, index in zip(sites, choice, strict=True):
             if index is None:
                 self.remarks[site.name] = "left whole: others give more for less"
                 continue
             rank = int(site.ladder.ranks[index])
-            self.chains[site.name] = site.split.factor(site.layer, rank, seen.get(site.name))
+            chain = self.chains[site.name] = site.split.factor(site.layer, rank, seen.get(site.name))
+            dense[site.name] = site.split.dense(chain)
             self.ranks[site.name] = rank
             kept, most = 1 - site.ladder.errors[index], site.split.most(site.layer)
             self.remarks[site.name] = f"{site.split.name}, rank {rank} of {most}: {kept:.1%} of the energy"
-        if not self.chains:
-            raise Infeasible(f"{self.job.goal.text}: every layer would stay whole. Ask for more. {self._reasons()}")
-        dense = {site.name: site.split.dense(chain) for site in sites if (chain := self.chains.get(site.name))}
+        return dense
+
+    def put(self, dense: Mapping[str, Tensor], copies: Mapping[str, Tensor] | None = None) -> None:
+        """Put the chains in place, and prove that the network is the one it stands for. Raises VerificationFailed.
+
+        `dense` and `copies` are those of `difference`.
+        """
         self.planned = self._planned()
-        self.difference = difference(self.model, self.chains, dense, self.shapes, self.job.inputs)
+        self.difference = difference(self.model, self.chains, dense, self.read, self.job.inputs, copies)
         if not self.difference <= TOLERANCE:
             raise VerificationFailed(
                 f"The factored network differs from the one with the same weights multiplied out by {self.difference:.1e}.\n"
@@ -304,7 +325,7 @@ class LowRank(Method):
             {**self.left, **self.remarks},
             self.ranks,
             skipped,
-            last={f"{name}.{len(chain) - 1}": name for name, chain in self.chains.items()},
+            last={f"{name}.{len(chain) - 1}": name for name, chain in self.chains.items() if isinstance(chain[-1], Layer)},
         )
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -342,8 +363,10 @@ class LowRank(Method):
         full, most = cost(layer, shapes), split.most(layer)
         unit = min(most, self.job.round_to or int(budget.units(np.array([most // 2]))[0]))
         bias = True if seen is not None and split.whitens else None
-        steps = np.unique(np.linspace(1, most // unit, RUNGS).astype(int)) * unit
-        costs = {int(rank): cost(split.chain(layer, int(rank), bias), shapes) for rank in steps}
+        steps = np.linspace(1, most // unit, RUNGS).astype(int)
+        if self.job.goal.quantity == "rank":  # no other will do
+            steps = np.append(steps, np.clip(int(self.job.goal.limit or 0) // unit, 1, most // unit))
+        costs = {int(rank): cost(split.chain(layer, int(rank), bias), shapes) for rank in np.unique(steps) * unit}
         worth = {rank: c for rank, c in costs.items() if c.macs < full.macs and c.params < full.params}
         return Ladder(
             np.array(list(worth), np.int64),
@@ -394,12 +417,12 @@ class LowRank(Method):
 
     def _aside(self) -> float:
         """Parameters that the other bytes of the ONNX file amount to, for a goal of size."""
-        return self.job.overhead / 4 if self.job.goal.quantity == "size" else 0.0
+        return self.job.overhead / BYTES if self.job.goal.quantity == "size" else 0.0
 
     def _planned(self) -> dict[str, float]:
         """MACs and parameters of the network with chains."""
-        before = [cost(self._layer(name), self.shapes[name]) for name in self.chains]
-        after = [cost(chain, self.shapes[name]) for name, chain in self.chains.items()]
+        before = [cost(self._layer(name), self.read[name]) for name in self.chains]
+        after = [cost(chain, self.read[name]) for name, chain in self.chains.items()]
         return {
             "macs": self._total("macs") + sum(c.macs for c in after) - sum(c.macs for c in before),
             "params": self._total("params") + sum(c.params for c in after) - sum(c.params for c in before),
@@ -417,20 +440,29 @@ def difference(
     dense: Mapping[str, Tensor],
     shapes: Mapping[str, Sequence[Shape]],
     inputs: AnyInputs,
+    copies: Mapping[str, Tensor] | None = None,
 ) -> float:
     """Largest difference between `model` with `chains` and with the `dense` weights they stand for, over the largest output.
 
+    `copies` tells of layers that are not computed everywhere: for each place of the output plane, line by line, the number of
+    that which it copies [height * width].
     On two random samples, in float64 where the model's own code allows it; and of each chain alone, with the `shapes` that it
     reads: a network may hide what a layer gives, as untrained ones do.
     """
     multiplied = copy.deepcopy(model).double()
     for name, weight in dense.items():
-        layer, last = multiplied.get_submodule(name), chains[name][-1]
-        assert isinstance(layer, Layer) and isinstance(last, Layer)
+        layer, last = multiplied.get_submodule(name), [part for part in chains[name] if isinstance(part, Layer)][-1]
+        assert isinstance(layer, Layer)
         layer.weight = nn.Parameter(weight.double())
         layer.bias = None if last.bias is None else nn.Parameter(last.bias.detach().double())
+        if copies and name in copies:
+            layer.register_forward_hook(partial(_copied, copies[name]))
     apart = [gap_between(chains[name], multiplied.get_submodule(name), shape[1:]) for name in dense for shape in shapes[name]]
     return max(gap_between(multiplied, replaced(copy.deepcopy(model), copy.deepcopy(dict(chains))), inputs), *apart)
+
+
+def _copied(places: Tensor, layer: nn.Module, args: object, out: Tensor) -> Tensor:
+    return out.flatten(2)[:, :, places].reshape(out.shape)
 
 
 def gap_between(model: nn.Module, other: nn.Module, inputs: AnyInputs) -> float:
