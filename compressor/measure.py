@@ -286,17 +286,17 @@ def compare_latency(
     for batch in batches:
         samples = [tensor.numpy() for tensor in Inputs.of(inputs).random(batch)]
         calls = [bound_run(session, samples, provider) for session in sessions]
-        warm = len(_take_turns(calls, most=warmup, least=1, seconds=seconds / 4)[0])
+        warm = len(take_turns(calls, most=warmup, least=1, seconds=seconds / 4)[0])
         by_batch.append(
             [
                 Latency(batch, float(np.median(ms)), float(np.percentile(ms, 90)), len(ms), warm, provider, threads)
-                for ms in _take_turns(calls, most=runs, least=5, seconds=seconds)
+                for ms in take_turns(calls, most=runs, least=5, seconds=seconds)
             ]
         )
     return [list(of_one_file) for of_one_file in zip(*by_batch, strict=True)]
 
 
-def _take_turns(calls: Sequence[Callable[[], None]], most: int, least: int, seconds: float) -> list[list[float]]:
+def take_turns(calls: Sequence[Callable[[], None]], most: int, least: int, seconds: float) -> list[list[float]]:
     """Milliseconds of each call's runs. Every second turn goes backwards, so that nobody always comes first."""
     milliseconds: list[list[float]] = [[] for _ in calls]
     turns = list(zip(calls, milliseconds, strict=True))

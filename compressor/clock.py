@@ -1,0 +1,72 @@
+"""How long ONNX Runtime takes for a layer, or for what could take its place: whether fewer multiply-adds are less time.
+
+A layer is measured alone, as its own ONNX file, for one image on one thread. What stands around it in a network is missing: a
+file of its own pays for bringing its input into the layout that convolutions are computed in, and an activation that would run
+on a smaller plane is not there. The report's latency, of whole networks, has the last word.
+
+Machines are busy now and then. So every measurement takes turns with a yardstick, a convolution that is always the same, and
+times are told as if the yardstick had always taken as long as it did at first.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from compressor import measure
+from compressor.export import export_onnx
+from compressor.files import write_text
+from compressor.inputs import Inputs
+from compressor.parts import Part, describe, make
+from compressor.runtime import bound_run, open_session
+
+RUNS, SECONDS, WARMUP = 30, 2.0, 3  # at most, of each measurement
+YARDSTICK, SIZE = nn.Conv2d(32, 32, 3, padding=1), (32, 28, 28)
+LISTS = ("index", "places")  # which places are taken matters little, only how many
+
+Shape = tuple[int, ...]
+
+
+class Clock:
+    """Milliseconds for a module that reads one image: `clock(module, (1, 64, 32, 32))`.
+
+    Only the kind of a module counts, not its weights, so a module on `meta` is as good. What was measured is kept in `file`, if
+    there is one, so that whoever asks again, after an interruption too, gets the same answer.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self.known: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else {}
+
+    def __call__(self, module: nn.Module, shape: Shape) -> float:
+        key = json.dumps([_kind(describe(module)), list(shape)])
+        if key not in self.known:
+            self.known[key] = self._measured(module, shape)
+            if self.file is not None:
+                write_text(self.file, json.dumps(self.known))
+        return self.known[key]
+
+    def _measured(self, module: nn.Module, shape: Shape) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            own, yardstick = _call(make(describe(module)), shape[1:], Path(folder)), _call(YARDSTICK, SIZE, Path(folder))
+            measure.take_turns([own, yardstick], most=WARMUP, least=1, seconds=SECONDS / 4)
+            times = measure.take_turns([own, yardstick], most=RUNS, least=5, seconds=SECONDS)
+        ms, now = (float(np.median(each)) for each in times)
+        return ms * self.known.setdefault("yardstick", now) / now
+
+
+def _kind(parts: list[Part]) -> list[Part]:
+    """What a chain is, but for which places of a plane it takes."""
+    return [{name: len(value) if name in LISTS else value for name, value in part.items()} for part in parts]
+
+
+def _call(module: nn.Module, shape: Shape, folder: Path) -> Callable[[], None]:
+    """A function that runs `module` once for a random sample of `shape`."""
+    export_onnx(module, shape, file := folder / "module.onnx")
+    samples = [tensor.numpy() for tensor in Inputs.of(shape).random(1)]
+    return bound_run(open_session(file, threads=1), samples, "cpu")
