@@ -45,7 +45,7 @@ class Svd(LowRank):
         known = ("auto", *WAYS[:-1])
         if split not in known:
             raise UsageError(f"--set split={split}: known are {', '.join(known)}{did_you_mean(split, known)}.")
-        self.allowed = [SPLITS[name] for name in (WAYS if split == "auto" else (split, "linear"))]
+        self.ways = [SPLITS[name] for name in (WAYS if split == "auto" else (split, "linear"))]
 
     def splits(self, name: str, layer: Layer) -> Sequence[Split]:
-        return [split for split in self.allowed if isinstance(layer, split.kind)]
+        return [split for split in self.ways if isinstance(layer, split.kind)]
