@@ -363,10 +363,11 @@ class LowRank(Method):
         full, most = cost(layer, shapes), split.most(layer)
         unit = min(most, self.job.round_to or int(budget.units(np.array([most // 2]))[0]))
         bias = True if seen is not None and split.whitens else None
-        steps = np.linspace(1, most // unit, RUNGS).astype(int)
-        if self.job.goal.quantity == "rank":  # no other will do
-            steps = np.append(steps, np.clip(int(self.job.goal.limit or 0) // unit, 1, most // unit))
-        costs = {int(rank): cost(split.chain(layer, int(rank), bias), shapes) for rank in np.unique(steps) * unit}
+        steps = np.linspace(1, most // unit, RUNGS).astype(int) * unit
+        if (limit := self.job.goal.limit) and self.job.goal.quantity == "rank":  # what was asked for, though it be odd
+            multiple = self.job.round_to or 1
+            steps = np.append(steps, np.clip(int(limit) // multiple * multiple, multiple, most))
+        costs = {int(rank): cost(split.chain(layer, int(rank), bias), shapes) for rank in np.unique(steps)}
         worth = {rank: c for rank, c in costs.items() if c.macs < full.macs and c.params < full.params}
         return Ladder(
             np.array(list(worth), np.int64),

@@ -4,16 +4,27 @@ The network is tiny, the images are scikit-learn's digits, so that a whole run t
 """
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
+import compressor
+from compressor import budget
+from compressor.channels import analyse
 from compressor.cli import app
+from compressor.demo import DigitsNet
+from compressor.journal import Journal
+from compressor.method import Job, Method
+from compressor.recipe import Recipe
+from compressor.report import Report, read_report
+from compressor.task import Classify
+from compressor.train import Training
 
 NET = '''
 from torch import nn
@@ -68,6 +79,32 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
 
 
+def assert_same_result(left: Path, right: Path) -> None:
+    """Weights and plan are equal bit for bit, and so is every accuracy on the way."""
+    for name in ("model.safetensors", "plan.json", "config.toml"):
+        assert (left / name).read_bytes() == (right / name).read_bytes()
+    one, other = read_report(left), read_report(right)
+    assert [(stage.name, stage.accuracy) for stage in one.stages] == [(stage.name, stage.accuracy) for stage in other.stages]
+    assert [epoch.losses for epoch in one.epochs] == [epoch.losses for epoch in other.epochs]
+
+
+def stages_of(report: Report) -> list[str]:
+    return [stage.name for stage in report.stages]
+
+
+def interrupt_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work`, with Ctrl-C at its n-th call."""
+    calls = []
+
+    def worked(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return work(*args, **kwargs)
+
+    return worked
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with net.py and net.pt in it and nothing else."""
@@ -115,3 +152,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert result.exit_code == 0, result.output
     (folder / "printed.txt").write_text(result.stdout)
     yield folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the demo's network after two epochs: better than chance, so that there is something to repair."""
+    torch.manual_seed(0)
+    data, model = compressor.open_data("digits"), DigitsNet(16)
+    method = Method(Job(model, data.shape, analyse(model, data.shape), budget.parse_rate(0.5), Classify()))
+    Training(method, data, Recipe(epochs=2, batch_size=32, lr=0.05), torch.device("cpu")).run(Journal(None))
+    path = tmp_path_factory.mktemp("trained") / "digits.pt"
+    torch.save(method.model.state_dict(), path)
+    return path

@@ -208,8 +208,9 @@ def test_each_layer_has_at_most_the_rank_asked_for() -> None:
 
 
 def test_the_rank_asked_for_is_on_every_ladder() -> None:
-    task = wish(budget.parse_rank(63), keep=("head", "stem", "conv"), round_to=1)
-    assert prepared(task).ranks == {"fc1": 63, "fc2": 63}
+    keep = ("head", "stem", "conv")
+    assert prepared(wish(budget.parse_rank(63), keep=keep)).ranks == {"fc1": 63, "fc2": 63}
+    assert prepared(wish(budget.parse_rank(63), keep=keep, round_to=4)).ranks == {"fc1": 60, "fc2": 60}
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

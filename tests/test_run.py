@@ -10,28 +10,17 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import TRAINED, compress, prune, same
+from small import TRAINED, compress, prune, same, stages_of
 from torch import nn
 
 import compressor
-from compressor import budget, measure
-from compressor.channels import analyse, surgery, verify
+from compressor import measure
+from compressor.channels import surgery, verify
 from compressor.checkpoint import build
-from compressor.demo import DigitsNet
 from compressor.directory import RESULTS
 from compressor.errors import UsageError
 from compressor.export import export_onnx
-from compressor.journal import Journal
-from compressor.method import Job, Method
-from compressor.recipe import Recipe
-from compressor.report import Report, read_report
-from compressor.task import Classify
-from compressor.train import Training
-
-
-def stages_of(report: Report) -> list[str]:
-    return [stage.name for stage in report.stages]
-
+from compressor.report import read_report
 
 # A run with images ----------------------------------------------------------------------------------------------------
 
@@ -71,17 +60,6 @@ def test_the_onnx_file_answers_as_the_loaded_network(finished: Path) -> None:
     assert set(verification.onnx) == {"1", "2", "3", "images"}
     assert max(verification.onnx.values()) < 1e-4
     assert verification.masked is not None and verification.masked < 1e-9
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the demo's network after two epochs: better than chance, so that there is something to repair."""
-    data, model = compressor.open_data("digits"), DigitsNet(16)
-    method = Method(Job(model, data.shape, analyse(model, data.shape), budget.parse_rate(0.5), Classify()))
-    Training(method, data, Recipe(epochs=2, batch_size=32, lr=0.05), torch.device("cpu")).run(Journal(None))
-    path = tmp_path_factory.mktemp("trained") / "digits.pt"
-    torch.save(method.model.state_dict(), path)
-    return path
 
 
 DEMO = ("--arch", "compressor.demo:DigitsNet", "--arch-arg", "width=16", "--data", "digits", "--rate", "0.5")

@@ -3,35 +3,19 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from processes import start
-from small import TRAINED, prune, write_project
+from small import TRAINED, assert_same_result, interrupt_at, prune, write_project
 
 from compressor.method import Method
-from compressor.report import read_report
 from compressor.train import Training
 
 SFP = ("--method", "sfp", "--data", "digits", "--rate", "0.4", "--epochs", "3", "--ema-decay", "0.9", "--residual", "scatter")
 
 GHFP = ("--method", "ghfp", "--data", "digits", "--rate", "0.5", "--epochs", "3")  # by the second epoch it has shrunk
-
-
-def interrupt_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
-    """`work`, with Ctrl-C at its n-th call."""
-    calls = []
-
-    def worked(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return work(*args, **kwargs)
-
-    return worked
 
 
 @pytest.mark.parametrize(("method", "options"), [("magnitude", TRAINED), ("sfp", SFP), ("ghfp", GHFP)])
@@ -53,15 +37,6 @@ def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
     assert result.exit_code == 0, result.output
     assert "resumed after epoch 1 of 3\n" in result.stdout
     assert_same_result(Path("a"), whole)
-
-
-def assert_same_result(left: Path, right: Path) -> None:
-    """Weights and plan are equal bit for bit, and so is every accuracy on the way."""
-    for name in ("model.safetensors", "plan.json", "config.toml"):
-        assert (left / name).read_bytes() == (right / name).read_bytes()
-    one, other = read_report(left), read_report(right)
-    assert [(stage.name, stage.accuracy) for stage in one.stages] == [(stage.name, stage.accuracy) for stage in other.stages]
-    assert [epoch.losses for epoch in one.epochs] == [epoch.losses for epoch in other.epochs]
 
 
 def test_a_run_that_was_interrupted_after_its_training_does_not_train_again(
