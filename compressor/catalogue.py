@@ -36,7 +36,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method. Its class says `trains`, `looks` and `weights = True` where they hold, and `cutout = SHARE` of its paper."""
+    """One method. Its class says `trains`, `looks` and `weights = True` where they hold, and what its paper trained with."""
 
     name: str
     family: str  # prune, lowrank, distill
@@ -44,9 +44,11 @@ class Entry:
     does: str
     paper: str
     trains: bool  # whether the method does nothing without epochs of training
-    looks: bool  # whether it scores channels on training images
+    looks: bool  # whether it looks at training images before it trains
     weights: bool  # whether it sets single weights to zero, and takes no channels away
     cutout: float  # the side of the square that its paper hid in small training images, as a share of the image's; 0: none
+    lr: float | None  # of SGD; None: the paper has none of its own
+    weight_decay: float | None  # likewise
     settings: tuple[Setting, ...]
     text: str  # the whole docstring of its file
 
@@ -99,6 +101,8 @@ def _entry(path: Path) -> Entry:
         bool(constants.get("looks", False)),
         bool(constants.get("weights", False)),
         float(constants.get("cutout", 0.0)),
+        constants.get("lr"),
+        constants.get("weight_decay"),
         _settings(paper, lines),
         text,
     )

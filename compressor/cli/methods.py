@@ -16,7 +16,7 @@ from compressor.cli import options
 from compressor.errors import UsageError, did_you_mean
 
 NEEDS = (
-    "Needs: nothing = weights alone, images = scores channels on images, training = images and epochs. All gain by training."
+    "Needs: nothing = weights alone, images = looks at training images, training = images and epochs. All gain by training."
 )
 
 
