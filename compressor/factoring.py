@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from compressor import budget, catalogue, measure, outcome
 from compressor.budget import Goal
-from compressor.catalogue import Value
+from compressor.catalogue import Entry, Value
 from compressor.config import Setting
 from compressor.errors import UsageError
 from compressor.factor import LowRank
@@ -67,7 +67,7 @@ class Factoring(Run):
         super().__init__(
             source,
             images,
-            recipe,
+            _as_published(recipe, self.entry),
             out=out,
             device=device,
             inputs=inputs,
@@ -160,6 +160,15 @@ def lowrank(
         force=force,
         command="compressor.lowrank(...)",
     ).run()
+
+
+def _as_published(recipe: Recipe, entry: Entry) -> Recipe:
+    """With the learning rate and the weight decay of the method's paper, which are for SGD, where others were not asked for."""
+    if recipe.optimizer != "sgd":
+        return recipe
+    lr = recipe.lr if recipe.lr is not None else entry.lr
+    weight_decay = recipe.weight_decay if recipe.weight_decay is not None else entry.weight_decay
+    return replace(recipe, lr=lr, weight_decay=weight_decay)
 
 
 def parse_goal(rate: float | None, target: str | None, energy: float | None, rank: int | None) -> Goal:

@@ -113,6 +113,9 @@ class Method(nn.Module):
     `--resume` without a word of code.
     """
 
+    augments: bool = True  # whether training images are moved and mirrored
+    recalibrates: bool = True  # whether batch-norm statistics are measured anew after what it did before training
+
     def __init__(self, job: Job) -> None:
         super().__init__()
         self.job = job

@@ -22,7 +22,8 @@ from compressor.repair import refit
 from compressor.report import figures
 from compressor.runtime import first_line
 from compressor.stages import Stages
-from compressor.train import HELD_OUT_BATCH, frozen, top1
+from compressor.task import frozen
+from compressor.train import HELD_OUT_BATCH, top1
 
 RECALIBRATION_IMAGES = 2048
 REPAIR_IMAGES, REPAIR_PIXELS = 512, 64 * 224 * 224  # so many training images, fewer where they are large
@@ -43,12 +44,12 @@ class _Recovery:
 
     def after_training(self) -> None:
         anew = copy.deepcopy(self.small)
-        if images := recalibrate(anew, self.some(RECALIBRATION_IMAGES)):
+        if images := self.recalibrated(anew):
             self.keep_if_better("recalibrated", [anew], _statistics_of(images))
 
     def after_cutting(self, repair: bool) -> None:
         bare = copy.deepcopy(self.small)
-        if images := recalibrate(self.small, self.some(RECALIBRATION_IMAGES)):
+        if images := self.recalibrated(self.small):
             self.stages.add("recalibrated", self.small, note=_statistics_of(images))
         repaired = self.repaired(bare) if repair and self.data.counts["held_out"] else []
         if repaired:
@@ -67,7 +68,7 @@ class _Recovery:
         if not done.layers:
             return []
         anew = copy.deepcopy(fitted)
-        return [fitted, anew] if recalibrate(anew, self.some(RECALIBRATION_IMAGES)) else [fitted]
+        return [fitted, anew] if self.recalibrated(anew) else [fitted]
 
     def keep_if_better(self, name: str, others: Sequence[nn.Module], note: str) -> None:
         """Go on with the best of `others`, unless the network as it is does better on held-out images."""
@@ -81,6 +82,10 @@ class _Recovery:
             return
         self.small.load_state_dict(others[best].state_dict())
         self.stages.add(name, self.small, note=told)
+
+    def recalibrated(self, model: nn.Module) -> int:
+        """On how many images the statistics of `model` were measured anew; 0 when it has none, or they are to stay."""
+        return recalibrate(model, self.some(RECALIBRATION_IMAGES)) if self.method.recalibrates else 0
 
     def some(self, images: int) -> Batches:
         """So many training images as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,11 @@ class Classify:
                 answers = logits_of(self.teacher(batch.images))
             terms["teacher"] = self.soft * softened(logits.float(), answers.float())
         return terms
+
+
+def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy to learn from: on `device`, in eval mode, without gradients."""
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
 
 
 def softened(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:

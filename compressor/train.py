@@ -6,7 +6,6 @@ epoch is all there is to save: a run that was stopped anywhere, and resumed, end
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import time
@@ -32,7 +31,7 @@ from compressor.outputs import logits_of
 from compressor.recipe import Recipe
 from compressor.report.schema import Epoch
 from compressor.runtime import first_line
-from compressor.task import Classify
+from compressor.task import Classify, frozen
 
 LOOK_EVERY = 50  # batches, after which the loss is read to see whether it is still a number
 HELD_OUT_BATCH = 500
@@ -52,11 +51,6 @@ def seed_all(seed: int, epoch: int = 0) -> None:
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
-
-
-def frozen(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy to learn from: on `device`, in eval mode, without gradients."""
-    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
 
 
 def classify(recipe: Recipe, original: nn.Module, device: torch.device) -> Classify:
@@ -208,7 +202,13 @@ class Training:
         recipe, progress, began = self.recipe, Progress(epoch, self.recipe.epochs), time.perf_counter()
         seed_all(recipe.seed, epoch + 1)
         batches = self.data.batches(
-            "train", batch_size=recipe.batch_size, device=self.device, epoch=epoch, seed=recipe.seed, cutout=recipe.cutout
+            "train",
+            batch_size=recipe.batch_size,
+            device=self.device,
+            epoch=epoch,
+            seed=recipe.seed,
+            augment=self.method.augments,
+            cutout=recipe.cutout,
         )
         sizes = [len(positions) for positions in batches.plan]
         steps = math.ceil(len(sizes) / recipe.accumulate)

@@ -84,12 +84,12 @@ class Random:
 
 
 def batches(count: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Iterator[Batch]:
-    """Random images, eight to a batch, whose class is told by their brightness."""
+    """Random images, eight to a batch, whose class is told by their brightness. Those of another seed are others."""
     generator = torch.Generator().manual_seed(seed)
     for first in range(0, 8 * count, 8):
         targets = torch.randint(5, (8,), generator=generator)
         images = torch.randn(8, *shape, generator=generator) + targets.view(8, 1, 1, 1)
-        yield Batch(images, targets, torch.arange(first, first + 8))
+        yield Batch(images, targets, torch.arange(first, first + 8) + 8 * count * seed)
 
 
 def optimizer(method: Method, lr: float = 0.05) -> torch.optim.SGD:
