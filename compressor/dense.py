@@ -5,13 +5,12 @@ It is a run like any other, with a directory, stages and a report; only nothing 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from compressor.budget import Goal
 from compressor.config import Setting
+from compressor.directory import RunDirectory
 from compressor.errors import UsageError
 from compressor.journal import Journal
 from compressor.method import Job, Method
@@ -36,7 +35,7 @@ class FineTuning(Run):
     def wishes(self) -> dict[str, Setting]:
         return {"method": NAME}
 
-    def _prepared(self, opened: Opened, onnx: Path, journal: Journal, device: torch.device) -> Method:
+    def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
         """A method that changes nothing."""
         model, nothing = opened.loaded.model, Goal("macs", NAME, share=0.0)
         seed_all(self.recipe.seed)

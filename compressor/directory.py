@@ -40,8 +40,10 @@ class RunDirectory:
         self.out, self.config = out, config
         self.state = out / "state"
         self.new = self.state / "new"
+        self.original = self.new / "original.onnx"  # the model as it came
         self.training = self.state / "training.pt"
         self.stages = self.state / "stages.json"
+        self.times = self.state / "times.json"
         self.log = self.state / "log.jsonl"
         self._record = self.state / "config.toml"
         self._complete = self.new / "complete"  # a mark: all results are here
@@ -128,7 +130,7 @@ class RunDirectory:
             for name in RESULTS:
                 if (self.new / name).exists():
                     (self.new / name).replace(self.out / name)
-            for path in (self._record, self.log, self.stages, self.new):
+            for path in (self._record, self.log, self.stages, self.times, self.new):
                 _remove(path)
 
     def _begin(self, resume: bool) -> None:

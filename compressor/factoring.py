@@ -14,6 +14,7 @@ from compressor import budget, catalogue, measure, outcome
 from compressor.budget import Goal
 from compressor.catalogue import Entry, Value
 from compressor.config import Setting
+from compressor.directory import RunDirectory
 from compressor.errors import UsageError
 from compressor.factor import LowRank
 from compressor.inputs import AnyInputs, Inputs
@@ -23,6 +24,7 @@ from compressor.recipe import Recipe
 from compressor.report import Profile, Report, Target
 from compressor.run import Run, check_needs
 from compressor.sources import Images, Opened, Source
+from compressor.timing import Clock
 from compressor.train import classify, seed_all
 
 
@@ -96,7 +98,7 @@ class Factoring(Run):
             "repair": wish.repair,
         }
 
-    def _prepared(self, opened: Opened, onnx: Path, journal: Journal, device: torch.device) -> Method:
+    def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
         """Raises Infeasible when the wish cannot be met."""
         wish, model = self.wish, opened.loaded.model
         job = Job(
@@ -108,10 +110,11 @@ class Factoring(Run):
             keep=wish.keep,
             macs=measure.count_macs(model, opened.inputs),
             round_to=wish.round_to,
-            overhead=onnx.stat().st_size - measure.weight_bytes(model) if wish.goal.quantity == "size" else 0,
+            overhead=place.original.stat().st_size - measure.weight_bytes(model) if wish.goal.quantity == "size" else 0,
             images=opened.data,
+            clock=Clock(place.times),
         )
-        outcome.check_not_met(wish.goal, model, opened.inputs, onnx)
+        outcome.check_not_met(wish.goal, model, opened.inputs, place.original)
         seed_all(self.recipe.seed)
         method = catalogue.create(self.entry, job, wish.settings).to(device)
         method.prepare()

@@ -22,7 +22,7 @@ a type, a literal default and a sentence in the class's docstring; everything th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -90,6 +90,7 @@ class Job:
     overhead: float = 0.0  # bytes of the ONNX file beside its weights, for a goal of size
     curves: Mapping[str, Curve] | None = None  # what each group costs when it alone is cut, where that was measured
     images: Looks | None = None  # what a method may look at before it trains
+    clock: Callable[[nn.Module, tuple[int, ...]], float] | None = None  # milliseconds of a layer that reads such a shape
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Made:
     ranks: Mapping[str, int] = field(default_factory=dict)  # layer -> the rank of what took its place
     frozen: Sequence[Frozen] = ()
     warnings: Sequence[str] = ()
+    times: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # layer -> its milliseconds, alone, before and after
     last: Mapping[str, str] = field(default_factory=dict)  # layer that ends a chain -> the layer whose place the chain took
 
 

@@ -110,6 +110,7 @@ def layers(model: nn.Module, small: nn.Module, inputs: AnyInputs, made: Made) ->
     for name in names:
         factors = [list(p.shape) for p in after[name].parameters() if p.dim() >= 2] if name in chained else []
         weight = _weight(after[name]) if name not in chained else None
+        ms, ms_after = made.times.get(name, (None, None))
         rows.append(
             Layer(
                 name,
@@ -123,6 +124,8 @@ def layers(model: nn.Module, small: nn.Module, inputs: AnyInputs, made: Made) ->
                 made.remarks.get(name, ""),
                 factors=factors,
                 rank=made.ranks.get(name),
+                ms=ms,
+                ms_after=ms_after,
             )
         )
     return rows

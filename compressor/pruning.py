@@ -15,6 +15,7 @@ from compressor.budget import Curve, Goal
 from compressor.catalogue import Value
 from compressor.channels import Channels, Heads, Residual, analyse
 from compressor.config import Setting
+from compressor.directory import RunDirectory
 from compressor.errors import Infeasible, UsageError
 from compressor.filters import FilterPruning
 from compressor.inputs import AnyInputs, Inputs
@@ -116,13 +117,13 @@ class Pruning(Run):
             "repair": wish.repair,
         }
 
-    def _prepared(self, opened: Opened, onnx: Path, journal: Journal, device: torch.device) -> Method:
+    def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
         """Raises Infeasible when the wish cannot be met."""
         wish, model = self.wish, opened.loaded.model
         channels = budget.hold(analyse(model, opened.inputs, wish.residual, wish.heads), list(wish.keep))
-        overhead = onnx.stat().st_size - measure.weight_bytes(model) if wish.goal.quantity == "size" else 0
+        overhead = place.original.stat().st_size - measure.weight_bytes(model) if wish.goal.quantity == "size" else 0
         _check_wish(wish.goal, channels)
-        outcome.check_not_met(wish.goal, model, opened.inputs, onnx)
+        outcome.check_not_met(wish.goal, model, opened.inputs, place.original)
         job = Job(
             model,
             opened.inputs,

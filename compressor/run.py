@@ -94,8 +94,8 @@ class Run(ABC):
         """What this command was asked for, under the names of its options."""
 
     @abstractmethod
-    def _prepared(self, opened: Opened, onnx: Path, journal: Journal, device: torch.device) -> Method:
-        """The method, ready to be trained; `onnx` is the original's file. What cuts before training has cut by now."""
+    def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
+        """The method, ready to be trained; `place.original` is written. What cuts before training has cut by now."""
 
     @abstractmethod
     def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
@@ -133,12 +133,12 @@ class Run(ABC):
         device = pick_device(self.device_name)
         Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
         opened = self._open(journal)
-        model, inputs, onnx = opened.loaded.model, opened.inputs, place.new / "original.onnx"
+        model, inputs = opened.loaded.model, opened.inputs
         measure.count_macs(model, inputs)  # says in one line when the model does not run on such images
         check_answers(model, opened.data)
         model.requires_grad_(True)
-        export_onnx(model, inputs, onnx)
-        method = self._prepared(opened, onnx, journal, device)
+        export_onnx(model, inputs, place.original)
+        method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, opened.loaded.sha256)
         stages.original(model)
         small, history = self._compress(method, stages, place, journal)
