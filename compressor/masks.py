@@ -93,6 +93,11 @@ def nearest(mask: Tensor) -> Tensor:
     return number[row, column].flatten()
 
 
+def copied(mask: Tensor) -> Tensor:
+    """The same as numbers of places of the whole plane."""
+    return mask.flatten().nonzero()[:, 0][nearest(mask)]
+
+
 # --- what is computed ------------------------------------------------------------------------------------------------
 
 
