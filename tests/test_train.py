@@ -102,6 +102,24 @@ def test_accumulated_batches_are_one_larger_batch(digits: Data) -> None:
     assert not torch.allclose(other["conv.weight"], whole["conv.weight"], rtol=1e-2)
 
 
+def test_a_method_may_want_training_images_as_they_are(digits: Data) -> None:
+    seen: dict[bool, list[Tensor]] = {}
+
+    class Looking(Method):
+        def loss(self, batch: Batch) -> dict[str, Tensor]:
+            seen.setdefault(self.augments, []).append(batch.images)
+            return super().loss(batch)
+
+    class Plain(Looking):
+        augments = False
+
+    for kind in (Looking, Plain):
+        train(make_method(kind), digits, epochs=1, cutout=0.5)
+    plain = [batch.images for batch in digits.batches("train", batch_size=128, device=CPU, augment=False)]
+    assert all(torch.equal(*pair) for pair in zip(seen[False], plain, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(seen[True], plain, strict=True))
+
+
 class Recording(Method):
     """Remembers the weights after each step."""
 
