@@ -68,10 +68,16 @@ RecipeName = Annotated[
 ]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning; 10 when there are data.", rich_help_panel=TRAINING)]
 BatchSize = Annotated[int, typer.Option(rich_help_panel=TRAINING)]
-Lr = Annotated[float | None, typer.Option(help="0.02 for SGD, 0.0005 for AdamW.", rich_help_panel=TRAINING)]
+Lr = Annotated[
+    float | None,
+    typer.Option(help="0.02 for SGD, 0.0005 for AdamW, if the method has none of its own.", rich_help_panel=TRAINING),
+]
 Optimizer = Annotated[Literal["sgd", "adamw"], typer.Option(rich_help_panel=TRAINING)]
 Momentum = Annotated[float, typer.Option(rich_help_panel=TRAINING)]
-WeightDecay = Annotated[float | None, typer.Option(help="0.0001 for SGD, 0.05 for AdamW.", rich_help_panel=TRAINING)]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option(help="0.0001 for SGD, 0.05 for AdamW, if the method has none of its own.", rich_help_panel=TRAINING),
+]
 Schedule = Annotated[Literal["cosine", "step"], typer.Option(rich_help_panel=TRAINING)]
 Milestones = Annotated[
     str, typer.Option(help="Shares of the training after which the rate of `step` falls.", rich_help_panel=TRAINING)
