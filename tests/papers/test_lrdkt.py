@@ -51,6 +51,8 @@ def test_the_rank_is_the_smallest_above_theta() -> None:
 
 def test_all_layers_are_split_the_first_and_the_last_too() -> None:
     assert set(at_energy(0.2, Wide(), SHAPE, round_to=1).chains) == {"stem", "conv", "fc1", "fc2", "head"}
+    one_by_one = nn.Sequential(nn.Conv2d(8, 16, 1))
+    assert [part.kernel_size for part in at_energy(0.2, one_by_one, (8, 4, 4), round_to=1).chains["0"]] == [(1, 1), (1, 1)]
 
 
 def test_each_term_by_hand() -> None:

@@ -15,12 +15,12 @@ and theta is the same for all layers, the first and the last included. Then all 
 z_T and z_S are the logits of the original and of the compressed network, H is the cross-entropy (without the factor T^2 of
 Hinton et al.), and a hint h is half the mean of the squared differences between what a layer reads in one and in the other.
 
-`--energy 0.7 --round-to 1 --no-repair` is the authors' theta of 0.7; with `--rate` and `--target`, theta is the one that meets
-the budget, and what is left of the budget is spent on single ranks.
+`--energy 0.7 --round-to 1 --no-repair` is the authors' theta of 0.7, but that K is one of 96 ranks where a layer has more. With
+`--rate` and `--target`, theta is the one that meets the budget, and what is left of the budget is spent on single ranks.
 
-Unlike the authors' code: the bias goes to the second factor, where the code drops it unless the network's file mentions it; a
-layer stays whole where no rank above theta saves anything; and 1 x 1 and grouped convolutions stay whole (of the latter the
-authors' AlexNet has some, which were split as the ungrouped ones that they stand for).
+Unlike the authors' code: the bias goes to the second factor, where the code drops it unless the network's file has it; and a
+layer stays whole where no rank above theta saves anything. So do grouped convolutions (of which the authors' AlexNet has some,
+that were split as the ungrouped ones that they stand for), and those whose kernel is of one row or column already.
 Interpretation: hints are at what the first and the last linear layer read: pool5 and fc7 in VGG, for which the code states
 them. Interpretation: the original answers as in use, without dropout, which the compressed network trains with.
 Interpretation: SGD with momentum 0.9, a rate of 0.001 and a weight decay of 0.0005, as the code has it; biases too.
@@ -51,7 +51,7 @@ class Lrdkt(LowRank):
     hints: weight of the difference from what the first and the last linear layer of the original read
     temperature: what logits are divided by to soften the answers
     ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
-    whiten: split linear layers by what they give on images (when there are any), not by their weights alone
+    whiten: split linear layers and 1 x 1 convolutions by what they give on images (when there are any), not by their weights
     """
 
     paper = "Lin et al., TPAMI 2019"
@@ -74,7 +74,9 @@ class Lrdkt(LowRank):
         self.soft, self.hints, self.temperature = soft, hints, temperature
 
     def splits(self, name: str, layer: Layer) -> Sequence[Split]:
-        return [SPLITS["linear" if isinstance(layer, nn.Linear) else "separable"]]
+        if isinstance(layer, nn.Linear):
+            return [SPLITS["linear"]]
+        return [SPLITS["channel" if max(layer.kernel_size) == 1 else "separable"]]  # of a 1 x 1 kernel, both are the same
 
     @cached_property
     def original(self) -> nn.Module:
