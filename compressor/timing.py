@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,14 @@ class Clock:
         return self.known[key]
 
     def _measured(self, module: nn.Module, shape: Shape) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            own, yardstick = _call(make(describe(module)), shape[1:], Path(folder)), _call(YARDSTICK, SIZE, Path(folder))
-            measure.take_turns([own, yardstick], most=WARMUP, least=1, seconds=SECONDS / 4)
-            times = measure.take_turns([own, yardstick], most=RUNS, least=5, seconds=SECONDS)
-        ms, now = (float(np.median(each)) for each in times)
+        calls = [_call(make(describe(module)), shape[1:]), self._yardstick]
+        measure.take_turns(calls, most=WARMUP, least=1, seconds=SECONDS / 4)
+        ms, now = (float(np.median(times)) for times in measure.take_turns(calls, most=RUNS, least=5, seconds=SECONDS))
         return ms * self.known.setdefault("yardstick", now) / now
+
+    @cached_property
+    def _yardstick(self) -> Callable[[], None]:
+        return _call(YARDSTICK, SIZE)
 
 
 def _kind(parts: list[Part]) -> list[Part]:
@@ -65,8 +68,9 @@ def _kind(parts: list[Part]) -> list[Part]:
     return [{name: len(value) if name in LISTS else value for name, value in part.items()} for part in parts]
 
 
-def _call(module: nn.Module, shape: Shape, folder: Path) -> Callable[[], None]:
+def _call(module: nn.Module, shape: Shape) -> Callable[[], None]:
     """A function that runs `module` once for a random sample of `shape`."""
-    export_onnx(module, shape, file := folder / "module.onnx")
-    samples = [tensor.numpy() for tensor in Inputs.of(shape).random(1)]
-    return bound_run(open_session(file, threads=1), samples, "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(module, shape, file := Path(folder) / "module.onnx")
+        session = open_session(file, threads=1)
+    return bound_run(session, [tensor.numpy() for tensor in Inputs.of(shape).random(1)], "cpu")

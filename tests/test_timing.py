@@ -1,0 +1,32 @@
+"""Times of layers: measured once for each kind of layer, and remembered."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compressor.masks import Rows, perforate
+from compressor.timing import Clock
+
+
+def test_what_was_measured_is_kept_and_asked_for_once(tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "times.json")
+    layer = nn.Conv2d(3, 8, 3)
+    found = clock(layer, (1, 3, 16, 16))
+    assert found > 0
+    with torch.device("meta"):
+        same = nn.Sequential(nn.Conv2d(3, 8, 3))
+    assert Clock(tmp_path / "times.json")(same, (1, 3, 16, 16)) == found
+    assert clock(layer, (1, 3, 9, 9)) != found
+
+
+def test_which_places_are_taken_makes_no_difference_but_how_many(tmp_path: Path) -> None:
+    clock, layer = Clock(), nn.Sequential(nn.Conv2d(3, 4, 3))
+    (two, others, three) = (perforate(layer, (8, 8), Rows(rows)) for rows in ((0, 1), (2, 5), (0, 2, 5)))
+    clock(two, (1, 3, 8, 8))
+    known = dict(clock.known)
+    assert len(known) == 2, "the layer and the yardstick"
+    clock(others, (1, 3, 8, 8))
+    assert clock.known == known
+    clock(three, (1, 3, 8, 8))
+    assert len(clock.known) == 3
