@@ -22,6 +22,7 @@ from torch.func import functional_call
 from compressor.budget import Scores
 from compressor.channels import Channels
 from compressor.channels.groups import Cost, Place
+from compressor.meta import evaluating
 from compressor.method import Batch
 from compressor.task import Classify
 
@@ -66,18 +67,13 @@ def first_order(model: nn.Module, task: Classify, batches: Iterable[Batch]) -> I
 
     The network answers as in evaluation: neither its weights nor their gradients, its statistics or its dropout take notice.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             weights = {n: p.detach().requires_grad_() for n, p in model.named_parameters() if p.is_floating_point()}
             with torch.enable_grad():
                 terms = task.loss(functional_call(model, weights, (batch.images,)), batch)
                 gradients = torch.autograd.grad(list(terms.values()), list(weights.values()), materialize_grads=True)
             yield {name: (w * g).detach() for (name, w), g in zip(weights.items(), gradients, strict=True)}
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def savings(channels: Channels, table: Cost) -> Scores:

@@ -24,6 +24,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
+from compressor.meta import evaluating
 from compressor.method import Batch
 from compressor.parts import Fill, Pair, Patches, Take
 from compressor.task import Classify
@@ -220,9 +221,7 @@ def impact(model: nn.Module, layers: Sequence[str], batches: Iterable[Batch], ta
     """
     totals: dict[str, Tensor] = {}
     images = 0
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             with torch.enable_grad(), _outputs(model, layers) as outputs:
                 loss = torch.stack(list(task.loss(model(batch.images), batch).values())).sum()
@@ -232,9 +231,6 @@ def impact(model: nn.Module, layers: Sequence[str], batches: Iterable[Batch], ta
                 # The loss is the mean over the batch: that of one image has a gradient as many times larger.
                 change = (gradient * u.detach()).abs().sum((0, 1)).double() * len(batch.images)
                 totals[name] = totals[name] + change if name in totals else change
-    finally:
-        for module, training in modes:
-            module.training = training
     return {name: total / images for name, total in totals.items()}
 
 

@@ -13,7 +13,7 @@ import contextlib
 import copy
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.errors import DataError, UsageError, VerificationFailed
 from compressor.inputs import AnyInputs, Inputs
-from compressor.meta import meta_copy, separate_attention
+from compressor.meta import evaluating, meta_copy, separate_attention
 from compressor.method import Batch
 from compressor.outputs import logits_of, tensors_in
 from compressor.report.schema import Accuracy, Fidelity, Latency
@@ -156,7 +156,7 @@ def torch_predict(model: nn.Module, device: torch.device | str, amp: torch.dtype
 
     def predict(images: Tensor) -> Tensor:
         autocast = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
-        with _eval_mode(model), torch.inference_mode(), autocast:
+        with evaluating(model), torch.inference_mode(), autocast:
             return logits_of(model(images.to(device))).float()  # [n, classes]
 
     return predict
@@ -225,17 +225,6 @@ def _check_answers(logits: Tensor, targets: Tensor) -> None:
             f"The network knows the classes 0 to {logits.shape[1] - 1}, but the labels go from {int(targets.min())} to "
             f"{int(targets.max())}: give the data it was trained for."
         )
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 # --- speed -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compressor.meta import evaluating
 from compressor.method import Batch
 
 
@@ -21,24 +22,20 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
-    modes = [(module, module.training) for module in model.modules()]
     before = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a cumulative average
-        norm.train()
     images = 0
-    try:
-        with torch.no_grad():
+    with evaluating(model), torch.no_grad():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's word for a cumulative average
+            norm.train()
+        try:
             for batch in batches:
                 model(batch.images)
                 images += len(batch.images)
-    finally:
-        for norm, momentum, state in before:
-            norm.momentum = momentum
-            if not images:
-                norm.load_state_dict(state)
-        for module, training in modes:
-            module.training = training
+        finally:
+            for norm, momentum, state in before:
+                norm.momentum = momentum
+                if not images:
+                    norm.load_state_dict(state)
     return images

@@ -30,7 +30,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -45,7 +45,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.channels import Cut
 from compressor.inputs import AnyInputs, Inputs
-from compressor.meta import separate_attention
+from compressor.meta import evaluating, separate_attention
 from compressor.method import Batch
 
 RIDGES = (1.0, 0.1, 0.01, 1e-3)
@@ -155,7 +155,7 @@ class _Pass:
         self.calls: Counter[str] = Counter()  # of layers, and of the norms that read what they give
 
     def run(self, inputs: Inputs, tensors: Sequence[Tensor]) -> None:
-        with _evaluating(self.model) as stack:
+        with evaluating(self.model), torch.no_grad(), separate_attention(), ExitStack() as stack:
             for name, layer in self.layers.items():
                 stack.callback(layer.register_forward_pre_hook(partial(self._before, name), with_kwargs=True).remove)
                 stack.callback(layer.register_forward_hook(partial(self._after, name)).remove)
@@ -197,19 +197,6 @@ class _Pass:
 
     def added(self, made: _Made, one: Tensor, other: Tensor) -> None:
         """`one`, which is `made`, is about to be added to `other`."""
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[ExitStack]:
-    """`model` in eval mode without gradients. Afterwards modes are as before, and what was put on the stack is undone."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad(), separate_attention(), ExitStack() as stack:
-            model.eval()
-            yield stack
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 # From images ----------------------------------------------------------------------------------------------------------

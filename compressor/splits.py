@@ -49,7 +49,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import UsageError
-from compressor.meta import separate_attention
+from compressor.meta import evaluating, separate_attention
 from compressor.method import Batch
 
 ROWS = 8191  # places at most of a layer that a batch counts with; a prime, lest evenly spaced ones all lie in a few columns
@@ -107,14 +107,12 @@ def watch(model: nn.Module, layers: Iterable[str], batches: Iterable[Batch]) -> 
     """
     seen: dict[str, Seen] = {}
     with ExitStack() as stack:
-        for module in model.modules():
-            stack.callback(setattr, module, "training", module.training)
+        stack.enter_context(evaluating(model))
         for name in layers:
             hook = model.get_submodule(name).register_forward_hook(partial(_look, seen, name), with_kwargs=True)
             stack.callback(hook.remove)
         stack.enter_context(torch.no_grad())
         stack.enter_context(separate_attention())
-        model.eval()
         for batch in batches:
             model(batch.images)
     return seen
