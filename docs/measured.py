@@ -18,6 +18,10 @@ def results() -> str:
         "peers": _peers,
         "methods": _methods,
         "pruning_cost": _cost,
+        "ger": _ger,
+        "espace": _espace,
+        "whitening": _whitening,
+        "lowrank_peers": _lowrank_peers,
     }
     return "\n\n".join(section() for name, section in sections.items() if (FIGURES / f"{name}.json").exists())
 
@@ -132,3 +136,105 @@ A ResNet-20 on one CPU thread, {images:,} images an epoch, medians of interleave
 - An epoch of PGMPF, whose masks damp gradients in every step: {masks:.2f} times a plain epoch.
 - A training with GHFP at half of the MACs, {epochs} epochs, in which hard filters leave the network as it goes:
   {shrinking:.2f} times the one in which they leave at the end."""
+
+
+# Low rank -------------------------------------------------------------------------------------------------------------
+
+
+def _ger() -> str:
+    figures = _read("ger")
+    table = []
+    for row in figures["results"]:
+        ranks = ", ".join(str(rank) for rank in row["ranks"].values())
+        trained = [_of(row[name], scale=1) for name in ("apart", "joint")]
+        least = min(joint - apart for joint, apart in zip(row["joint"], row["apart"], strict=True))
+        table.append([f"{row['times']}", ranks, f"{row['svd']:.1f}", *trained, f"{least:+.1f}"])
+    header = ["times fewer parameters", "ranks", "decomposed (A)", "each layer for itself", "all for the output (B)"]
+    header += ["least gain of B over each for itself, points"]
+    seeds, dense, tested = len(figures["results"][0]["joint"]), figures["dense"], figures["test_images"]
+    return f"""## GER: all factors together, or each layer for itself
+
+The fully-connected layers of a small VGG (`examples/cifar/vgg.py`, {dense:.1f} % of {tested:,} test images of CIFAR-10) with so
+many times fewer parameters. Top-1 in per cent after the last epoch, mean and standard deviation over {seeds} orders of the
+images; equal ranks, equal epochs, no labels. The learning rates were chosen on held-out images.
+
+{_table(header, table)}"""
+
+
+def _espace() -> str:
+    figures = _read("espace")
+    rows = [row for row in figures["results"] if "infeasible" not in row]
+    table = [
+        [
+            f"{row['asked']:g}", row["way"], f"{row['fewer_macs']:.2f}", f"{row['recalibrated']:.1f}", f"{row['trained']:.1f}",
+            str(row["epochs"]), f"{row['ms_original']:.2f} → {row['ms']:.2f}", f"{row['faster']:.2f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    refused = [f"{row['way']} at {row['asked']:g}: {row['infeasible']}" for row in figures["results"] if "infeasible" in row]
+    first = rows[0]
+    layers = [
+        [f"`{layer['layer']}`", layer["what"].split(", keeps")[0], f"{layer['fewer_macs']:.2f}", _times(layer["faster"])]
+        for layer in first["layers"]
+    ]
+    header = ["asked, times fewer", "way", "times fewer MACs", "recalibrated", "fine-tuned", "epochs", "ms", "times as fast"]
+    note = f"\n\nNot to be had: {'; '.join(refused)}" if refused else ""
+    return f"""## ESPACE: low rank, masks, and both
+
+The small VGG ({figures["original"]["top1"]:.1f} % of the test images). Top-1 in per cent of 10,000 test images after new
+batch-norm statistics, and after the last of so many epochs of {figures["images"]["train"]:,} training images, taught by the original. Times are
+ONNX Runtime's, one image, one thread, original and compressed in turns, the median of 200. A layer is changed only where it is
+faster alone.
+
+{_table(header, table)}{note}
+
+Layer by layer, for {first["way"]} at {first["asked"]:g}: what the MACs promise, and what was measured for the layer alone.
+
+{_table(["layer", "what became of it", "times fewer MACs", "times as fast"], layers)}"""
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _whitening() -> str:
+    figures = _read("whitening")
+    names = {"plain": "weights", "ranks": "weights, ranks by images", "whitened": "images"}
+    table = [
+        [
+            row["model"], f"{100 * row['rate']:.0f} %", names[row["by"]], f"{100 * row['macs_left']:.1f} %", f"{row['error']:.2f}",
+            f"{row['top1']:.1f}", f"{row['recalibrated']:.1f}" if "recalibrated" in row else "",
+        ]
+        for row in figures["rows"]
+    ]  # fmt: skip
+    dense = " and ".join(
+        f"{model} {top1:.1f}" for model, top1 in {row["model"]: row["dense"] for row in figures["rows"]}.items()
+    )
+    header = ["network", "MACs asked off", "decided by", "MACs left", "error", "top-1", "recalibrated"]
+    return f"""## Factors by images, or by weights
+
+Convolutions split by channels, linear layers in two, without any training or repair. `error` is the share of each layer's
+output that is missed on held-out images, added up over the layers; top-1 is in per cent of {figures["test_images"]:,} test
+images. The originals have {dense}.
+
+{_table(header, table)}"""
+
+
+def _lowrank_peers() -> str:
+    figures = _read("lowrank_peers")
+    rows: list[Row] = figures["rows"]
+    names = {"macs_left": 100, "params_left": 100, "factored": 100, "recalibrated": 100, "repaired": 100, "fine_tuned": 100}
+    table = []
+    for side in dict.fromkeys(row["side"] for row in rows):
+        own = [row for row in rows if row["side"] == side]
+        cells = [_of((row[name] for row in own), scale) if name in own[0] else "" for name, scale in names.items()]
+        table.append([side, str(len(own)), *cells, f"{statistics.median(row['latency'] for row in own):.2f}"])
+    header = ["side", "seeds", "MACs left, %", "parameters left, %", "factored", "recalibrated", "repaired", "fine-tuned"]
+    versions, original = figures["versions"], figures["original"]
+    return f"""## Beside tensorly-torch and fasterai
+
+A ResNet-20 ({100 * original["top1"]:.1f} % of {figures["test_images"]:,} test images) at equal parameters; tensorly-torch
+{versions["tensorly-torch"]} and fasterai {versions["fasterai"]}. Top-1 in per cent. Fine-tuning is the same for all, on labels
+alone. The last column is ONNX Runtime's time for one image on one thread, over the original's.
+
+{_table([*header, "time"], table)}"""
