@@ -182,9 +182,9 @@ def _espace() -> str:
     return f"""## ESPACE: low rank, masks, and both
 
 The small VGG ({figures["original"]["top1"]:.1f} % of the test images). Top-1 in per cent of 10,000 test images after new
-batch-norm statistics, and after the last of so many epochs of {figures["images"]["train"]:,} training images, taught by the original. Times are
-ONNX Runtime's, one image, one thread, original and compressed in turns, the median of 200. A layer is changed only where it is
-faster alone.
+batch-norm statistics, and after the last of so many epochs of {figures["images"]["train"]:,} training images, taught by the
+original. Times are ONNX Runtime's, one image, one thread, original and compressed in turns, the median of 200. A layer is
+changed only where it is faster alone.
 
 {_table(header, table)}{note}
 
@@ -200,13 +200,11 @@ def _times(value: float | None) -> str:
 def _whitening() -> str:
     figures = _read("whitening")
     names = {"plain": "weights", "ranks": "weights, ranks by images", "whitened": "images"}
-    table = [
-        [
-            row["model"], f"{100 * row['rate']:.0f} %", names[row["by"]], f"{100 * row['macs_left']:.1f} %", f"{row['error']:.2f}",
-            f"{row['top1']:.1f}", f"{row['recalibrated']:.1f}" if "recalibrated" in row else "",
-        ]
-        for row in figures["rows"]
-    ]  # fmt: skip
+    table = []
+    for row in figures["rows"]:
+        shares = [f"{100 * row[name]:.0f} %" for name in ("rate", "macs_left")]
+        after = f"{row['recalibrated']:.1f}" if "recalibrated" in row else ""
+        table.append([row["model"], shares[0], names[row["by"]], shares[1], f"{row['error']:.2f}", f"{row['top1']:.1f}", after])
     dense = " and ".join(
         f"{model} {top1:.1f}" for model, top1 in {row["model"]: row["dense"] for row in figures["rows"]}.items()
     )
