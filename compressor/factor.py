@@ -39,6 +39,8 @@ IMAGES = 512  # training images on which layers are watched
 PROBED = 256  # of them, those on which the network is asked what a layer's error does to its answers
 RUNGS = 96  # ranks on a ladder, at most
 BYTES = 4  # of a parameter in a file
+TIMED, BUDGETS = 5, 64  # ranks at which a layer is timed, and times of all layers that are tried
+COSTS = ("macs", "latency")
 TOLERANCE = 1e-5  # as of a cut: largest difference over largest output
 
 Shape = tuple[int, ...]
@@ -163,10 +165,16 @@ class LowRank(Method):
 
     ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
     whiten: decide what is lost by what the layers give on images (when there are any), not by their weights
+    cost: what ranks are to save: macs (or parameters, if the goal is about them), or latency, as measured layer by layer
     """
 
-    def __init__(self, job: Job, *, ranks: str = "knapsack", whiten: bool = True) -> None:
+    def __init__(self, job: Job, *, ranks: str = "knapsack", whiten: bool = True, cost: str = "macs") -> None:
         super().__init__(job)
+        if cost not in COSTS:
+            raise UsageError(f"--set cost={cost}: known are {', '.join(COSTS)}{did_you_mean(cost, COSTS)}.")
+        if cost == "latency" and job.clock is None:
+            raise UsageError("cost=latency needs a clock: give the job one, such as compressor.timing.Clock().")
+        self.in_time = cost == "latency"
         if ranks not in RULES:
             raise UsageError(f"--set ranks={ranks}: known are {', '.join(RULES)}{did_you_mean(ranks, RULES)}.")
         self.rule, self.whiten = ranks, whiten
@@ -180,6 +188,7 @@ class LowRank(Method):
         self.shapes: dict[str, tuple[Shape, ...]] = {}  # and of those that the paper factors
         self.difference: float | None = None
         self.planned: dict[str, float] = {}
+        self.times: dict[str, tuple[float, float]] = {}  # layers that were measured: milliseconds before and after
         self.asked: float | None = None  # of a goal that is no cost: the share to go, and the share that went
         self.reached: float | None = None
 
@@ -263,7 +272,7 @@ class LowRank(Method):
                 f"{1 - fixed / total:.1%} of them, and at their lowest ranks {1 - least / total:.1%} are saved.\n"
                 f"Ask for less, or of another quantity. {self._reasons()}"
             )
-        return ranks.meet(ladders, RULES[self.rule], allowed - fixed)
+        return self._soonest(sites, allowed - fixed) if self.in_time else ranks.meet(ladders, RULES[self.rule], allowed - fixed)
 
     def allowed(self) -> tuple[float, float]:
         """The share of the MACs or parameters that is to go, and how many are left to the whole network then."""
@@ -292,7 +301,14 @@ class LowRank(Method):
             self.ranks[site.name] = rank
             kept, most = 1 - site.ladder.errors[index], site.split.most(site.layer)
             self.remarks[site.name] = f"{site.split.name}, rank {rank} of {most}: {kept:.1%} of the energy"
+            if self.in_time:
+                self.times[site.name] = self.ms(site.name, site.layer), self.ms(site.name, chain)
         return dense
+
+    def ms(self, name: str, chain: nn.Module) -> float:
+        """The time of what stands in the place of a layer, for one image."""
+        assert self.job.clock is not None
+        return sum(self.job.clock(chain, shape) for shape in self.read[name])
 
     def put(self, dense: Mapping[str, Tensor], copies: Mapping[str, Tensor] | None = None) -> None:
         """Put the chains in place, and prove that the network is the one it stands for. Raises VerificationFailed.
@@ -325,6 +341,7 @@ class LowRank(Method):
             {**self.left, **self.remarks},
             self.ranks,
             skipped,
+            times=self.times,
             last={f"{name}.{len(chain) - 1}": name for name, chain in self.chains.items() if isinstance(chain[-1], Layer)},
         )
 
@@ -400,6 +417,27 @@ class LowRank(Method):
                 tried.append((harm, replace(site, ladder=replace(site.ladder, weight=weight))))
             chosen.append(min(tried, key=lambda entry: entry[0])[1])
         return chosen
+
+    def _soonest(self, sites: Sequence[Site], allowed: float) -> Choice:
+        """The ranks that lose the least error in a time in which they also cost no more than `allowed`.
+
+        That time is looked for from the share that is allowed down. Where none will do, for what takes no time costs, too, the
+        costs themselves decide.
+        """
+        ladders, rule = [site.ladder for site in sites], RULES[self.rule]
+        timed = [site.ladder.at(self._times(site), self.ms(site.name, site.layer)) for site in sites]
+        share = allowed / sum(ladder.full for ladder in ladders)
+        least, most = ranks.cost(timed, [0] * len(timed)), share * sum(ladder.full for ladder in timed)
+        for time in np.linspace(most, least, BUDGETS) if least < most else ():
+            choice = ranks.meet(timed, rule, float(time))
+            if ranks.cost(ladders, choice) <= allowed:
+                return choice
+        return ranks.meet(ladders, rule, allowed)
+
+    def _times(self, site: Site) -> dict[int, float]:
+        """Milliseconds at some of a layer's ranks, from the lowest to the highest."""
+        few = np.unique(np.linspace(0, len(site.ladder.ranks) - 1, TIMED).astype(int))
+        return {rank: self.ms(site.name, site.split.chain(site.layer, rank)) for rank in site.ladder.ranks[few].tolist()}
 
     def _answers(self, model: nn.Module, images: Sequence[Tensor]) -> Tensor:
         """Log-probabilities [n, classes] in eval mode."""

@@ -7,8 +7,8 @@ met. A choice is an index into a layer's ladder, or None: the layer is left whol
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -48,6 +48,12 @@ class Ladder:
     def stairs(self) -> tuple[FloatArray, FloatArray]:
         """Errors and costs from the lowest rank up, the whole layer last [k + 1 each]."""
         return np.append(self.errors, 0.0), np.append(self.costs, self.full)
+
+    def at(self, costs: Mapping[int, float], full: float) -> Ladder:
+        """The same with other costs, known at some ranks: straight between these, and never less than at a lower rank."""
+        known = sorted(costs)
+        rising = np.maximum.accumulate(np.interp(self.ranks, known, [costs[rank] for rank in known]))
+        return replace(self, costs=rising, full=full)
 
 
 Choice = list[int | None]  # for each ladder an index into its ranks, or None: whole

@@ -1,7 +1,7 @@
 """What low-rank papers share: which layers can be factored, what a rank costs, how ranks are chosen, and what is refused."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from compressor.errors import Infeasible, UsageError
 from compressor.factor import LowRank, Site, cost, difference, layers
 from compressor.measure import count_macs, count_params
 from compressor.method import Batch, Job
+from compressor.methods.lowrank.svd import Svd
 from compressor.report.schema import Frozen
 from compressor.splits import SPLITS, Layer, Split
 from compressor.task import Classify
@@ -314,3 +315,40 @@ def test_the_network_stays_in_its_mode_and_answers_as_its_chains_say() -> None:
     assert not any(module.training for module in method.model.modules())
     (batch,) = batches(1)
     assert method.model(batch.images).shape == (8, 5)
+
+
+# Time -----------------------------------------------------------------------------------------------------------------
+
+
+def in_time(clock: Callable[[nn.Module, tuple[int, ...]], float] | None, cost: str = "latency") -> Svd:
+    method = Svd(wish(budget.parse_rate(0.3), clock=clock, round_to=1), cost=cost)
+    method.prepare()
+    return method
+
+
+def by_size(chain: nn.Module, shape: tuple[int, ...]) -> float:
+    return cost(chain, [shape]).macs / 1e4
+
+
+def test_ranks_go_where_they_save_time() -> None:
+    """Fully-connected layers would give more, but here they take the same time, however they are factored."""
+    by_macs = Svd(wish(budget.parse_rate(0.3)))
+    by_macs.prepare()
+    assert by_macs.ranks.keys() == {"fc1", "fc2"} and not by_macs.made().times
+    method = in_time(lambda chain, shape: 1.0 if len(shape) == 2 else by_size(chain, shape))
+    assert method.ranks.keys() == {"conv"}
+    assert 1 - method.planned["macs"] / method.job.macs == pytest.approx(0.3, abs=0.02)
+    times = method.made().times
+    assert times.keys() == method.ranks.keys() and all(after < before for before, after in times.values())
+
+
+def test_where_no_time_is_saved_the_goal_is_met_all_the_same() -> None:
+    method = in_time(lambda chain, shape: 1.0)
+    assert 1 - method.planned["macs"] / method.job.macs == pytest.approx(0.3, abs=0.01)
+
+
+def test_times_need_a_clock_and_costs_a_name() -> None:
+    with pytest.raises(UsageError, match="cost=latency needs a clock"):
+        in_time(None)
+    with pytest.raises(UsageError, match="cost=time: known are macs, latency"):
+        in_time(by_size, cost="time")

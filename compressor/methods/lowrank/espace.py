@@ -42,7 +42,7 @@ from compressor import ranks
 from compressor.errors import Infeasible, UsageError, did_you_mean
 from compressor.factor import LowRank, Site, cost
 from compressor.masks import Kept, copied, perforate, plane
-from compressor.method import Job, Made
+from compressor.method import Job
 from compressor.parts import Pair, replaced
 from compressor.perforation import Kind, Shares, Trial, greedily
 from compressor.ranks import RULES, Ladder
@@ -79,7 +79,7 @@ class Espace(LowRank):
         rates: str = "greedy",
         lowrank: float = 0.5,
         keep: float = 0.5,
-        images: int = 512,
+        images: int = 256,
         only_if_faster: bool = True,
         ranks: str = "knapsack",
         whiten: bool = True,
@@ -96,12 +96,11 @@ class Espace(LowRank):
             raise UsageError(f"{job.goal.text} is not about MACs, and --set lowrank=0 allows nothing but masks.")
         self.split, self.kind, self.rates = SPLITS[split], cast(Kind, mask), rates
         self.lowrank, self.keep, self.images = lowrank, keep, images
-        self.clock = job.clock if only_if_faster else None
+        self.watches = only_if_faster and job.clock is not None
         self.found: dict[str, Site] = {}
         self.kept: dict[str, Kept] = {}  # what is computed of the layers that have a mask
         self.sizes: dict[str, Pair] = {}  # height and width of what layers read, of those that can have a mask
         self.slow: dict[str, tuple[float, float]] = {}  # layers that would not be faster: milliseconds as they are, and changed
-        self.times: dict[str, tuple[float, float]] = {}  # layers that were measured: milliseconds before and after
         self.costs: dict[tuple[str, int | None, Kept | None], int] = {}
 
     # The method -------------------------------------------------------------------------------------------------------
@@ -189,7 +188,7 @@ class Espace(LowRank):
                 told.append(f"{kept.share(plane([self._layer(name)], self.sizes[name])):.0%} of the places ({self.kind})")
                 self.left.pop(name, None)
             told.append(f"{self._macs(name) / self._macs(name, chosen.get(name), kept):.1f} x fewer MACs")
-            if self.clock is not None:
+            if self.watches:
                 before, after = self.times[name] = self._ms(name), self._ms(name, chosen.get(name), kept)
                 told.append(f"{before / after:.1f} x as fast alone ({before:.2f} -> {after:.2f} ms)")
             self.remarks[name] = ", ".join(told)
@@ -197,9 +196,6 @@ class Espace(LowRank):
             if name not in self.chains:
                 self.remarks[name] = f"left whole: it takes {before:.2f} ms, and would take {after:.2f} ms"
                 self.times[name] = before, before
-
-    def made(self) -> Made:
-        return replace(super().made(), times=self.times)
 
     # Ranks and shares -------------------------------------------------------------------------------------------------
 
@@ -243,7 +239,7 @@ class Espace(LowRank):
             return enough({**shares, name: share})
 
         def cost(name: str, share: float) -> float:
-            figure = self._macs if self.clock is None else self._ms
+            figure = self._ms if self.watches else self._macs
             return figure(name, chosen.get(name), trial.kept(name, share))
 
         def alike(share: float) -> Shares:
@@ -271,12 +267,11 @@ class Espace(LowRank):
         return self.costs[key]
 
     def _ms(self, name: str, rank: int | None = None, kept: Kept | None = None) -> float:
-        assert self.clock is not None
-        return sum(self.clock(self._blank(name, rank, kept), shape) for shape in self.read[name])
+        return self.ms(name, self._blank(name, rank, kept))
 
     def _is_faster(self, name: str, rank: int | None) -> bool:
         """Whether a layer is, with that rank and its mask; noted if not."""
-        if self.clock is None:
+        if not self.watches:
             return True
         before, after = self._ms(name), self._ms(name, rank, self.kept.get(name))
         if after >= before:

@@ -36,12 +36,15 @@ class Svd(LowRank):
     split: auto, or one way for all convolutions: channel, separable or input
     ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
     whiten: decide by what layers give on images (when there are any), not by their weights alone
+    cost: what ranks are to save: macs (or parameters, if the goal is about them), or latency, as measured layer by layer
     """
 
     paper = "Zhang et al., TPAMI 2016 (arXiv 1505.06798); Tai et al., ICLR 2016 (arXiv 1511.06067)"
 
-    def __init__(self, job: Job, *, split: str = "auto", ranks: str = "knapsack", whiten: bool = True) -> None:
-        super().__init__(job, ranks=ranks, whiten=whiten)
+    def __init__(
+        self, job: Job, *, split: str = "auto", ranks: str = "knapsack", whiten: bool = True, cost: str = "macs"
+    ) -> None:
+        super().__init__(job, ranks=ranks, whiten=whiten, cost=cost)
         known = ("auto", *WAYS[:-1])
         if split not in known:
             raise UsageError(f"--set split={split}: known are {', '.join(known)}{did_you_mean(split, known)}.")
