@@ -274,6 +274,11 @@ class LowRank(Method):
             )
         return self._soonest(sites, allowed - fixed) if self.in_time else ranks.meet(ladders, RULES[self.rule], allowed - fixed)
 
+    @property
+    def granularity(self) -> str:
+        """Why what is reached may differ from what was asked."""
+        return f"ranks are multiples of {self.job.round_to or 'up to 8'}"
+
     def allowed(self) -> tuple[float, float]:
         """The share of the MACs or parameters that is to go, and how many are left to the whole network then."""
         goal, aside = self.job.goal, self._aside()

@@ -125,7 +125,7 @@ class Factoring(Run):
         goal = self.wish.goal
         if method.asked is not None and method.reached is not None:
             return Target(goal.quantity, method.asked, method.reached, goal.text)
-        return outcome.target(goal, baseline, compressed, f"ranks are multiples of {self.wish.round_to or 'up to 8'}")
+        return outcome.target(goal, baseline, compressed, method.granularity)
 
 
 def lowrank(

@@ -1,12 +1,13 @@
 """ESPACE: what low rank and masks take each, which layers are left, and that what comes out is what was meant."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import compress
+from small import compress, interrupt_at
 from torch import Tensor, nn
 from toy import SHAPE, Toy, Wide, batches, job
 
@@ -20,6 +21,7 @@ from compressor.method import Job
 from compressor.methods.lowrank.espace import Espace
 from compressor.parts import describe
 from compressor.report import read_report
+from compressor.train import Training
 
 MASKS = ("grid", "rows", "places")
 
@@ -104,6 +106,11 @@ def test_all_places_are_the_network_of_low_rank() -> None:
     alone, all_kept = prepared(task, lowrank=1.0), prepared(task, keep=1.0)
     assert alone.ranks and not all_kept.kept
     assert alike(alone.model, all_kept.model)
+
+
+def test_steps_of_grids_may_not_meet_the_budget_alone() -> None:
+    method = prepared(asked("macs=30%", Wide()), lowrank=0.0)
+    assert saved(method) > 0.32 and method.granularity == "masks (grid) take whole steps"
 
 
 # What comes out -------------------------------------------------------------------------------------------------------
@@ -216,21 +223,29 @@ def net():
 """
 
 
-def test_the_report_tells_the_time_of_each_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_tells_the_times_that_decided_before_an_interruption_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 26 M multiply-adds a twentieth is left: that is faster on whatever machine."""
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NET)
     names: dict[str, Any] = {}
     exec(compile(NET, "net.py", "exec"), names)
     torch.save(names["net"]().state_dict(), "net.pt")
-    options = ("--data", "digits", "--rate", "0.95", "--epochs", "0", "--keep", "0", "--set", "lowrank=1")
-    result = compress("lowrank", "net.pt", "--arch", "net.py:net", *options, "--method", "espace", "--out", "small")
+    what = ("--arch", "net.py:net", "--data", "digits", "--rate", "0.95", "--keep", "0", "--epochs", "2", "--no-repair")
+    run = ("lowrank", "net.pt", *what, "--method", "espace", "--set", "lowrank=1", "--out", "small")
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "_step", interrupt_at(11 + 5, Training._step))  # in the second epoch
+        assert compress(*run).exit_code == 130
+    known = json.loads(Path("small/state/times.json").read_text())
+    result = compress(*run, "--resume")
     assert result.exit_code == 0, result.output
     first, second, head = read_report(tmp_path / "small").layers
     assert first.ms is None and head.ms is None
     assert second.ms is not None and second.ms_after is not None and second.ms_after < second.ms
+    assert {second.ms, second.ms_after} <= set(known.values())
     assert f"x fewer MACs, {second.ms / second.ms_after:.1f} x as fast alone" in second.group
-    assert not (tmp_path / "small" / "state" / "times.json").exists()
+    assert not Path("small/state/times.json").exists()
 
 
 @pytest.mark.parametrize(

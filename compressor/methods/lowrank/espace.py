@@ -197,6 +197,10 @@ class Espace(LowRank):
                 self.remarks[name] = f"left whole: it takes {before:.2f} ms, and would take {after:.2f} ms"
                 self.times[name] = before, before
 
+    @property
+    def granularity(self) -> str:
+        return super().granularity if self.ranks else f"masks ({self.kind}) take whole steps"
+
     # Ranks and shares -------------------------------------------------------------------------------------------------
 
     def _as_asked(self, sites: Sequence[Site]) -> dict[str, int]:
