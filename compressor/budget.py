@@ -80,7 +80,7 @@ def parse_target(text: str) -> Goal:
         raise UsageError(f"--target {text!r} was not understood: {form}.")
     quantity, relation, number, unit = match.groups()
     if quantity not in TARGETS:
-        raise UsageError(f"--target names {quantity!r}, but knows {', '.join(TARGETS)}{did_you_mean(quantity, TARGETS)}.")
+        raise UsageError(f"--target names {quantity!r}, but knows {', '.join(TARGETS)}{did_you_mean(quantity, TARGETS) or '.'}")
     try:
         value = float(number)
     except ValueError:

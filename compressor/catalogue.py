@@ -126,8 +126,10 @@ def _settings(paper: ast.ClassDef, lines: list[str]) -> tuple[Setting, ...]:
 def find(name: str, family: str) -> Entry:
     """The method called `name`. Raises UsageError with the nearest name."""
     known = [entry.name for entry in catalogue().values() if entry.family == family]
+    if name not in known and name in catalogue():
+        raise UsageError(f"--method {name} is of `compress {catalogue()[name].family}`. Here: {', '.join(known)}.")
     if name not in known:
-        raise UsageError(f"--method {name!r} is not known{did_you_mean(name, known)}. Known: {', '.join(known)}.")
+        raise UsageError(f"--method {name!r} is not known{did_you_mean(name, known) or '.'} Known: {', '.join(known)}.")
     return catalogue()[name]
 
 
@@ -141,7 +143,7 @@ def parse_settings(entry: Entry, pairs: list[str]) -> dict[str, Value]:
             raise UsageError(f"--set {pair!r} is not of the form name=value.")
         if name not in known:
             listed = f" It has: {', '.join(known)}." if known else " It has no settings."
-            raise UsageError(f"--set {pair!r}: {entry.name} has no setting {name!r}{did_you_mean(name, known)}.{listed}")
+            raise UsageError(f"--set {pair!r}: {entry.name} has no setting {name!r}{did_you_mean(name, known) or '.'}{listed}")
         settings[name] = _typed(known[name], text)
     return settings
 

@@ -102,7 +102,7 @@ class Series:
                 raise UsageError(f"{name} is empty: name at least one.")
         for name in self.settings:
             if name not in methods:
-                raise UsageError(f"--set {name}....: {name} is none of --methods{did_you_mean(name, methods)}.")
+                raise UsageError(f"--set {name}....: {name} is none of --methods{did_you_mean(name, methods) or '.'}")
         self.trials = list(self._trials(methods, rates, seeds, recipe.epochs > 0 if dense is None else dense))
 
     def _trials(self, methods: Sequence[str], rates: Sequence[float], seeds: Sequence[int], dense: bool) -> Iterator[Trial]:

@@ -171,12 +171,12 @@ class LowRank(Method):
     def __init__(self, job: Job, *, ranks: str = "knapsack", whiten: bool = True, cost: str = "macs") -> None:
         super().__init__(job)
         if cost not in COSTS:
-            raise UsageError(f"--set cost={cost}: known are {', '.join(COSTS)}{did_you_mean(cost, COSTS)}.")
+            raise UsageError(f"--set cost={cost}: known are {', '.join(COSTS)}{did_you_mean(cost, COSTS) or '.'}")
         if cost == "latency" and job.clock is None:
             raise UsageError("cost=latency needs a clock: give the job one, such as compressor.timing.Clock().")
         self.in_time = cost == "latency"
         if ranks not in RULES:
-            raise UsageError(f"--set ranks={ranks}: known are {', '.join(RULES)}{did_you_mean(ranks, RULES)}.")
+            raise UsageError(f"--set ranks={ranks}: known are {', '.join(RULES)}{did_you_mean(ranks, RULES) or '.'}")
         self.rule, self.whiten = ranks, whiten
         self.left: dict[str, str] = {}  # layers that no chain can stand for -> why
         self.remarks: dict[str, str] = {}

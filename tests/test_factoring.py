@@ -140,7 +140,7 @@ def test_a_pruned_network_is_factored_and_a_factored_one_pruned(trained: Path, t
         (("--rank", "0"), "--rank must be 1 or more; found 0"),
         (("--energy", "1.5"), "--energy is the share of a layer's energy to keep, between 0 and 1, both excluded; found 1.5"),
         (("--target", "filters=50%"), "--target filters=50% is for `compress prune`: here, ask for macs, params or size"),
-        (("--rate", "0.5", "--method", "magnitude"), "--method 'magnitude' is not known"),
+        (("--rate", "0.5", "--method", "magnitude"), "--method magnitude is of `compress prune`"),
         (("--rate", "0.5", "--set", "splits=auto"), "svd has no setting 'splits'; did you mean 'split'?"),
         (("--rate", "0.5", "--set", "split=chanel"), "--set split=chanel: known are auto, channel"),
         (("--rate", "0.5", "--keep", "stage3.*"), "--keep 'stage3.*' matches no layer"),

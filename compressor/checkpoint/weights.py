@@ -203,7 +203,7 @@ def _descend(content: Content, key: str) -> Any:
         if head is None:
             known = [name for name in value if isinstance(name, str)]
             raise CheckpointError(
-                f"{content.path}: no {rest!r} for --key {key}: it has {_keys(value)}{did_you_mean(rest, known)}."
+                f"{content.path}: no {rest!r} for --key {key}: it has {_keys(value)}{did_you_mean(rest, known) or '.'}"
             )
         value, rest = value[head], rest[len(head) + 1 :]
     if not isinstance(value, Mapping | nn.Module | Closed):

@@ -34,7 +34,7 @@ def methods(
         console.print(f"\n{NEEDS}\n`compress methods NAME` tells all about one.")
         return
     if name not in known:
-        raise UsageError(f"there is no method {name!r}{did_you_mean(name, known)}. Known: {', '.join(known)}.")
+        raise UsageError(f"there is no method {name!r}{did_you_mean(name, known) or '.'} Known: {', '.join(known)}.")
     _tell(known[name], console)
 
 

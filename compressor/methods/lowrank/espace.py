@@ -88,7 +88,7 @@ class Espace(LowRank):
         for name, value in {"split": split, "mask": mask, "rates": rates}.items():
             if value not in KNOWN[name]:
                 listed = ", ".join(KNOWN[name])
-                raise UsageError(f"--set {name}={value}: known are {listed}{did_you_mean(value, KNOWN[name])}.")
+                raise UsageError(f"--set {name}={value}: known are {listed}{did_you_mean(value, KNOWN[name]) or '.'}")
         if not (0 <= lowrank <= 1 and 0 < keep <= 1 and images >= 1):
             found = f"lowrank={lowrank:g}, keep={keep:g}, images={images}"
             raise UsageError(f"--set: lowrank is 0 to 1, keep above 0 and at most 1, images 1 or more; found {found}.")

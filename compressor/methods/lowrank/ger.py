@@ -81,7 +81,7 @@ class Ger(LowRank):
     ) -> None:
         super().__init__(job, ranks=ranks, whiten=whiten)
         if output not in OUTPUTS:
-            raise UsageError(f"--set output={output}: known are {', '.join(OUTPUTS)}{did_you_mean(output, OUTPUTS)}.")
+            raise UsageError(f"--set output={output}: known are {', '.join(OUTPUTS)}{did_you_mean(output, OUTPUTS) or '.'}")
         if not cache >= 0:
             raise UsageError(f"--set cache={cache}: give gigabytes, 0 or more.")
         self.joint, self.output, self.cache = joint, OUTPUTS[output], cache * 1e9

@@ -47,7 +47,7 @@ class Svd(LowRank):
         super().__init__(job, ranks=ranks, whiten=whiten, cost=cost)
         known = ("auto", *WAYS[:-1])
         if split not in known:
-            raise UsageError(f"--set split={split}: known are {', '.join(known)}{did_you_mean(split, known)}.")
+            raise UsageError(f"--set split={split}: known are {', '.join(known)}{did_you_mean(split, known) or '.'}")
         self.ways = [SPLITS[name] for name in (WAYS if split == "auto" else (split, "linear"))]
 
     def splits(self, name: str, layer: Layer) -> Sequence[Split]:
