@@ -1,0 +1,174 @@
+"""Low rank, masks, and both: multiply-adds, accuracy, and the time that ONNX Runtime takes, in all and layer by layer.
+
+    python examples/benchmarks/espace.py vgg8.pt --data imagefolder:cifar10 [--times 4,5.5] [--epochs 1] [--out FILE]
+
+The model is a state dict of `examples/cifar/vgg.py:vgg8`. It is compressed by `compress lowrank --method espace` so that it has
+4 times fewer multiply-adds, and 5.5 times fewer, in several ways: by low rank alone, by masks alone (grids, or whole rows), by
+both, and once with scattered places. `recalibrated` is the top-1 of all test images, in percent, after the batch norms have
+seen 2,048 training images, and `trained` after --epochs of all training images, the last epoch, taught by the original. The
+first row is trained for --longer epochs. The learning rate is the default of `compress`: nothing was tuned.
+
+`ms` is the median time of ONNX Runtime for one image on one thread, original and compressed in turns; `layers` has each
+convolution alone, whose time must fall for it to be changed. Rows that FILE has already are not made again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor import budget, outcome
+from compressor.checkpoint import load_model
+from compressor.data import Data, open_data
+from compressor.errors import Infeasible
+from compressor.export import check_onnx, export_onnx
+from compressor.files import write_text
+from compressor.journal import Journal
+from compressor.measure import accuracy, compare_latency, count_macs, torch_predict
+from compressor.method import Job
+from compressor.methods.lowrank.espace import Espace
+from compressor.recalibrate import recalibrate
+from compressor.recipe import Recipe
+from compressor.recover import RECALIBRATION_IMAGES
+from compressor.timing import Clock
+from compressor.train import Training, classify, seed_all
+
+NETWORKS = Path(__file__).resolve().parents[1] / "cifar" / "vgg.py"
+SHAPE = (3, 32, 32)
+CPU = torch.device("cpu")
+Row = tuple[str, float, int]  # way, times fewer MACs, epochs
+WAYS: dict[str, dict[str, Any]] = {
+    "both, grid": {"mask": "grid"},
+    "low rank": {"lowrank": 1.0},
+    "both, rows": {"mask": "rows"},
+    "masks, rows": {"mask": "rows", "lowrank": 0.0},
+    "masks, grid": {"mask": "grid", "lowrank": 0.0},
+    "both, places": {"mask": "places", "split": "channel"},
+}
+
+
+class Bench:
+    def __init__(self, model: nn.Module, data: Data, clock: Clock) -> None:
+        self.model, self.data, self.clock = model, data, clock
+        self.macs = count_macs(model, SHAPE)
+
+    def made(self, fewer: float, recipe: Recipe, settings: dict[str, Any]) -> Espace:
+        """The network with so many times fewer MACs, recalibrated. Raises Infeasible."""
+        seed_all(0)
+        goal, task = budget.parse_rate(1 - 1 / fewer), classify(recipe, self.model, CPU)
+        method = Espace(
+            Job(self.model, SHAPE, None, goal, task, macs=self.macs, images=self.data, clock=self.clock), **settings
+        )
+        method.prepare()
+        recalibrate(method.model, method.samples(RECALIBRATION_IMAGES))
+        return method
+
+    def top1(self, model: nn.Module) -> float:
+        test = self.data.batches("test", batch_size=250, device=CPU)
+        return round(100 * accuracy(torch_predict(model, CPU), test).top1, 2)
+
+    def row(self, name: str, fewer: float, recipe: Recipe) -> dict[str, object]:
+        """What comes of one way to compress."""
+        about = {"way": name, "asked": fewer, "epochs": recipe.epochs}
+        try:
+            method = self.made(fewer, recipe, WAYS[name])
+        except Infeasible as error:
+            return {**about, "infeasible": str(error).splitlines()[0]}
+        small = method.model
+        found = {"fewer_macs": round(self.macs / count_macs(small, SHAPE), 2), "recalibrated": self.top1(small)}
+        before, after = self.latency(small)
+        speed = {"ms_original": round(before, 3), "ms": round(after, 3), "faster": round(before / after, 2)}
+        Training(method, self.data, recipe, CPU).run(Journal())
+        trained = self.top1(method.finish().to(memory_format=torch.contiguous_format))
+        return {**about, **found, **speed, "trained": trained, "layers": self.layers(method)}
+
+    def latency(self, small: nn.Module) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / "original.onnx", Path(folder) / "small.onnx"]
+            for model, file in zip((self.model, small), files, strict=True):
+                export_onnx(model, SHAPE, file)
+            check_onnx(small, files[1], SHAPE)
+            (before,), (after,) = compare_latency(files, SHAPE, batches=(1,), threads=1, runs=200)
+        return before.median_ms, after.median_ms
+
+    def layers(self, method: Espace) -> list[dict[str, object]]:
+        """Of the convolutions."""
+        rows = outcome.layers(self.model, method.model, SHAPE, method.made())
+        return [
+            {
+                "layer": row.name,
+                "shape": row.shape,
+                "fewer_macs": round(row.macs / row.macs_after, 2),
+                "ms": None if row.ms is None else round(row.ms, 3),
+                "ms_after": None if row.ms_after is None else round(row.ms_after, 3),
+                "faster": None if not row.ms or not row.ms_after else round(row.ms / row.ms_after, 2),
+                "what": row.group,
+            }
+            for row in rows
+            if row.kind == "Conv2d"
+        ]
+
+
+def wanted(times: list[float], epochs: int, longer: int) -> list[Row]:
+    """The most important first."""
+    rest = [(name, fewer, epochs) for fewer in times for name in WAYS if "places" not in name or fewer == times[0]]
+    return [(next(iter(WAYS)), times[0], longer), *rest]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--times", default="4,5.5")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--longer", type=int, default=3)
+    parser.add_argument("--clock", type=Path, help="where to keep the times of layers")
+    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    options = parser.parse_args()
+    data = open_data(options.data, size=None, channels=3, mean=None, std=None, seed=0, workers=0)
+    model = load_model(str(options.model), arch=f"{NETWORKS}:vgg8").model.eval()
+    bench, times = Bench(model, data, Clock(options.clock)), [float(fewer) for fewer in options.times.split(",")]
+    recipe = Recipe(epochs=options.epochs, amp="bf16", channels_last=True)
+    original = {"macs": bench.macs, "top1": bench.top1(model)}
+    results = json.loads(options.out.read_text())["results"] if options.out and options.out.exists() else []
+    known = {(row["way"], row["asked"], row["epochs"]) for row in results}
+    for way, fewer, epochs in wanted(times, options.epochs, options.longer):
+        if (way, fewer, epochs) in known:
+            continue
+        results.append(row := bench.row(way, fewer, replace(recipe, epochs=epochs)))
+        print({name: value for name, value in row.items() if name != "layers"}, flush=True)
+        if options.out:
+            found = {**about(options, data), "original": original, "results": results}
+            write_text(options.out, json.dumps(found, indent=2) + "\n")
+
+
+def about(options: argparse.Namespace, data: Data) -> dict[str, object]:
+    kind, _, folder = options.data.partition(":")
+    given = ["--times", options.times, "--epochs", str(options.epochs), "--longer", str(options.longer)]
+    command = [options.model.name, "--data", f"{kind}:{Path(folder).name}", *given]
+    return {
+        "what": "top-1 in percent on all test images; times in ms for one image on one thread of ONNX Runtime",
+        "command": shlex.join(["python", "examples/benchmarks/espace.py", *command]),
+        "recipe": "SGD, lr 0.02, batches of 128, cosine, bf16, taught by the original; the last epoch counts",
+        "images": data.counts,
+        "machine": machine(),
+        "versions": outcome.versions(),
+    }
+
+
+def machine() -> dict[str, object]:
+    listed = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in listed.read_text().splitlines() if line.startswith("model name")]
+    return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+if __name__ == "__main__":
+    main()
