@@ -34,7 +34,7 @@ class Take(nn.Module):
     def __init__(self, dim: int, index: Sequence[int]) -> None:
         super().__init__()
         self.dim = dim
-        self.register_buffer("index", torch.tensor(index), persistent=False)
+        self.register_buffer("index", torch.tensor(list(index)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.index_select(self.dim, self.index)
@@ -84,7 +84,7 @@ class Fill(nn.Module):
     def __init__(self, size: Pair, index: Sequence[int]) -> None:
         super().__init__()
         self.size = tuple(size)
-        self.register_buffer("index", torch.tensor(index), persistent=False)
+        self.register_buffer("index", torch.tensor(list(index)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.index_select(1, self.index).reshape(len(x), *self.size, -1).permute(0, 3, 1, 2)
