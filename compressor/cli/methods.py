@@ -15,9 +15,7 @@ from compressor.catalogue import Entry
 from compressor.cli import options
 from compressor.errors import UsageError, did_you_mean
 
-NEEDS = (
-    "Needs: nothing = weights alone, images = looks at training images, training = images and epochs. All gain by training."
-)
+NEEDS = "Needs: nothing = weights alone, images = looks at training images, training = images and epochs. All gain by training."
 
 
 @options.answers
