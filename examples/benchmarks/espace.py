@@ -6,7 +6,7 @@ The model is a state dict of `examples/cifar/vgg.py:vgg8`. It is compressed by `
 4 times fewer multiply-adds, and 5.5 times fewer, in several ways: by low rank alone, by masks alone (grids, or whole rows), by
 both, and once with scattered places. `recalibrated` is the top-1 of all test images, in percent, after the batch norms have
 seen 2,048 training images, and `trained` after --epochs of all training images, the last epoch, taught by the original. The
-first row is trained for --longer epochs. The learning rate is the default of `compress`: nothing was tuned.
+first two rows are trained for --longer epochs. The learning rate is the default of `compress`: nothing was tuned.
 
 `ms` is the median time of ONNX Runtime for one image on one thread, original and compressed in turns; `layers` has each
 convolution alone, whose time must fall for it to be changed. Rows that FILE has already are not made again.
@@ -49,8 +49,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "both, grid": {"mask": "grid"},
     "low rank": {"lowrank": 1.0},
     "both, rows": {"mask": "rows"},
-    "masks, rows": {"mask": "rows", "lowrank": 0.0},
     "masks, grid": {"mask": "grid", "lowrank": 0.0},
+    "masks, rows": {"mask": "rows", "lowrank": 0.0},
     "both, places": {"mask": "places", "split": "channel"},
 }
 
@@ -120,7 +120,7 @@ class Bench:
 def wanted(times: list[float], epochs: int, longer: int) -> list[Row]:
     """The most important first."""
     rest = [(name, fewer, epochs) for fewer in times for name in WAYS if "places" not in name or fewer == times[0]]
-    return [(next(iter(WAYS)), times[0], longer), *rest]
+    return [*((name, times[0], longer) for name in list(WAYS)[:2]), *rest]
 
 
 def main() -> None:
