@@ -146,17 +146,20 @@ def _ger() -> str:
     table = []
     for row in figures["results"]:
         ranks = ", ".join(str(rank) for rank in row["ranks"].values())
-        trained = [_of(row[name], scale=1) for name in ("apart", "joint")]
+        apart, joint = (statistics.fmean(row[name]) for name in ("apart", "joint"))
         least = min(joint - apart for joint, apart in zip(row["joint"], row["apart"], strict=True))
-        table.append([f"{row['times']}", ranks, f"{row['svd']:.1f}", *trained, f"{least:+.1f}"])
-    header = ["times fewer parameters", "ranks", "decomposed (A)", "each layer for itself", "all for the output (B)"]
+        whole = f"{row['params']:,}"
+        table.append([f"{row['times']}", whole, ranks, f"{row['svd']:.2f}", f"{apart:.2f}", f"{joint:.2f}", f"{least:+.2f}"])
+    header = ["times fewer", "parameters", "ranks", "decomposed (A)", "each layer for itself", "all for the output (B)"]
     header += ["least gain of B over each for itself, points"]
     seeds, dense, tested = len(figures["results"][0]["joint"]), figures["dense"], figures["test_images"]
     return f"""## GER: all factors together, or each layer for itself
 
 The fully-connected layers of a small VGG (`examples/cifar/vgg.py`, {dense:.1f} % of {tested:,} test images of CIFAR-10) with so
-many times fewer parameters. Top-1 in per cent after the last epoch, mean and standard deviation over {seeds} orders of the
-images; equal ranks, equal epochs, no labels. The learning rates were chosen on held-out images.
+many times fewer parameters, or fewer still where ranks go in steps. Top-1 in per cent after the last epoch, the mean over
+{seeds} orders of the images (they differ by a few hundredths); equal ranks, equal epochs, no labels. The learning rates were
+chosen on held-out images. Down to a thirtieth of the parameters nothing is lost by decomposing alone, so there is nothing to
+win back; beyond that, training all factors together is worth points.
 
 {_table(header, table)}"""
 
