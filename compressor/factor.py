@@ -11,6 +11,7 @@ A paper says which sites it takes, which ways to split them it allows, and how t
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -160,7 +161,7 @@ def _listen(network: nn.Module, inputs: Inputs, names: Iterable[str], read: dict
         inputs.call(network, inputs.random(1, like=network))
 
 
-class LowRank(Method):
+class LowRank(Method, ABC):
     """Abstract. A method whose result is the network with some layers replaced by chains of smaller ones.
 
     ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
@@ -194,9 +195,9 @@ class LowRank(Method):
 
     # What papers override ---------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def splits(self, name: str, layer: Layer) -> Sequence[Split]:
         """The ways in which a layer may be split; the one that hurts least is taken. None: the paper leaves it whole."""
-        raise NotImplementedError
 
     def prepare(self) -> None:
         self.factor()
