@@ -181,13 +181,14 @@ def _espace() -> str:
         for layer in first["layers"]
     ]
     header = ["asked, times fewer", "way", "times fewer MACs", "recalibrated", "fine-tuned", "epochs", "ms", "times as fast"]
+    rounds = f" ({figures['times']})" if "times" in figures else ""
     note = f"\n\nNot to be had: {'; '.join(refused)}" if refused else ""
     return f"""## ESPACE: low rank, masks, and both
 
 The small VGG ({figures["original"]["top1"]:.1f} % of the test images). Top-1 in per cent of 10,000 test images after new
 batch-norm statistics, and after the last of so many epochs of {figures["images"]["train"]:,} training images, taught by the
-original. Times are ONNX Runtime's, one image, one thread, original and compressed in turns, the median of 200. A layer is
-changed only where it is faster alone.
+original. Times are ONNX Runtime's, one image, one thread, original and compressed in turns, the median of 200{rounds}. A
+layer is changed only where it is faster alone.
 
 {_table(header, table)}{note}
 
