@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from compressor import budget, ranks
 from compressor.errors import Infeasible, UsageError, VerificationFailed, did_you_mean
 from compressor.inputs import AnyInputs, Inputs
-from compressor.meta import meta_copy, separate_attention
+from compressor.meta import evaluating, meta_copy, separate_attention
 from compressor.method import Batch, Job, Made, Method
 from compressor.outputs import logits_of, tensors_in
 from compressor.parts import Chains, Part, describe, replaced
@@ -447,12 +447,8 @@ class LowRank(Method, ABC):
 
     def _answers(self, model: nn.Module, images: Sequence[Tensor]) -> Tensor:
         """Log-probabilities [n, classes] in eval mode."""
-        training = model.training
-        model.eval()
-        with torch.inference_mode():
-            answers = torch.cat([logits_of(model(batch)).float().log_softmax(-1) for batch in images])
-        model.train(training)
-        return answers
+        with evaluating(model), torch.inference_mode():
+            return torch.cat([logits_of(model(batch)).float().log_softmax(-1) for batch in images])
 
     def _total(self, quantity: str) -> float:
         """MACs, or parameters, of the whole network."""
