@@ -58,6 +58,8 @@ class Stage:
     accuracy: Accuracy | None
     seconds: float  # since the previous stage
     note: str = ""
+    size_bytes: int | None = None  # of its ONNX file, where several steps each wrote one
+    latency: list[Latency] = field(default_factory=list)  # of that file; all of a report were timed in turns
 
 
 @dataclass(frozen=True)
