@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from compressor import budget
 from compressor.catalogue import Value
 from compressor.channels import Residual
@@ -31,6 +29,7 @@ from compressor.journal import Journal
 from compressor.pruning import Pruning, Wish
 from compressor.recipe import Recipe
 from compressor.report import Comparison, Gap, Report, collect, write_comparison
+from compressor.run import Order
 from compressor.runtime import first_line
 from compressor.sources import Images, Source, open_both
 from compressor.train import seed_all
@@ -76,9 +75,7 @@ class Series:
 
     def __init__(
         self,
-        source: Source,
-        images: Images,
-        recipe: Recipe,
+        order: Order,
         *,
         methods: Sequence[str],
         rates: Sequence[float],
@@ -86,16 +83,9 @@ class Series:
         settings: Mapping[str, Mapping[str, Value]] | None = None,
         residual: Residual = "coupled",
         dense: bool | None = None,
-        out: Path,
-        device: str = "auto",
-        inputs: Inputs | None = None,
-        console: Console | None = None,
-        force: bool = False,
-        command: str | None = None,
     ) -> None:
         """`settings`: those of each method, by its name. `dense`: with the uncut reference; None: where there is training."""
-        self.source, self.images, self.recipe, self.out, self.device = source, images, recipe, out, device
-        self.inputs, self.console, self.force, self.command = inputs, console, force, command
+        self.order, self.out, self.force = order, order.out, order.force
         self.settings, self.residual = settings or {}, residual
         for name, values in {"--methods": methods, "--rates": rates, "--seeds": seeds}.items():
             if not values:
@@ -103,7 +93,7 @@ class Series:
         for name in self.settings:
             if name not in methods:
                 raise UsageError(f"--set {name}....: {name} is none of --methods{did_you_mean(name, methods) or '.'}")
-        self.trials = list(self._trials(methods, rates, seeds, recipe.epochs > 0 if dense is None else dense))
+        self.trials = list(self._trials(methods, rates, seeds, order.recipe.epochs > 0 if dense is None else dense))
 
     def _trials(self, methods: Sequence[str], rates: Sequence[float], seeds: Sequence[int], dense: bool) -> Iterator[Trial]:
         """All runs; seed by seed, so that soon there is a table without gaps."""
@@ -115,38 +105,20 @@ class Series:
                     yield Trial(method, rate, seed, self._pruning(method, rate, seed))
 
     def _pruning(self, method: str, rate: float, seed: int) -> Pruning:
-        return Pruning(
-            self.source,
-            Wish(budget.parse_rate(rate), method, self.settings.get(method, {}), residual=self.residual),
-            self.images,
-            replace(self.recipe, seed=seed),
-            out=self.out / f"{method}-{rate:g}-seed{seed}",
-            device=self.device,
-            inputs=self.inputs,
-            console=self.console,
-            force=self.force,
-            resume=not self.force,
-            command=self.command,
-        )
+        wish = Wish(budget.parse_rate(rate), method, self.settings.get(method, {}), residual=self.residual)
+        return Pruning(self._one(f"{method}-{rate:g}-seed{seed}", seed), wish)
 
     def _fine_tuning(self, seed: int) -> FineTuning:
-        return FineTuning(
-            self.source,
-            self.images,
-            replace(self.recipe, seed=seed),
-            out=self.out / f"{DENSE}-seed{seed}",
-            device=self.device,
-            inputs=self.inputs,
-            console=self.console,
-            force=self.force,
-            resume=not self.force,
-            command=self.command,
-        )
+        return FineTuning(self._one(f"{DENSE}-seed{seed}", seed))
+
+    def _one(self, name: str, seed: int) -> Order:
+        """The order of the run `name`."""
+        return replace(self.order, recipe=replace(self.order.recipe, seed=seed), out=self.out / name, resume=not self.force)
 
     def run(self) -> Comparison:
         """Make the runs that are missing. Raises a CompressError for what would stop them all; what fails alone is a gap."""
         self._check()
-        journal = Journal(self.console, self.out / LOG)
+        journal = Journal(self.order.console, self.out / LOG)
         reports: dict[str, Report] = {}
         gaps = {trial.name: trial.gap() for trial in self.trials}
         left = [trial for trial in self.trials if self.force or trial.state != "finished"]
@@ -175,12 +147,12 @@ class Series:
             except UsageError as error:
                 raise type(error)(str(error).removeprefix("--resume: ")) from None  # nobody has asked for that by name
         seed_all(0)
-        opened = open_both(self.source, self.images, self.inputs, self.recipe.seed)
+        opened = open_both(self.order.source, self.order.images, self.order.inputs, self.order.recipe.seed)
         record, now = self.out / MODEL, f"{opened.loaded.sha256}\n"
         if not self.force and record.exists() and record.read_text(encoding="utf-8") != now:
             raise UsageError(
-                f"{self.out} was begun with another file than the {self.source.model} of now, and one table is of one model: "
-                "--force starts anew, --out DIR goes elsewhere."
+                f"{self.out} was begun with another file than the {self.order.source.model} of now, and one table is of one "
+                "model: --force starts anew, --out DIR goes elsewhere."
             )
         write_text(record, now)
 
@@ -207,6 +179,7 @@ def compare(
     recipe: Recipe | None = None,
     dense: bool | None = None,
     inputs: AnyInputs | None = None,
+    device: str = "auto",
     force: bool = False,
 ) -> Comparison:
     """Prune `model` (as on the command line) with each method at each rate and seed into `out`, and compare what comes out.
@@ -215,18 +188,22 @@ def compare(
     default where there are epochs. The seed of `recipe` is replaced. A run that fails is in `failures` of what is returned;
     what would stop them all is raised, a CompressError.
     """
-    return Series(
+    order = Order(
         Source(model, arch, arch_args or {}),
         Images(data),
         recipe or Recipe(),
+        Path(out),
+        device,
+        None if inputs is None else Inputs.of(inputs),
+        force=force,
+        command="compressor.compare(...)",
+    )
+    return Series(
+        order,
         methods=methods,
         rates=rates,
         seeds=seeds,
         settings=settings,
         residual=residual,
         dense=dense,
-        out=Path(out),
-        inputs=None if inputs is None else Inputs.of(inputs),
-        force=force,
-        command="compressor.compare(...)",
     ).run()

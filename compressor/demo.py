@@ -19,6 +19,7 @@ from compressor.method import Job, Method
 from compressor.pruning import Pruning, Wish
 from compressor.recipe import Recipe
 from compressor.report import Report
+from compressor.run import Order
 from compressor.sources import Images, Source
 from compressor.task import Classify
 from compressor.train import Training, seed_all
@@ -78,13 +79,13 @@ def run(out: Path, console: Console, *, force: bool = False) -> Report:
     settings = f"--arch compressor.demo:DigitsNet --data digits --rate 0.5 --epochs {FINE_TUNING}"
     command = f"compress prune {checkpoint} {settings} --out {out / 'half'}"
     console.print(f"\n$ {command}", highlight=False, soft_wrap=True)
-    return Pruning(
+    order = Order(
         Source(str(checkpoint), "compressor.demo:DigitsNet"),
-        Wish(budget.parse_rate(0.5)),
         Images("digits"),
         Recipe(epochs=FINE_TUNING),
-        out=out / "half",
+        out / "half",
         console=console,
         force=force,
         command=command,
-    ).run()
+    )
+    return Pruning(order, Wish(budget.parse_rate(0.5))).run()

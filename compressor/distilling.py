@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
@@ -36,7 +35,7 @@ from compressor.method import Job, Method
 from compressor.outputs import logits_of
 from compressor.recipe import Recipe
 from compressor.report import Epoch, Profile, Report, Target, Teaching
-from compressor.run import Run, check_needs
+from compressor.run import Order, Run, check_needs
 from compressor.sources import Images, Opened, Source
 from compressor.stages import Stages
 from compressor.taps import fresh
@@ -77,44 +76,15 @@ class Wish:
 
 
 class Distilling(Run):
-    """One distillation run."""
+    """One distillation run. The source of `order` is the teacher, where there is one, and else the student."""
 
-    def __init__(
-        self,
-        teacher: Source | None,
-        wish: Wish,
-        images: Images,
-        recipe: Recipe,
-        *,
-        out: Path,
-        device: str = "auto",
-        inputs: Inputs | None = None,
-        console: Console | None = None,
-        force: bool = False,
-        resume: bool = False,
-        command: str | None = None,
-    ) -> None:
+    def __init__(self, order: Order, wish: Wish) -> None:
         self.entry = catalogue.find(wish.method, "distill")
-        self.teacher, self.wish, self.method, self.repair = teacher, wish, self.entry.name, wish.repair
-        source = teacher or wish.student
-        if source is None:
-            raise UsageError(
-                "Nobody teaches and nobody learns: give --teacher t.pt, or --model s.pt with a method without one."
-            )
+        self.teacher = None if order.source is wish.student else order.source
+        self.wish, self.method, self.repair = wish, self.entry.name, wish.repair
         self.student: Loaded | None = None  # what the user gave as one
         self.paper: Distillation | None = None
-        super().__init__(
-            source,
-            images,
-            self._suited(recipe),
-            out=out,
-            device=device,
-            inputs=inputs,
-            console=console,
-            force=force,
-            resume=resume,
-            command=command,
-        )
+        super().__init__(replace(order, recipe=self._suited(order.recipe)))
 
     def _suited(self, recipe: Recipe) -> Recipe:
         """With the learning rate and weight decay for new weights, or for trained ones, where none are asked for."""
@@ -363,7 +333,9 @@ def distill(
     repair: bool = True,
     recipe: Recipe | None = None,
     inputs: AnyInputs | None = None,
+    device: str = "auto",
     force: bool = False,
+    resume: bool = False,
 ) -> Report:
     """Have `teacher` (a checkpoint, `torchvision:NAME`, ... as on the command line) teach a student, into the directory `out`.
 
@@ -371,27 +343,29 @@ def distill(
     `target` (such as "params<=5M"). Without `teacher`, networks of the student's build teach each other. Returns the report;
     raises a CompressError.
     """
-    return Distilling(
-        None if teacher is None else Source(teacher, arch, arch_args or {}),
-        Wish(
-            student_source(student, student_arch, student_arch_args or {}),
-            parse_goal(rate, target),
-            method,
-            settings or {},
-            fresh,
-            taps,
-            teacher_taps,
-            keep,
-            round_to,
-            repair,
-        ),
+    given = student_source(student, student_arch, student_arch_args or {})
+    goal = parse_goal(rate, target)
+    order = Order(
+        first_network(None if teacher is None else Source(teacher, arch, arch_args or {}), given),
         Images(data),
         recipe or Recipe(),
-        out=Path(out),
-        inputs=None if inputs is None else Inputs.of(inputs),
+        Path(out),
+        device,
+        None if inputs is None else Inputs.of(inputs),
         force=force,
+        resume=resume,
         command="compressor.distill(...)",
-    ).run()
+    )
+    wish = Wish(given, goal, method, settings or {}, fresh, taps, teacher_taps, keep, round_to, repair)
+    return Distilling(order, wish).run()
+
+
+def first_network(teacher: Source | None, student: Source | None) -> Source:
+    """What the answers are compared with: the teacher, or without one the student itself. Raises UsageError."""
+    source = teacher or student
+    if source is None:
+        raise UsageError("Nobody teaches and nobody learns: give --teacher t.pt, or --model s.pt with a method without one.")
+    return source
 
 
 def student_source(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from compressor import budget, catalogue, measure, outcome
@@ -22,7 +21,7 @@ from compressor.journal import Journal
 from compressor.method import Job, Method
 from compressor.recipe import Recipe
 from compressor.report import Profile, Report, Target
-from compressor.run import Run, check_needs
+from compressor.run import Order, Run, check_needs
 from compressor.sources import Images, Opened, Source
 from compressor.timing import Clock
 from compressor.train import classify, seed_all
@@ -49,35 +48,11 @@ class Wish:
 class Factoring(Run):
     """One low-rank run."""
 
-    def __init__(
-        self,
-        source: Source,
-        wish: Wish,
-        images: Images,
-        recipe: Recipe,
-        *,
-        out: Path,
-        device: str = "auto",
-        inputs: Inputs | None = None,
-        console: Console | None = None,
-        force: bool = False,
-        resume: bool = False,
-        command: str | None = None,
-    ) -> None:
+    def __init__(self, order: Order, wish: Wish) -> None:
         self.wish, self.method, self.repair = wish, wish.method, wish.repair
         self.entry = catalogue.find(wish.method, "lowrank")
-        super().__init__(
-            source,
-            images,
-            recipe.with_sgd(self.entry.lr, self.entry.weight_decay),  # those of the method's paper
-            out=out,
-            device=device,
-            inputs=inputs,
-            console=console,
-            force=force,
-            resume=resume,
-            command=command,
-        )
+        recipe = order.recipe.with_sgd(self.entry.lr, self.entry.weight_decay)  # those of the method's paper
+        super().__init__(replace(order, recipe=recipe))
 
     def _check(self) -> None:
         check_needs(self.entry, self.recipe.epochs, self.images.spec, instead="svd")
@@ -146,23 +121,27 @@ def lowrank(
     repair: bool = True,
     recipe: Recipe | None = None,
     inputs: AnyInputs | None = None,
+    device: str = "auto",
     force: bool = False,
+    resume: bool = False,
 ) -> Report:
     """Factor the layers of `model` (a checkpoint, `torchvision:NAME`, ... as on the command line) into the directory `out`.
 
     One of `rate` (share of MACs to remove), `target` (such as "params<=5M"), `energy` (share that each layer keeps) and `rank`
     says how much. `inputs` is what --input says. Returns the report; raises a CompressError.
     """
-    return Factoring(
+    order = Order(
         Source(model, arch, arch_args or {}),
-        Wish(parse_goal(rate, target, energy, rank), method, settings or {}, keep, round_to, repair),
         Images(data),
         recipe or Recipe(),
-        out=Path(out),
-        inputs=None if inputs is None else Inputs.of(inputs),
+        Path(out),
+        device,
+        None if inputs is None else Inputs.of(inputs),
         force=force,
+        resume=resume,
         command="compressor.lowrank(...)",
-    ).run()
+    )
+    return Factoring(order, Wish(parse_goal(rate, target, energy, rank), method, settings or {}, keep, round_to, repair)).run()
 
 
 def parse_goal(rate: float | None, target: str | None, energy: float | None, rank: int | None) -> Goal:

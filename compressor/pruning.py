@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from compressor import budget, catalogue, measure, outcome
@@ -23,7 +22,7 @@ from compressor.journal import Journal
 from compressor.method import Job, Method
 from compressor.recipe import Recipe
 from compressor.report import Profile, Report, Target
-from compressor.run import Run, check_needs
+from compressor.run import Order, Run, check_needs
 from compressor.sensitivity import read_curves
 from compressor.sources import Images, Opened, Source
 from compressor.task import Classify
@@ -63,35 +62,10 @@ class Wish:
 class Pruning(Run):
     """One pruning run."""
 
-    def __init__(
-        self,
-        source: Source,
-        wish: Wish,
-        images: Images,
-        recipe: Recipe,
-        *,
-        out: Path,
-        device: str = "auto",
-        inputs: Inputs | None = None,
-        console: Console | None = None,
-        force: bool = False,
-        resume: bool = False,
-        command: str | None = None,
-    ) -> None:
+    def __init__(self, order: Order, wish: Wish) -> None:
         self.wish, self.method, self.repair = wish, wish.method, wish.repair
         self.entry = catalogue.find(wish.method, "prune")
-        super().__init__(
-            source,
-            images,
-            recipe,
-            out=out,
-            device=device,
-            inputs=inputs,
-            console=console,
-            force=force,
-            resume=resume,
-            command=command,
-        )
+        super().__init__(order)
 
     def _check(self) -> None:
         if self.entry.weights and self.wish.goal.quantity != "weights":
@@ -189,11 +163,15 @@ def prune(
     settings: Mapping[str, Value] | None = None,
     residual: Residual = "coupled",
     heads: Heads = "width",
+    keep: tuple[str, ...] = (),
+    round_to: int | None = None,
     sensitivity: str | Path | None = None,
     repair: bool = True,
     recipe: Recipe | None = None,
     inputs: AnyInputs | None = None,
+    device: str = "auto",
     force: bool = False,
+    resume: bool = False,
 ) -> Report:
     """Prune `model` (a checkpoint, `torchvision:NAME`, ... as on the command line) into the directory `out`.
 
@@ -204,21 +182,17 @@ def prune(
     if (rate is None) == (target is None):
         raise UsageError("give either rate or target.")
     goal = budget.parse_rate(rate) if rate is not None else budget.parse_target(str(target))
-    return Pruning(
+    order = Order(
         Source(model, arch, arch_args or {}),
-        Wish(
-            goal,
-            method,
-            settings or {},
-            residual,
-            heads,
-            sensitivity=None if sensitivity is None else Path(sensitivity),
-            repair=repair,
-        ),
         Images(data),
         recipe or Recipe(),
-        out=Path(out),
-        inputs=None if inputs is None else Inputs.of(inputs),
+        Path(out),
+        device,
+        None if inputs is None else Inputs.of(inputs),
         force=force,
+        resume=resume,
         command="compressor.prune(...)",
-    ).run()
+    )
+    curves = None if sensitivity is None else Path(sensitivity)
+    wish = Wish(goal, method, settings or {}, residual, heads, keep, round_to, sensitivity=curves, repair=repair)
+    return Pruning(order, wish).run()

@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,30 +57,33 @@ ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime ag
 CHECKED_IMAGES = 16  # test images on which the ONNX file is compared with the network, beside random ones
 
 
+@dataclass(frozen=True)
+class Order:
+    """What every run is given: the model, its images, how to train, and where and how it is carried out."""
+
+    source: Source
+    images: Images
+    recipe: Recipe
+    out: Path
+    device: str = "auto"
+    inputs: Inputs | None = None
+    console: Console | None = None
+    force: bool = False  # replace what lies there
+    resume: bool = False  # go on with what lies there
+    command: str | None = None  # what asked for it; None: this process's command line
+
+
 class Run(ABC):
     """Abstract. One run of one command; `run()` goes through it once."""
 
     method: str  # its name
     repair: bool = False  # whether what reads cut channels is refitted, where that helps
 
-    def __init__(
-        self,
-        source: Source,
-        images: Images,
-        recipe: Recipe,
-        *,
-        out: Path,
-        device: str = "auto",
-        inputs: Inputs | None = None,
-        console: Console | None = None,
-        force: bool = False,
-        resume: bool = False,
-        command: str | None = None,
-    ) -> None:
-        self.source, self.images, self.recipe, self.inputs = source, images, recipe.checked(), inputs
-        self.out, self.device_name, self.console = out, device, console
-        self.force, self.resume = force, resume
-        self.command = command or shlex.join(["compress", *sys.argv[1:]])
+    def __init__(self, order: Order) -> None:
+        self.source, self.images, self.recipe, self.inputs = order.source, order.images, order.recipe.checked(), order.inputs
+        self.out, self.device_name, self.console = order.out, order.device, order.console
+        self.force, self.resume = order.force, order.resume
+        self.command = order.command or shlex.join(["compress", *sys.argv[1:]])
         self._check()
 
     # What commands override -------------------------------------------------------------------------------------------

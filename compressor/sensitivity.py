@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from compressor import catalogue, measure
@@ -35,7 +34,9 @@ from compressor.inputs import AnyInputs, Inputs
 from compressor.journal import Journal
 from compressor.method import Batch, Job
 from compressor.outputs import logits_of
+from compressor.recipe import Recipe
 from compressor.report import figures
+from compressor.run import Order
 from compressor.sources import Images, Opened, Source, check_answers, open_both, pick_device
 from compressor.stages import EVALUATION_BATCH
 from compressor.task import Classify
@@ -240,24 +241,17 @@ class Measurement:
 
     def __init__(
         self,
-        source: Source,
-        images: Images,
+        order: Order,
         *,
-        out: Path,
         rates: Sequence[float] = RATES,
         method: str = "magnitude",
         settings: Mapping[str, Value] | None = None,
         count: int | None = None,
-        seed: int = 0,
-        device: str = "auto",
-        inputs: Inputs | None = None,
-        console: Console | None = None,
-        force: bool = False,
-        resume: bool = False,
     ) -> None:
-        self.source, self.images, self.inputs, self.device_name = source, images, inputs, device
-        self.out, self.force, self.resume, self.console = out, force, resume, console
-        self.rates, self.count, self.seed = _checked(rates), count, seed
+        """`count` bounds the held-out images, or random inputs. Of the recipe of `order`, the seed alone counts."""
+        self.source, self.images, self.inputs, self.device_name = order.source, order.images, order.inputs, order.device
+        self.out, self.force, self.resume, self.console = order.out, order.force, order.resume, order.console
+        self.rates, self.count, self.seed = _checked(rates), count, order.recipe.seed
         self.entry, self.method_settings = catalogue.find(method, "prune"), settings or {}
 
     @property
@@ -376,14 +370,12 @@ def measure_sensitivity(
 
     `images` bounds the held-out images, or random inputs without `data`. Raises a CompressError.
     """
-    return Measurement(
+    order = Order(
         Source(model, arch, arch_args or {}),
         Images(data),
-        out=Path(out),
-        rates=rates,
-        method=method,
-        settings=settings,
-        count=images,
+        Recipe(),
+        Path(out),
         inputs=None if inputs is None else Inputs.of(inputs),
         force=force,
-    ).run()
+    )
+    return Measurement(order, rates=rates, method=method, settings=settings, count=images).run()

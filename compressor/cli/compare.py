@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CUT = "What to compare"
 
 
-@options.answers
+@options.command(options.DATA, options.RECIPE, options.TAUGHT, options.READING, options.OUTPUT)
 def compare(
     context: typer.Context,
     model: options.Model,
@@ -37,43 +37,11 @@ def compare(
         bool | None,
         typer.Option(help="Train the uncut network alike, as a reference; on when there are epochs.", rich_help_panel=CUT),
     ] = None,
-    data: options.DataSpec = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    workers: options.Workers = 0,
-    recipe: options.RecipeName = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = 128,
-    lr: options.Lr = None,
-    optimizer: options.Optimizer = "sgd",
-    momentum: options.Momentum = 0.9,
-    weight_decay: options.WeightDecay = None,
-    schedule: options.Schedule = "cosine",
-    milestones: options.Milestones = "0.5,0.75",
-    gamma: options.Gamma = 0.1,
-    warmup: options.Warmup = 0.0,
-    amp: options.Amp = "auto",
-    channels_last: options.ChannelsLast = None,
-    accumulate: options.Accumulate = 1,
-    ema_decay: options.EmaDecay = None,
-    label_smoothing: options.LabelSmoothing = 0.0,
-    cutout: options.Cutout = 0.0,
-    augment: options.Augment = True,
-    teacher: options.Teacher = "self",
-    arch: options.Arch = None,
-    arch_arg: options.ArchArg = None,
-    input_: options.Input = None,
-    key: options.Key = None,
-    ema: options.Ema = False,
-    trust_pickle: options.Trust = False,
     device: options.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL-compare by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Make all runs anew, also those that are finished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and do nothing.")] = False,
     json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Prune by several methods alike, and tell what each costs and saves. Finished runs are kept, so it can be repeated.
 
@@ -82,30 +50,21 @@ def compare(
     names = [name.strip() for name in methods.split(",")]
     settings = _settings(names, set_ or [])
     shares, numbers = options.numbers("--rates", rates, "write shares, as in 0.3,0.5"), _seeds(seeds)
-    inputs = options.inputs(input_)
 
     from compressor.comparison import Series
     from compressor.recipe import Recipe
     from compressor.report import comparison_to_json, print_comparison
 
-    images = options.images(data, size, mean, std, workers)
-    alike = options.recipe(context, images, Recipe.paper)  # without one paper's cutout, which would not be the same for all
-    console = options.console(quiet, json)
+    asked = options.Asked(context)
+    alike = asked.recipe(Recipe.paper)  # without one paper's cutout, which would not be the same for all
     series = Series(
-        options.source(model, arch, arch_arg, key, ema, trust_pickle),
-        images,
-        alike,
+        asked.order(asked.source(model), alike, "compare"),
         methods=names,
         rates=shares,
         seeds=numbers,
         settings=settings,
         residual=residual,
         dense=dense,
-        out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-compare",
-        device=device,
-        inputs=inputs,
-        console=console,
-        force=force,
     )
     if dry_run:
         runs = [{"run": trial.name, "epochs": alike.epochs, "state": trial.state} for trial in series.trials]
@@ -114,7 +73,7 @@ def compare(
     found = series.run()
     if json:
         print(comparison_to_json(found), end="")
-    elif console is not None:
+    elif (console := asked.console) is not None:
         print_comparison(found, console)
         console.print(f"\nThe table and the plot are in {series.out}: comparison.html, .md, .csv, .json", highlight=False)
     if found.failures:

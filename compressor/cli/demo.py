@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from compressor.cli import options
 
 
-@options.answers
+@options.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Directory of the results.")] = Path("demo"),
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    debug: options.Debug = False,
 ) -> None:
     """The whole job on embedded data: train a digits classifier, halve its MACs, and write a verified ONNX model."""
-    console = options.console(quiet=False, json=False)
-    assert console is not None
+    console = Console()
     from compressor.demo import run
     from compressor.report import print_report
 

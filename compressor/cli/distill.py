@@ -13,7 +13,7 @@ from compressor.errors import UsageError
 LESSON, MADE = "Who teaches whom", "A student made of the teacher"
 
 
-@options.answers
+@options.command(options.DATA, options.RECIPE, options.SEED, options.READING, options.RUN)
 def distill(
     context: typer.Context,
     teacher_: Annotated[
@@ -78,46 +78,12 @@ def distill(
     repair: Annotated[
         bool, typer.Option(help="Refit what reads cut channels, where held-out images say that it helps.", rich_help_panel=MADE)
     ] = True,
-    data: options.DataSpec = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    workers: options.Workers = 0,
-    recipe: options.RecipeName = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = 128,
-    lr: options.Lr = None,
-    optimizer: options.Optimizer = "sgd",
-    momentum: options.Momentum = 0.9,
-    weight_decay: options.WeightDecay = None,
-    schedule: options.Schedule = "cosine",
-    milestones: options.Milestones = "0.5,0.75",
-    gamma: options.Gamma = 0.1,
-    warmup: options.Warmup = 0.0,
-    amp: options.Amp = "auto",
-    channels_last: options.ChannelsLast = None,
-    accumulate: options.Accumulate = 1,
-    ema_decay: options.EmaDecay = None,
-    label_smoothing: options.LabelSmoothing = 0.0,
-    cutout: options.Cutout = 0.0,
-    augment: options.Augment = True,
-    seed: Annotated[int, typer.Option(rich_help_panel=options.TRAINING)] = 0,
     arch: Annotated[
         str | None,
         typer.Option(help="The teacher's code: torchvision:NAME, timm:NAME, path/to/file.py:NAME, package.module:NAME."),
     ] = None,
-    arch_arg: options.ArchArg = None,
-    input_: options.Input = None,
-    key: options.Key = None,
-    ema: options.Ema = False,
-    trust_pickle: options.Trust = False,
-    device: options.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/TEACHER-METHOD by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    trust_pickle: options.Trust = False,
 ) -> None:
     """Have a teacher train a smaller student, or networks train each other, and write a verified compact ONNX model."""
     from compressor import catalogue
@@ -125,38 +91,18 @@ def distill(
 
     entry = catalogue.find(method, "distill")
     settings = catalogue.parse_settings(entry, set_ or [])
-    inputs = options.inputs(input_)
     if teacher_ is None and student_arch is None and arch is not None:
         raise UsageError("--arch is the teacher's code, and there is no teacher: give --student-arch.")
 
-    from compressor.distilling import Distilling, Wish, parse_goal, student_source
+    from compressor.distilling import Distilling, Wish, first_network, parse_goal, student_source
     from compressor.recipe import Recipe
 
     given = student_source(student, student_arch, parse_arch_args(student_arch_arg or []), trust_pickle)
-    name = Path((teacher_ or student or str(student_arch)).rpartition(":")[2]).stem
-    images = options.images(data, size, mean, std, workers)
-    console = options.console(quiet, json)
-    run = Distilling(
-        None if teacher_ is None else options.source(teacher_, arch, arch_arg, key, ema, trust_pickle),
-        Wish(
-            given,
-            parse_goal(rate, target),
-            entry.name,
-            settings,
-            fresh,
-            tuple(taps or ()),
-            tuple(teacher_taps or ()),
-            tuple(keep or ()),
-            round_to,
-            repair,
-        ),
-        images,
-        options.recipe(context, images, Recipe.mutual if teacher_ is None else Recipe.taught),
-        out=out or Path("runs") / f"{name}-{entry.name}",
-        device=device,
-        inputs=inputs,
-        console=console,
-        force=force,
-        resume=resume,
+    asked = options.Asked(context)
+    first = first_network(None if teacher_ is None else asked.source(teacher_), given)
+    recipe = asked.recipe(Recipe.mutual if teacher_ is None else Recipe.taught)
+    chosen, teachers = tuple(taps or ()), tuple(teacher_taps or ())
+    wish = Wish(
+        given, parse_goal(rate, target), entry.name, settings, fresh, chosen, teachers, tuple(keep or ()), round_to, repair
     )
-    options.show(run.run(), run.out, console, json)
+    asked.show(Distilling(asked.order(first, recipe, entry.name), wish))

@@ -13,38 +13,22 @@ from rich.table import Table
 from compressor.cli import options
 
 
-@options.answers
+@options.command(options.DATA, options.READING)
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL", help="A checkpoint, a run directory, an .onnx file, torchvision:NAME or timm:NAME."),
     ],
-    data: options.DataSpec = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    workers: options.Workers = 0,
-    arch: options.Arch = None,
-    arch_arg: options.ArchArg = None,
-    input_: options.Input = None,
-    key: options.Key = None,
-    ema: options.Ema = False,
-    trust_pickle: options.Trust = False,
     device: options.Device = "auto",
     json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Measure accuracy, cost, size and latency, through PyTorch and ONNX Runtime."""
-    inputs = options.inputs(input_)
     from compressor.evaluate import evaluate as measured
     from compressor.report import figures
 
-    result = measured(
-        options.source(model, arch, arch_arg, key, ema, trust_pickle),
-        options.images(data, size, mean, std, workers),
-        inputs,
-        device,
-    )
+    asked = options.Asked(context)
+    result = measured(asked.source(model), asked.images, asked.inputs, device)
     if json:
         print(json_.dumps(asdict(result), indent=2))
         return
@@ -66,5 +50,5 @@ def evaluate(
     Console().print(table)
     for note in result.notes:
         print(f"note: {note}")
-    if data is None:
+    if asked.images.spec is None:
         print("accuracy not measured (no data): give --data")

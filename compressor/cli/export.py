@@ -11,28 +11,22 @@ from compressor.cli import options
 from compressor.errors import OutputError
 
 
-@options.answers
+@options.command(options.READING)
 def export(
+    context: typer.Context,
     model: options.Model,
     out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
-    arch: options.Arch = None,
-    arch_arg: options.ArchArg = None,
-    input_: options.Input = None,
-    key: options.Key = None,
-    ema: options.Ema = False,
-    trust_pickle: options.Trust = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Write a model as ONNX, and check it in ONNX Runtime against PyTorch at batch 1, 2 and 3."""
-    inputs = options.inputs(input_)
     if out.exists() and not force:
         raise OutputError(f"--out {out} exists: --force replaces it.")
     from compressor.evaluate import export_checked
     from compressor.report import figures
 
-    opened, differences = export_checked(options.source(model, arch, arch_arg, key, ema, trust_pickle), inputs, out)
+    asked = options.Asked(context)
+    opened, differences = export_checked(asked.source(model), asked.inputs, out)
     if quiet:
         return
     print(f"{out}: {opened.loaded.arch}, {figures.inputs(opened.inputs.shapes)}, {figures.size(out.stat().st_size)}")

@@ -19,33 +19,27 @@ FIGURES = ("groups", "layers", "channels", "MACs", "params")
 IN_A_FILE = 160  # columns, where no terminal says how many there are
 
 
-@options.answers
+@options.command(options.READING)
 def inspect(
+    context: typer.Context,
     model: options.Model,
     graph: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw the coupling: Mermaid (.mmd, .md) or Graphviz (.dot, .gv)."),
     ] = None,
-    arch: options.Arch = None,
-    arch_arg: options.ArchArg = None,
-    input_: options.Input = None,
     residual: Annotated[
         Literal["coupled", "scatter"], typer.Option(help="Cut a stream's channels together, or keep it wide.")
     ] = "coupled",
     heads: Annotated[
         Literal["width", "whole"], typer.Option(help="Make the heads of attention narrower, or cut whole ones.")
     ] = "width",
-    key: options.Key = None,
-    ema: options.Ema = False,
-    trust_pickle: options.Trust = False,
     json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Show what can be cut, what goes with it, what is frozen and why. Needs no data."""
-    inputs = options.inputs(input_)
     from compressor.evaluate import look
 
-    view = look(options.source(model, arch, arch_arg, key, ema, trust_pickle), inputs, residual, heads, graph)
+    asked = options.Asked(context)
+    view = look(asked.source(model), asked.inputs, residual, heads, graph)
     if json:
         print(json_.dumps(view, indent=2))
     else:

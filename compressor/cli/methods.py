@@ -18,10 +18,9 @@ from compressor.errors import UsageError, did_you_mean
 NEEDS = "Needs: nothing = weights alone, images = looks at training images, training = images and epochs. All gain by training."
 
 
-@options.answers
+@options.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Tell all about one method.", show_default=False)] = None,
-    debug: options.Debug = False,
 ) -> None:
     """List every method: what it does, its paper, its settings."""
     console, known = Console(highlight=False), catalogue.catalogue()

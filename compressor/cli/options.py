@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from compressor.errors import CompressError, UsageError
 if TYPE_CHECKING:
     from compressor.inputs import Inputs
     from compressor.recipe import Recipe
-    from compressor.report import Report
+    from compressor.run import Order, Run
     from compressor.sources import Images, Source
 
 Model = Annotated[
@@ -54,6 +54,9 @@ Input = Annotated[
         "NAME=1x3x224x224 is passed by name; a 1 in front is then the batch. Token ids: NAME=1x16:int64.",
     ),
 ]
+Out = Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL-METHOD by default.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a run that is there.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, all else on standard error.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors alone.")]
@@ -115,25 +118,92 @@ Teacher = Annotated[
 ]
 
 
-def answers(command: Callable[..., None]) -> Callable[..., None]:
-    """Every error becomes one or two lines and the exit status of `errors.py`."""
+Option = tuple[Any, Any]  # what typer is told of it, and its default
 
-    @functools.wraps(command)
-    def answered(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (typer.Exit, typer.Abort, BrokenPipeError):  # as in `compress methods | head`
-            raise
-        except KeyboardInterrupt:
-            unit = "epoch" if "epochs" in kwargs else "group"
-            print("interrupted" + f": --resume goes on after the last finished {unit}" * ("resume" in kwargs), file=sys.stderr)
-            raise typer.Exit(130) from None
-        except Exception as error:
-            if kwargs["debug"]:
-                traceback.print_exc()
-            raise typer.Exit(_told(error)) from None
+# Options that several commands have, by the names of their parameters.
+READING: dict[str, Option] = {
+    "arch": (Arch, None),
+    "arch_arg": (ArchArg, None),
+    "input_": (Input, None),
+    "key": (Key, None),
+    "ema": (Ema, False),
+    "trust_pickle": (Trust, False),
+}
+DATA: dict[str, Option] = {
+    "data": (DataSpec, None),
+    "size": (Size, None),
+    "mean": (Mean, None),
+    "std": (Std, None),
+    "workers": (Workers, 0),
+}
+RECIPE: dict[str, Option] = {
+    "recipe": (RecipeName, None),
+    "epochs": (Epochs, None),
+    "batch_size": (BatchSize, 128),
+    "lr": (Lr, None),
+    "optimizer": (Optimizer, "sgd"),
+    "momentum": (Momentum, 0.9),
+    "weight_decay": (WeightDecay, None),
+    "schedule": (Schedule, "cosine"),
+    "milestones": (Milestones, "0.5,0.75"),
+    "gamma": (Gamma, 0.1),
+    "warmup": (Warmup, 0.0),
+    "amp": (Amp, "auto"),
+    "channels_last": (ChannelsLast, None),
+    "accumulate": (Accumulate, 1),
+    "ema_decay": (EmaDecay, None),
+    "label_smoothing": (LabelSmoothing, 0.0),
+    "cutout": (Cutout, 0.0),
+    "augment": (Augment, True),
+}
+TAUGHT: dict[str, Option] = {"teacher": (Teacher, "self")}
+SEED: dict[str, Option] = {"seed": (Annotated[int, typer.Option(rich_help_panel=TRAINING)], 0)}
+OUTPUT: dict[str, Option] = {"json": (Json, False), "quiet": (Quiet, False)}
+RUN: dict[str, Option] = {
+    "device": (Device, "auto"),
+    "out": (Out, None),
+    "force": (Force, False),
+    "resume": (Resume, False),
+    **OUTPUT,
+}
 
-    return answered
+
+def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command that has the `shared` options behind its own, and answers every error with one or two lines and the exit
+    status of `errors.py`. It finds the shared ones in its context, as `Asked`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True).parameters
+        options = {name: option for group in (*shared, {"debug": (Debug, False)}) for name, option in group.items()}
+        further = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, (kind, default) in options.items()
+            if name not in own
+        ]
+
+        def answered(**given: Any) -> None:
+            try:
+                function(**{name: value for name, value in given.items() if name in own})
+            except (typer.Exit, typer.Abort, BrokenPipeError):  # as in `compress methods | head`
+                raise
+            except KeyboardInterrupt:
+                unit = "epoch" if "epochs" in given else "group"
+                print(
+                    "interrupted" + f": --resume goes on after the last finished {unit}" * ("resume" in given), file=sys.stderr
+                )
+                raise typer.Exit(130) from None
+            except Exception as error:
+                if given["debug"]:
+                    traceback.print_exc()
+                raise typer.Exit(_told(error)) from None
+
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own.values()] + further
+        answered.__name__, answered.__doc__ = function.__name__, function.__doc__
+        answered.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # as typer reads it
+        answered.__annotations__ = {one.name: one.annotation for one in parameters}
+        return answered
+
+    return decorate
 
 
 def _told(error: Exception) -> int:
@@ -147,35 +217,96 @@ def _told(error: Exception) -> int:
     return 5
 
 
-def console(quiet: bool, json: bool) -> Console | None:
-    """Where a command tells what it does: nowhere, or standard error when standard output is for JSON."""
-    return None if quiet else Console(stderr=json)
+class Asked:
+    """What the shared options of a call say, as the library's own objects."""
 
+    def __init__(self, context: typer.Context) -> None:
+        self.context, self.options = context, context.params
 
-def show(report: Report, out: Path, console: Console | None, json: bool) -> None:
-    """Tell what a run whose results are in `out` has come to: as JSON, or in tables on the console."""
-    from compressor.report import print_report, to_json
+    def source(self, model: str) -> Source:
+        """How to read `model`."""
+        from compressor.checkpoint import parse_arch_args
+        from compressor.sources import Source
 
-    if json:
-        print(to_json(report))
-    elif console is not None:
-        print_report(report, console)
-        console.print(f"\nResults are in {out}: model.onnx, model.safetensors + plan.json, report.html", highlight=False)
+        arch, arch_arg, key, ema, trust = (self.options[name] for name in ("arch", "arch_arg", "key", "ema", "trust_pickle"))
+        return Source(model, arch, parse_arch_args(arch_arg or []), key, ema, trust)
 
+    @property
+    def images(self) -> Images:
+        from compressor.sources import Images
 
-def source(model: str, arch: str | None, arch_arg: list[str] | None, key: str | None, ema: bool, trust_pickle: bool) -> Source:
-    from compressor.checkpoint import parse_arch_args
-    from compressor.sources import Source
+        form = "write one a channel, as in 0.485,0.456,0.406"
+        mean, std = (
+            None if self.options[name] is None else numbers(f"--{name}", self.options[name], form) for name in ("mean", "std")
+        )
+        return Images(self.options["data"], self.options["size"], mean, std, self.options["workers"])
 
-    return Source(model, arch, parse_arch_args(arch_arg or []), key, ema, trust_pickle)
+    @property
+    def inputs(self) -> Inputs | None:
+        """What every --input says, in order. Raises UsageError."""
+        texts = self.options["input_"]
+        if not texts:
+            return None
+        from compressor.inputs import Input, Inputs
 
+        return Inputs(tuple(map(Input.parse, texts)))
 
-def images(data: str | None, size: int | None, mean: str | None, std: str | None, workers: int) -> Images:
-    from compressor.sources import Images
+    @property
+    def console(self) -> Console | None:
+        """Where a command tells what it does: nowhere, or standard error when standard output is for JSON."""
+        return None if self.options["quiet"] else Console(stderr=self.options["json"])
 
-    form = "write one a channel, as in 0.485,0.456,0.406"
-    mean_, std_ = (None if text is None else numbers(name, text, form) for name, text in (("--mean", mean), ("--std", std)))
-    return Images(data, size, mean_, std_, workers)
+    def recipe(self, paper: Callable[[int], Recipe]) -> Recipe:
+        """How to train: what --recipe says, or the defaults, changed by the options that stand beside it. Raises UsageError.
+
+        `paper` gives the recipe of the papers, for images of so many pixels a side.
+        """
+        from compressor.recipe import Recipe
+
+        sources = {name: self.context.get_parameter_source(name) for name in self.options}
+        given = {name: self.options[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
+        ready, images = given.get("recipe"), self.images
+        if ready and images.spec is None:
+            raise UsageError(f"--recipe {ready} is about training: give --data to train on.")
+        start = Recipe(epochs=10 if images.spec else 0)
+        if ready == "quick":
+            start = Recipe.quick(given.get("epochs", 20))
+        elif ready == "paper" and (data := images.open(channels=None, seed=0)):  # for the size of its images alone
+            start = paper(max(data.shape[1:]))
+        if "milestones" in given:
+            form = "write shares of the training, as in 0.5,0.75"
+            given["milestones"] = numbers("--milestones", given["milestones"], form)
+        fields = {field.name for field in dataclasses.fields(Recipe)}
+        return dataclasses.replace(start, **{name: value for name, value in given.items() if name in fields})
+
+    def order(self, source: Source, recipe: Recipe, name: str) -> Order:
+        """The order for a run that lies in runs/MODEL-`name` unless --out says otherwise."""
+        from compressor.run import Order
+
+        return Order(
+            source,
+            self.images,
+            recipe,
+            out=self.options["out"] or Path("runs") / f"{Path(source.model.rpartition(':')[2]).stem}-{name}",
+            device=self.options["device"],
+            inputs=self.inputs,
+            console=self.console,
+            force=self.options["force"],
+            resume=self.options.get("resume", False),
+        )
+
+    def show(self, run: Run) -> None:
+        """Carry out a run, and tell what came of it: as JSON, or in tables on the console."""
+        from compressor.report import print_report, to_json
+
+        report, console = run.run(), run.console
+        if self.options["json"]:
+            print(to_json(report))
+        elif console is not None:
+            print_report(report, console)
+            console.print(
+                f"\nResults are in {run.out}: model.onnx, model.safetensors + plan.json, report.html", highlight=False
+            )
 
 
 def numbers(name: str, text: str, form: str) -> tuple[float, ...]:
@@ -184,36 +315,3 @@ def numbers(name: str, text: str, form: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{name} {text!r} is not a list of numbers: {form}.") from None
-
-
-def recipe(context: typer.Context, images: Images, paper: Callable[[int], Recipe]) -> Recipe:
-    """How to train: what --recipe says, or the defaults, changed by the options that stand beside it. Raises UsageError.
-
-    `paper` gives the recipe of the papers, for images of so many pixels a side.
-    """
-    from compressor.recipe import Recipe
-
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name: context.params[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
-    ready = given.get("recipe")
-    if ready and images.spec is None:
-        raise UsageError(f"--recipe {ready} is about training: give --data to train on.")
-    start = Recipe(epochs=10 if images.spec else 0)
-    if ready == "quick":
-        start = Recipe.quick(given.get("epochs", 20))
-    elif ready == "paper" and (data := images.open(channels=None, seed=0)):  # for the size of its images alone
-        start = paper(max(data.shape[1:]))
-    if "milestones" in given:
-        form = "write shares of the training, as in 0.5,0.75"
-        given["milestones"] = numbers("--milestones", given["milestones"], form)
-    fields = {field.name for field in dataclasses.fields(Recipe)}
-    return dataclasses.replace(start, **{name: value for name, value in given.items() if name in fields})
-
-
-def inputs(texts: list[str] | None) -> Inputs | None:
-    """What every --input says, in order. Raises UsageError."""
-    if not texts:
-        return None
-    from compressor.inputs import Input, Inputs
-
-    return Inputs(tuple(map(Input.parse, texts)))

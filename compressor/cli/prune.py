@@ -13,7 +13,7 @@ from compressor.errors import UsageError
 CUT = "What to cut"
 
 
-@options.answers
+@options.command(options.DATA, options.RECIPE, options.TAUGHT, options.SEED, options.READING, options.RUN)
 def prune(
     context: typer.Context,
     model: options.Model,
@@ -55,44 +55,6 @@ def prune(
     repair: Annotated[
         bool, typer.Option(help="Refit what reads cut channels, where held-out images say that it helps.", rich_help_panel=CUT)
     ] = True,
-    data: options.DataSpec = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    workers: options.Workers = 0,
-    recipe: options.RecipeName = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = 128,
-    lr: options.Lr = None,
-    optimizer: options.Optimizer = "sgd",
-    momentum: options.Momentum = 0.9,
-    weight_decay: options.WeightDecay = None,
-    schedule: options.Schedule = "cosine",
-    milestones: options.Milestones = "0.5,0.75",
-    gamma: options.Gamma = 0.1,
-    warmup: options.Warmup = 0.0,
-    amp: options.Amp = "auto",
-    channels_last: options.ChannelsLast = None,
-    accumulate: options.Accumulate = 1,
-    ema_decay: options.EmaDecay = None,
-    label_smoothing: options.LabelSmoothing = 0.0,
-    cutout: options.Cutout = 0.0,
-    augment: options.Augment = True,
-    teacher: options.Teacher = "self",
-    seed: Annotated[int, typer.Option(rich_help_panel=options.TRAINING)] = 0,
-    arch: options.Arch = None,
-    arch_arg: options.ArchArg = None,
-    input_: options.Input = None,
-    key: options.Key = None,
-    ema: options.Ema = False,
-    trust_pickle: options.Trust = False,
-    device: options.Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL-METHOD by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Remove channels, fine-tune, and write a verified compact ONNX model with a report."""
     from compressor import budget, catalogue
@@ -102,23 +64,11 @@ def prune(
     goal = budget.parse_rate(rate) if rate is not None else budget.parse_target(str(target))
     entry = catalogue.find(method, "prune")
     settings = catalogue.parse_settings(entry, set_ or [])
-    inputs = options.inputs(input_)
 
     from compressor.pruning import Pruning, Wish
     from compressor.recipe import Recipe
 
-    images = options.images(data, size, mean, std, workers)
-    console = options.console(quiet, json)
-    run = Pruning(
-        options.source(model, arch, arch_arg, key, ema, trust_pickle),
-        Wish(goal, method, settings, residual, heads, tuple(keep or ()), round_to, most, sensitivity, repair),
-        images,
-        options.recipe(context, images, lambda side: Recipe.paper(side, entry.cutout)),
-        out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-{method}",
-        device=device,
-        inputs=inputs,
-        console=console,
-        force=force,
-        resume=resume,
-    )
-    options.show(run.run(), run.out, console, json)
+    asked = options.Asked(context)
+    recipe = asked.recipe(lambda side: Recipe.paper(side, entry.cutout))
+    wish = Wish(goal, method, settings, residual, heads, tuple(keep or ()), round_to, most, sensitivity, repair)
+    asked.show(Pruning(asked.order(asked.source(model), recipe, method), wish))

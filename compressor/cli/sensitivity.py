@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from compressor.sensitivity import Sensitivity
 
 
-@options.answers
+@options.command(options.DATA, options.READING, options.RUN)
 def sensitivity(
+    context: typer.Context,
     model: options.Model,
-    data: options.DataSpec = None,
     rates: Annotated[str, typer.Option(help="Shares of a group's channels to cut, one after another.")] = "0.25,0.5,0.75",
     method: Annotated[
         str, typer.Option(help="Whose scores say which channels are the weakest: see `compress methods`.")
@@ -33,24 +33,11 @@ def sensitivity(
     images: Annotated[
         int | None, typer.Option(help="Held-out images to measure on, 2000 by default; without data random inputs, 64.", min=1)
     ] = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    workers: options.Workers = 0,
     seed: Annotated[int, typer.Option(help="Holds out the same images as `compress prune --seed`.")] = 0,
-    arch: options.Arch = None,
-    arch_arg: options.ArchArg = None,
-    input_: options.Input = None,
-    key: options.Key = None,
-    ema: options.Ema = False,
-    trust_pickle: options.Trust = False,
-    device: options.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL-sensitivity by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace results that are there.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Measure the groups that are not yet in the results.")] = False,
     json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Cut every group of coupled channels alone, and tell what each costs in accuracy."""
     from compressor import catalogue
@@ -58,29 +45,16 @@ def sensitivity(
     entry = catalogue.find(method, "prune")
     settings = catalogue.parse_settings(entry, set_ or [])
     shares = _shares(rates)
-    inputs = options.inputs(input_)
+    from compressor.recipe import Recipe
     from compressor.sensitivity import PLOT, TABLE, Measurement
 
-    console = options.console(quiet, json)
-    run = Measurement(
-        options.source(model, arch, arch_arg, key, ema, trust_pickle),
-        options.images(data, size, mean, std, workers),
-        out=out or Path("runs") / f"{Path(model.rpartition(':')[2]).stem}-sensitivity",
-        rates=shares,
-        method=method,
-        settings=settings,
-        count=images,
-        seed=seed,
-        device=device,
-        inputs=inputs,
-        console=console,
-        force=force,
-        resume=resume,
-    )
+    asked = options.Asked(context)
+    order = asked.order(asked.source(model), Recipe(seed=seed), "sensitivity")
+    run = Measurement(order, rates=shares, method=method, settings=settings, count=images)
     found = run.run()
     if json:
         print(json_.dumps([asdict(row) for row in found.rows], indent=2))
-    elif console is not None:
+    elif (console := order.console) is not None:
         _show(found, console)
         console.print(f"\nThe table is in {run.out / TABLE}, the plot in {run.out / PLOT}", highlight=False)
 
