@@ -20,6 +20,7 @@ import numpy.typing as npt
 from compressor.channels import Channels, Mask
 from compressor.channels.groups import Cost
 from compressor.errors import Infeasible, UsageError, did_you_mean
+from compressor.units import BYTES
 
 Quantity = Literal["macs", "params", "size", "filters", "weights", "energy", "rank"]
 TARGETS: tuple[Quantity, ...] = ("macs", "params", "size", "filters", "weights")
@@ -28,7 +29,6 @@ WITHIN = 0.01  # a goal is met within one percentage point of the original
 UNMEASURED = 2.0  # a loss above all that can be measured
 TIE = 1e-6  # of equal losses, those of groups of which less is gone come first
 UNIT = {"macs": "MACs", "params": "parameters", "size": "bytes"}
-UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def parse_target(text: str) -> Goal:
         if not 0 < share < 1:
             raise UsageError(f"--target {text!r} removes {share:.0%}: between 0 % and 100 %, both excluded, can be asked.")
         return Goal(quantity, text.strip(), share=share)
-    if relation == "=" or quantity in ("filters", "weights") or unit.upper() not in UNITS or not value > 0 or math.isinf(value):
+    if relation == "=" or quantity in ("filters", "weights") or unit.upper() not in BYTES or not value > 0 or math.isinf(value):
         raise UsageError(f"--target {text!r} was not understood: {form}.")
-    return Goal(quantity, text.strip(), limit=value * UNITS[unit.upper()])
+    return Goal(quantity, text.strip(), limit=value * BYTES[unit.upper()])
 
 
 def cost_of(channels: Channels, quantity: Quantity) -> Cost:
