@@ -95,7 +95,7 @@ def _latency(_report: Report, network: Profile, batch: int | None) -> float | No
 
 def _how_timed(report: Report, batch: int | None) -> str:
     timed = _timed(report.compressed, batch)
-    return f"median of {timed.runs} runs, {_plain(figures.timing(timed))}" if timed else ""
+    return f"median of {timed.runs} runs, {figures.plain(figures.timing(timed))}" if timed else ""
 
 
 def _top1(_report: Report, network: Profile, _batch: int | None) -> float | None:
@@ -124,12 +124,7 @@ def _agreement(report: Report, _network: Profile, _batch: int | None) -> float |
 
 
 def _how_alike(report: Report, _batch: int | None) -> str:
-    return f"{report.fidelity.n:,} {_plain(report.fidelity.inputs)}" if report.fidelity else ""
-
-
-def _plain(text: str) -> str:
-    """A word of a report's, as it may stand in a build log: some services obey what looks like a command there."""
-    return figures.shorten(re.sub(r"[^\w .,/()-]", "?", " ".join(text.split()), flags=re.ASCII), 80)
+    return f"{report.fidelity.n:,} {figures.plain(report.fidelity.inputs)}" if report.fidelity else ""
 
 
 DATA = "make the run with --data"

@@ -3,6 +3,7 @@
 All text made here is plain ASCII: it also goes into build logs. Sizes count 1 MB = 10^6 bytes.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from compressor.report.schema import Accuracy, Latency
@@ -124,3 +125,8 @@ def shorten(text: str, length: int) -> str:
         return text
     head = (length - 3) // 2
     return f"{text[:head]}...{text[len(text) - (length - 3 - head) :]}"
+
+
+def plain(text: str) -> str:
+    """A word of a report's, as it may stand in a build's log or labels: some services obey what looks like a command there."""
+    return shorten(re.sub(r"[^\w .,/()-]", "?", " ".join(text.split()), flags=re.ASCII), 80)

@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 
 from compressor.errors import CompressError, UsageError, did_you_mean
-from compressor.report.schema import VERSION, Report
+from compressor.report.schema import VERSION, Latency, Report
 
 _JSON_TYPE = {str: "string", float: "number", int: "integer", bool: "boolean", NoneType: "null"}
 _WORDS = {str: "a string", float: "a number", int: "a whole number", bool: "true or false", NoneType: "null"}
@@ -43,7 +43,9 @@ def from_json(text: str) -> Report:
     Raises UsageError naming the place: `baseline.accuracy.top1: expected a number, found "x"`.
     """
     try:
-        data = json.loads(text, parse_constant=_refuse_constant)
+        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
+    except RecursionError:
+        raise UsageError("not a report: its objects lie too deep in one another") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"not a report: {error.msg} (line {error.lineno}, column {error.colno})") from None
     if not isinstance(data, dict):
@@ -54,6 +56,21 @@ def from_json(text: str) -> Report:
 
 def _refuse_constant(word: str) -> NoReturn:
     raise UsageError(f"not a report: {word} is not JSON; write null for what was not measured")
+
+
+def _finite(word: str) -> float:
+    """Raises UsageError for a number like 1e999, which Python reads as infinity."""
+    value = float(word)
+    if math.isinf(value):
+        raise UsageError(f"not a report: {word[:40]} is not a measurement")
+    return value
+
+
+def _whole(word: str) -> int:
+    """Raises UsageError for one of more digits than any count of operations has: floats could not hold it."""
+    if len(word) > 20:
+        raise UsageError(f"not a report: {word[:20]}... is not a measurement")
+    return int(word)
 
 
 def _check_version(data: dict[str, Any]) -> None:
@@ -92,7 +109,10 @@ def _read_dataclass(kind: type, value: dict[str, Any], path: str) -> Any:
     for name, field in fields.items():
         if name not in value and _is_required(field):
             raise UsageError(f'{path or "report"}: the key "{name}" is missing')
-    return kind(**{key: _read(hints[key], part, _below(path, key)) for key, part in value.items()})
+    read = kind(**{key: _read(hints[key], part, _below(path, key)) for key, part in value.items()})
+    if isinstance(read, Latency) and read.median_ms <= 0:  # what is shown are ratios of them
+        raise UsageError(f"{path}.median_ms: expected a number above 0, found {_found(read.median_ms)}")
+    return read
 
 
 def _read_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:

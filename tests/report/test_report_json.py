@@ -55,6 +55,7 @@ def test_keys_with_a_default_may_be_absent() -> None:
         ("layers", {}, "expected a list, found an object"),
         ("layers[2].shape[1]", "a", 'expected a whole number, found "a"'),
         ("epochs[1].losses.cross_entropy", None, "expected a number, found null"),
+        ("compressed.latency[1].median_ms", 0, "expected a number above 0, found 0.0"),
         ("seed", "n" * 99, 'expected a whole number, found "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn...'),
         (
             "settings.rate",
@@ -105,6 +106,9 @@ def test_a_misspelt_key_gets_a_suggestion() -> None:
         ("[]", "not a report: expected an object, found a list"),
         ("{}", 'not a report: the key "version" is missing'),
         ('{"version": NaN}', "not a report: NaN is not JSON; write null"),
+        ('{"version": 1, "seconds": 1e999}', "not a report: 1e999 is not a measurement"),
+        (f'{{"version": 1, "seed": {"9" * 5000}}}', "not a report: 99999999999999999999... is not a measurement"),
+        ("[" * 100_000, "not a report: its objects lie too deep"),
         ('{"version": 2}', f"the report has version 2, this release reads version {VERSION}; read it with"),
         ('{"version": "1"}', 'the report has version "1", this release reads'),
     ],
