@@ -141,6 +141,10 @@ class Distilling(Run):
         seed_all(self.recipe.seed)
         return super()._open(journal)
 
+    @property
+    def counts_bytes(self) -> bool:
+        return self.wish.goal is not None and self.wish.goal.quantity == "size"
+
     # The student ------------------------------------------------------------------------------------------------------
 
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:

@@ -26,6 +26,8 @@ from compressor.sources import Images, Opened, Source
 from compressor.timing import Clock
 from compressor.train import classify, seed_all
 
+WITHOUT_IMAGES = "svd"  # the method that needs weights alone
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -55,7 +57,7 @@ class Factoring(Run):
         super().__init__(replace(order, recipe=recipe))
 
     def _check(self) -> None:
-        check_needs(self.entry, self.recipe.epochs, self.images.spec, instead="svd")
+        check_needs(self.entry, self.recipe.epochs, self.images.spec, instead=WITHOUT_IMAGES)
 
     @property
     def wishes(self) -> dict[str, Setting]:
@@ -72,6 +74,15 @@ class Factoring(Run):
             "round_to": wish.round_to,
             "repair": wish.repair,
         }
+
+    @property
+    def counts_bytes(self) -> bool:
+        return self.wish.goal.quantity == "size"
+
+    def _stand_in(self) -> Run:
+        order = replace(self.order, recipe=replace(self.recipe, epochs=0))
+        blind = not (self.entry.trains or self.entry.looks)
+        return Factoring(order, self.wish if blind else replace(self.wish, method=WITHOUT_IMAGES, settings={}))
 
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
         """Raises Infeasible when the wish cannot be met."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +27,8 @@ from compressor.sensitivity import read_curves
 from compressor.sources import Images, Opened, Source
 from compressor.task import Classify
 from compressor.train import classify, seed_all
+
+WITHOUT_IMAGES = "magnitude"  # the method that needs weights alone
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Pruning(Run):
             raise UsageError(f"--method {self.wish.method} sets single weights to zero: say how many by --target weights=70%.")
         if self.wish.goal.quantity == "weights" and not self.entry.weights:
             raise UsageError(f"--target {self.wish.goal.text} asks for zeros among the weights, which --method srwp makes.")
-        check_needs(self.entry, self.recipe.epochs, self.images.spec, instead="magnitude")
+        check_needs(self.entry, self.recipe.epochs, self.images.spec, instead=WITHOUT_IMAGES)
 
     @property
     def wishes(self) -> dict[str, Setting]:
@@ -91,6 +93,15 @@ class Pruning(Run):
             "sensitivity": None if wish.sensitivity is None else str(wish.sensitivity),
             "repair": wish.repair,
         }
+
+    @property
+    def counts_bytes(self) -> bool:
+        return self.wish.goal.quantity == "size"
+
+    def _stand_in(self) -> Run:
+        order = replace(self.order, recipe=replace(self.recipe, epochs=0))
+        blind = not (self.entry.trains or self.entry.looks)
+        return Pruning(order, self.wish if blind else replace(self.wish, method=WITHOUT_IMAGES, settings={}))
 
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
         """Raises Infeasible when the wish cannot be met."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -73,6 +74,24 @@ class Order:
     command: str | None = None  # what asked for it; None: this process's command line
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """What a run would make of its network, in MACs for one image and parameters."""
+
+    macs: int
+    macs_after: int
+    params: int
+    params_after: int
+
+    def __str__(self) -> str:
+        macs, params = ((self.macs, self.macs_after), (self.params, self.params_after))
+        parts = [
+            f"{figures.count(before)} -> {figures.count(after)} {what} ({figures.change(after / before)})"
+            for what, (before, after) in (("MACs", macs), ("parameters", params))
+        ]
+        return ", ".join(parts)
+
+
 class Run(ABC):
     """Abstract. One run of one command; `run()` goes through it once."""
 
@@ -80,6 +99,7 @@ class Run(ABC):
     repair: bool = False  # whether what reads cut channels is refitted, where that helps
 
     def __init__(self, order: Order) -> None:
+        self.order = order
         self.source, self.images, self.recipe, self.inputs = order.source, order.images, order.recipe.checked(), order.inputs
         self.out, self.device_name, self.console = order.out, order.device, order.console
         self.force, self.resume = order.force, order.resume
@@ -121,6 +141,15 @@ class Run(ABC):
     def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
         """What was asked and reached."""
 
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether it was asked for a size of the ONNX file, so that the original's must be there."""
+        return False
+
+    def _stand_in(self) -> Run:
+        """A run that comes to a network of the same cost by weights alone, without images or training."""
+        return self
+
     # The run, step by step --------------------------------------------------------------------------------------------
 
     @property
@@ -146,6 +175,26 @@ class Run(ABC):
                     self._make(place, journal)
             place.publish()
         return read_report(self.out)
+
+    def foresee(self, into: Path | None = None) -> Foreseen:
+        """What would come out, told by weights alone: nothing is trained or published.
+
+        With `into`, the network that would come out is put there, as `load_model` reads it. Raises a CompressError.
+        """
+        run, silent = self._stand_in(), Journal()
+        opened = replace(run._open(silent), data=None)
+        model, inputs = opened.loaded.model, opened.inputs
+        with tempfile.TemporaryDirectory() as folder:
+            place = RunDirectory(Path(folder), "")
+            place.new.mkdir(parents=True)
+            if run.counts_bytes:
+                export_onnx(model, inputs, place.original)
+            method = run._prepared(opened, place, silent, torch.device("cpu"))
+            small = method.finish()
+        if into is not None:
+            save_model(into, small, run._plan(opened).then(method.made().step))
+        (macs, params), (macs_after, params_after) = _cost(model, inputs), _cost(small, inputs)
+        return Foreseen(macs, macs_after, params, params_after)
 
     def _make(self, place: RunDirectory, journal: Journal) -> None:
         """Write all results into `place.new`, the report last."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json as json_
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from compressor.cli import configured
 from compressor.errors import CompressError, UsageError
 
 if TYPE_CHECKING:
@@ -60,6 +62,25 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that wa
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, all else on standard error.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors alone.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would come out, without training or writing anything.")]
+
+
+def _configure(context: typer.Context, file: Path | None) -> Path | None:
+    try:
+        return configured.configure(context, file)
+    except CompressError as error:
+        raise typer.Exit(_told(error)) from None
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Settings that this command line does not say; compress.toml, or [tool.compress] of pyproject.toml, by default.",
+        callback=_configure,
+        is_eager=True,
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 TRAINING = "Training"
@@ -159,13 +180,14 @@ RECIPE: dict[str, Option] = {
 TAUGHT: dict[str, Option] = {"teacher": (Teacher, "self")}
 SEED: dict[str, Option] = {"seed": (Annotated[int, typer.Option(rich_help_panel=TRAINING)], 0)}
 OUTPUT: dict[str, Option] = {"json": (Json, False), "quiet": (Quiet, False)}
-RUN: dict[str, Option] = {
+PLACE: dict[str, Option] = {
     "device": (Device, "auto"),
     "out": (Out, None),
     "force": (Force, False),
     "resume": (Resume, False),
     **OUTPUT,
 }
+RUN: dict[str, Option] = PLACE | {"dry_run": (DryRun, False)}
 
 
 def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -174,7 +196,8 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(function, eval_str=True).parameters
-        options = {name: option for group in (*shared, {"debug": (Debug, False)}) for name, option in group.items()}
+        ends: dict[str, Option] = {**({"config": (Config, None)} if shared else {}), "debug": (Debug, False)}
+        options = {name: option for group in (*shared, ends) for name, option in group.items()}
         further = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
             for name, (kind, default) in options.items()
@@ -256,6 +279,13 @@ class Asked:
         """Where a command tells what it does: nowhere, or standard error when standard output is for JSON."""
         return None if self.options["quiet"] else Console(stderr=self.options["json"])
 
+    def _introduced(self) -> Console | None:
+        """The console, on which stands what came out of a file of settings."""
+        told = configured.told(self.context)
+        if told and self.console is not None:
+            self.console.print(told, highlight=False, markup=False)
+        return self.console
+
     def recipe(self, paper: Callable[[int], Recipe]) -> Recipe:
         """How to train: what --recipe says, or the defaults, changed by the options that stand beside it. Raises UsageError.
 
@@ -290,13 +320,22 @@ class Asked:
             out=self.options["out"] or Path("runs") / f"{Path(source.model.rpartition(':')[2]).stem}-{name}",
             device=self.options["device"],
             inputs=self.inputs,
-            console=self.console,
+            console=self._introduced(),
             force=self.options["force"],
             resume=self.options.get("resume", False),
         )
 
     def show(self, run: Run) -> None:
-        """Carry out a run, and tell what came of it: as JSON, or in tables on the console."""
+        """Carry out a run, and tell what came of it: as JSON, or in tables on the console.
+
+        Where a pipeline wants to know what would come of its steps, it takes the run instead.
+        """
+        if self.context.obj is not None:
+            self.context.obj(run)
+            return
+        if self.options["dry_run"]:
+            self._foretell(run)
+            return
         from compressor.report import print_report, to_json
 
         report, console = run.run(), run.console
@@ -307,6 +346,13 @@ class Asked:
             console.print(
                 f"\nResults are in {run.out}: model.onnx, model.safetensors + plan.json, report.html", highlight=False
             )
+
+    def _foretell(self, run: Run) -> None:
+        foreseen = run.foresee()
+        if self.options["json"]:
+            print(json_.dumps(dataclasses.asdict(foreseen), indent=2))
+        else:
+            print(f"{run.method}: {foreseen}")
 
 
 def numbers(name: str, text: str, form: str) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compressor.sensitivity import Sensitivity
 
 
-@options.command(options.DATA, options.READING, options.RUN)
+@options.command(options.DATA, options.READING, options.PLACE)
 def sensitivity(
     context: typer.Context,
     model: options.Model,

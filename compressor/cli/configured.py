@@ -1,0 +1,340 @@
+"""Settings out of a file: compress.toml, or [tool.compress] of pyproject.toml.
+
+    model = "model.pt"            # for every command that has such an option
+    data = "imagefolder:photos"
+
+    [prune]                       # for `compress prune` alone
+    method = "pgmpf"
+
+    [[steps]]                     # what `compress run` does, one step after the other
+    do = "prune"
+    rate = 0.5
+
+The keys are the options of the command line, which wins over the file; so their signatures are all there is to be told of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import typer
+
+from compressor.errors import UsageError, did_you_mean
+
+FILE, PROJECT, SECTION = "compress.toml", "pyproject.toml", ("tool", "compress")
+STEPS = ("prune", "lowrank", "distill", "quantize", "export", "check")  # what a pipeline can consist of
+STEP, DO = "steps", "do"
+OF_ONE_CALL = {"config", "debug", "dry_run", "json", "resume"}  # nobody wants these for good
+LARGEST = 1_000_000  # bytes of a file of settings
+
+Commands = Mapping[str, Callable[..., None]]
+Where = tuple[str | int, ...]  # the keys that lead to a place in the file
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a command can be told: `parameter` of its function, of the plain type `kind`, several times if `is_list`."""
+
+    name: str
+    parameter: str
+    kind: Any
+    is_list: bool
+    default: Any
+    text: str
+    is_required: bool
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    def read(self, value: object) -> str | list[str]:
+        """A value of the file as it would stand on the command line. Raises ValueError in words that follow "must be"."""
+        parts = value if isinstance(value, list) else [value]
+        texts = [self._read(part) for part in parts]
+        if self.is_list:
+            return texts
+        if isinstance(value, list) and self.kind is not str:
+            raise ValueError(f"{self._wanted}, and not a list")
+        return ",".join(texts)  # as in --mean 0.5,0.5,0.5
+
+    def _read(self, value: object) -> str:
+        fits = {bool: (bool,), int: (int,), float: (int, float), Path: (str,)}.get(self.kind, (str, int, float))
+        if not isinstance(value, fits) or (isinstance(value, bool) and self.kind is not bool):
+            raise ValueError(f"{self._wanted}; found {_shown(value)}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{self._wanted}; found {_shown(value)}{did_you_mean(str(value), self.choices)}")
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    @property
+    def _wanted(self) -> str:
+        words = {bool: "true or false", int: "a whole number", float: "a number"}
+        return f"one of {', '.join(self.choices)}" if self.choices else words.get(self.kind, "a text")
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """As JSON Schema has it."""
+        kinds = {bool: "boolean", int: "integer", float: "number"}
+        plain: dict[str, Any] = {"type": kinds.get(self.kind, "string")}
+        if self.choices:
+            plain["enum"] = list(self.choices)
+        if self.kind is str and not self.choices:
+            plain = {"type": ["string", "number", "array"]}
+        found = {"anyOf": [plain, {"type": "array", "items": plain}]} if self.is_list else plain
+        return {"description": self.text, **found}
+
+
+def commands() -> Commands:
+    """All commands, by their names."""
+    from compressor.cli import app
+
+    named = ((info.name, info.callback) for info in app.registered_commands if info.callback is not None)
+    return {name or callback.__name__: callback for name, callback in named}
+
+
+def options_of(command: Callable[..., None]) -> dict[str, Option]:
+    """What `command` can be told, by all names that it has on the command line."""
+    found: dict[str, Option] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        kind, told = _plain(parameter.annotation)
+        if told is None or parameter.name in OF_ONE_CALL:
+            continue
+        is_list = get_origin(kind) is list
+        name = parameter.name.rstrip("_")
+        option = Option(
+            name,
+            parameter.name,
+            get_args(kind)[0] if is_list else kind,
+            is_list,
+            parameter.default,
+            told.help or "",
+            parameter.default is inspect.Parameter.empty,
+        )
+        names = [flag.partition("/")[0].lstrip("-").replace("-", "_") for flag in told.param_decls or ()]
+        found |= {known: option for known in (name, *names) if len(known) > 1}
+    return found
+
+
+def _plain(annotation: Any) -> tuple[Any, Any]:
+    """`Annotated[str | None, Option(...)]` -> `str`, and what typer is told of it; None of a parameter that is no option."""
+    if not hasattr(annotation, "__metadata__"):
+        return annotation, None
+    kind, told = annotation.__origin__, annotation.__metadata__[0]
+    some = [part for part in get_args(kind) if part is not NoneType]
+    return (some[0] if NoneType in get_args(kind) else kind), told
+
+
+# The file -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a pipeline: a command, and its settings by the names of its parameters. `own` stand in the step itself."""
+
+    command: str
+    settings: dict[str, str | list[str]]
+    own: frozenset[str]
+
+
+class Configuration:
+    """A file of settings, checked whole: a key that no command knows is an error, whichever command is called."""
+
+    def __init__(self, path: Path, text: str, section: tuple[str, ...] = ()) -> None:
+        """Raises UsageError that names the key and its line."""
+        self.path, self.section = path, section
+        try:
+            table: Any = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise UsageError(f"{path} is not TOML: {str(error)[:200]}") from None
+        for key in section:
+            table = table.get(key, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"{path}: [{'.'.join(section)}] must be a table.")
+        self._lines, self._commands = _lines(text), commands()
+        self._options = {name: options_of(command) for name, command in self._commands.items()}
+        told = [name for name in self._options if isinstance(table.get(name), dict)]
+        self._own = {name: self._table(name, table.pop(name), (name,)) for name in told}
+        steps = table.pop(STEP, None)
+        if steps is None and DO in table:  # the file that a run leaves behind
+            self._shared: dict[str, Any] = {}
+            self.steps = [self._step(table, ())]
+            return
+        self._shared = dict(table)
+        self._check_shared()
+        self.steps = self._steps(steps if steps is not None else [])
+
+    def of(self, command: str) -> dict[str, str | list[str]]:
+        """The settings of a command, by the names of its parameters."""
+        options = self._options[command]
+        shared = {
+            option.parameter: self._value(option, value, (key,))
+            for key, value in self._shared.items()
+            if (option := options.get(_name(key))) is not None and option.name == _name(key)  # by no second name
+        }
+        return shared | self._own.get(command, {})
+
+    def _check_shared(self) -> None:
+        known = {option.name for options in self._options.values() for option in options.values()}
+        for key in self._shared:
+            if _name(key) not in known:
+                near = did_you_mean(_name(key), {*known, STEP, *self._options})
+                raise self._error((key,), f"there is no setting {_shown(key)}{near or '.'} `compress prune --help` lists them.")
+        for command in self._options:
+            self.of(command)
+
+    def _steps(self, steps: object) -> list[Step]:
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+            raise self._error((STEP,), f"{STEP} is a list of tables: write [[{STEP}]] above each.")
+        return [self._step(step, (STEP, number)) for number, step in enumerate(steps)]
+
+    def _step(self, table: Mapping[str, Any], where: Where) -> Step:
+        command = table.get(DO)
+        if command not in STEPS:
+            near = did_you_mean(str(command), STEPS)
+            found = "is missing" if command is None else f"= {_shown(command)} is no step{near}"
+            raise self._error((*where, DO), f"{DO} {found}: it can be {', '.join(STEPS)}.")
+        own = self._table(command, {key: value for key, value in table.items() if key != DO}, where)
+        return Step(command, self.of(command) | own, frozenset(own))
+
+    def _table(self, command: str, table: Mapping[str, Any], where: Where) -> dict[str, str | list[str]]:
+        options, settings = self._options[command], {}
+        for key, value in table.items():
+            option = options.get(_name(key))
+            if option is None:
+                near = did_you_mean(_name(key), options)
+                told = f"compress {command} has no setting {_shown(key)}{near or '.'} `compress {command} --help` lists them."
+                raise self._error((*where, key), told)
+            settings[option.parameter] = self._value(option, value, (*where, key))
+        return settings
+
+    def _value(self, option: Option, value: object, where: Where) -> str | list[str]:
+        try:
+            return option.read(value)
+        except ValueError as error:
+            raise self._error(where, f"{where[-1]} must be {error}.") from None
+
+    def _error(self, where: Where, told: str) -> UsageError:
+        """Of the place `where`, or of what is around it when it stands nowhere by itself."""
+        place: Where = (*self.section, *where)
+        while place and place not in self._lines:
+            place = place[:-1]
+        line = f", line {self._lines[place]}" if place else ""
+        return UsageError(f"{self.path}{line}: {told}")
+
+
+def read(path: Path) -> Configuration:
+    """Raises UsageError when the file cannot be read, or says what cannot be meant."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UsageError(f"{path} is larger than {LARGEST:,} bytes: that is no file of settings.")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    return Configuration(path, text, SECTION if path.name == PROJECT else ())
+
+
+def find() -> Path | None:
+    """The file of settings of the working directory."""
+    if Path(FILE).is_file():
+        return Path(FILE)
+    project = Path(PROJECT)
+    if project.is_file() and f"{'.'.join(SECTION)}" in project.read_text(encoding="utf-8", errors="replace"):
+        return project
+    return None
+
+
+def configure(context: typer.Context, file: Path | None) -> Path | None:
+    """What --config says, or the working directory, becomes what the command is told by default. Raises UsageError."""
+    if context.default_map is None and (found := file or find()) is not None:
+        settings = read(found).of(str(context.info_name))
+        context.default_map = dict(settings)
+        context.meta[__name__] = found
+    return file
+
+
+def told(context: typer.Context) -> str | None:
+    """One line on what came out of a file, if anything did."""
+    file = context.meta.get(__name__)
+    used = [
+        name.rstrip("_")
+        for name in context.default_map or {}
+        if (source := context.get_parameter_source(name)) and source.name == "DEFAULT_MAP"
+    ]
+    return f"settings from {file}: {', '.join(used)}" if file and used else None
+
+
+def _lines(text: str) -> dict[Where, int]:
+    """The number of the line on which each key stands, which tomllib does not tell. Texts of several lines may add some."""
+    found: dict[Where, int] = {}
+    counts: dict[Where, int] = {}
+    around: Where = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*(\[\[?)\s*([^\]]+?)\s*\]", line):
+            around = tuple(part.strip().strip("\"'") for part in header[2].split("."))
+            if header[1] == "[[":
+                counts[around] = counts.get(around, -1) + 1
+                found.setdefault(around, number)
+                around = (*around, counts[around])
+            found.setdefault(around, number)
+        elif key := re.match(r"""\s*(["']?)([^"'=\s]+)\1\s*=""", line):
+            found.setdefault((*around, *key[2].split(".")), number)
+    return found
+
+
+def _name(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# For editors ----------------------------------------------------------------------------------------------------------
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of compress.toml."""
+    by_command = {name: options_of(command) for name, command in commands().items()}
+    shared: dict[str, Any] = {}
+    for options in by_command.values():
+        for option in _once(options.values()):
+            shared.setdefault(option.name, option.schema)
+    steps = [
+        {
+            "type": "object",
+            "properties": {DO: {"const": name}, **{option.name: option.schema for option in _once(by_command[name].values())}},
+            "required": [DO],
+            "additionalProperties": False,
+        }
+        for name in STEPS
+        if name in by_command
+    ]
+    tables = {
+        name: {
+            "type": "object",
+            "description": f"Settings of `compress {name}`.",
+            "properties": {option.name: option.schema for option in _once(options.values())},
+            "additionalProperties": False,
+        }
+        for name, options in by_command.items()
+        if options
+    }
+    pipeline = {"type": "array", "description": "What `compress run` does, in order.", "items": {"oneOf": steps}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Settings of compress",
+        "type": "object",
+        "properties": {**shared, **tables, STEP: pipeline, DO: {"enum": list(STEPS)}},
+        "additionalProperties": False,
+    }
+
+
+def _once(options: Iterable[Option]) -> list[Option]:
+    return list({option.name: option for option in options}.values())
