@@ -7,6 +7,7 @@ import signal
 import typer
 
 from compressor import __version__
+from compressor.cli.check import check
 from compressor.cli.compare import compare
 from compressor.cli.demo import demo
 from compressor.cli.distill import distill
@@ -37,6 +38,7 @@ app.command()(distill)
 app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(export)
+app.command()(check)
 app.command()(methods)
 
 

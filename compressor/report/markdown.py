@@ -6,13 +6,18 @@ user's network and are escaped: a `|` or a `<` in one must not break the table.
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from compressor.report import comparison, figures, summary
 from compressor.report.comparison import Comparison
 from compressor.report.schema import Layer, Report
 
+if TYPE_CHECKING:
+    from compressor.gate import Checked
+
 MOST_LAYERS = 60
 MOST_NOTES = 12  # of warnings, and of frozen channels
+MOST_CHARACTERS = 50_000  # of the figures in a step's summary, which may have 1 MiB in all
 
 
 def to_markdown(report: Report) -> str:
@@ -43,7 +48,7 @@ def _before_and_after(report: Report) -> str:
         "lrrr",
         (
             [
-                row.label,
+                _text(row.label),
                 f"{row.before} {row.before_spread}".rstrip(),
                 f"{row.after} {row.after_spread}".rstrip(),
                 row.change,
@@ -136,6 +141,20 @@ def _compared(compared: Comparison, row: comparison.Row) -> list[str]:
     best = {"method", "top-1"} if compared.is_best(row) else set()
     named = zip(comparison.heading(compared), map(_text, comparison.cells(compared, row)), strict=True)
     return [*(f"**{cell}**" if name in best else cell for name, cell in named), _text(row.note)]
+
+
+def check_to_markdown(report: Report, checked: "Checked") -> str:
+    """What a check found, for the summary of a build's step: the verdict, each budget, and what was before and after."""
+    title = f"### {_text(figures.shorten(report.name, 200))}: {checked.verdict}"
+    states = {"missed": "**missed**", "warn": "warning"}
+    rows = (
+        [states.get(found.status, found.status), _code(found.budget.text), _text(found.text)] for found in checked.findings
+    )
+    table = _table(["", "budget", "found"], "lll", rows)
+    figures_of_both = _before_and_after(report)
+    if len(figures_of_both) > MOST_CHARACTERS:
+        figures_of_both = "The figures before and after are in `report.html`."
+    return f"{title}\n\n{table}\n\n{figures_of_both}\n\n"
 
 
 def _table(header: list[str], align: str, rows: Iterable[list[str]]) -> str:

@@ -1,0 +1,99 @@
+"""`compress check RUN --max-drop 1 --min-cut 0.4 --max-latency 5ms`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from compressor.cli import options
+
+BUDGETS = "Budgets"
+
+
+@options.command(options.OUTPUT)
+def check(
+    context: typer.Context,
+    report: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a finished run, or its report.json.")],
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="macs<=50% of the original's, params<=5M, size<=10MB, weights<=4MB, latency@8<=20ms, top1>=90%, drop<=1, "
+            "agreement>=95%, macs<=baseline+2%, top1>=original-1%. Repeatable. Begin with warn:, error: or off: to set the "
+            "level; only a missed latency warns by default.",
+            rich_help_panel=BUDGETS,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(metavar="POINTS", help="Percentage points of top-1 that may be lost.", rich_help_panel=BUDGETS),
+    ] = None,
+    min_cut: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Share of the MACs that must be gone: 0.4 or 40%.", rich_help_panel=BUDGETS),
+    ] = None,
+    max_latency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="5ms, or 80% of the original's, at the smallest batch. Warns: --budget 'error: latency<=5ms' fails.",
+            rich_help_panel=BUDGETS,
+        ),
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Of the ONNX file: 10MB, or 50%.", rich_help_panel=BUDGETS)
+    ] = None,
+    max_params: Annotated[str | None, typer.Option(metavar="COUNT", help="5M, or 50%.", rich_help_panel=BUDGETS)] = None,
+    max_macs: Annotated[str | None, typer.Option(metavar="COUNT", help="40M, or 50%.", rich_help_panel=BUDGETS)] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="An earlier run, or its report.json, to compare with.", rich_help_panel=BUDGETS),
+    ] = None,
+    no_worse: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="2%: MACs, parameters, size and latency at most 2 % above the baseline's, top-1 at most 2 points below.",
+            rich_help_panel=BUDGETS,
+        ),
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML: a test case for each budget.")] = None,
+    metrics: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures as OpenMetrics text.")] = None,
+) -> None:
+    """Hold a finished run against budgets; the exit status is 1 when one is missed. For builds: needs no torch, no data.
+
+    What was not measured counts as missed. On GitHub it annotates the build, and writes the summary and outputs of the step.
+    """
+    from compressor import gate
+    from compressor.report import ci, read_report
+
+    json, quiet = context.params["json"], context.params["quiet"]
+    earlier = None if baseline is None else read_report(baseline)
+    budgets = gate.collect(
+        budget or [],
+        max_drop=max_drop,
+        min_cut=min_cut,
+        max_latency=max_latency,
+        max_size=max_size,
+        max_params=max_params,
+        max_macs=max_macs,
+        no_worse=no_worse,
+        baseline=earlier,
+    )
+    run = read_report(report)
+    checked = gate.check(run, budgets, earlier)
+    ci.print_check(checked, Console(stderr=json or quiet), quiet)
+    if json:
+        print(ci.check_to_json(run, checked), end="")
+    ci.tell_github(run, checked, os.environ, sys.stderr if json else sys.stdout)
+    if junit is not None:
+        ci.write_junit(junit, run, checked)
+    if metrics is not None:
+        ci.write_metrics(metrics, run, checked)
+    if not checked.passed:
+        raise typer.Exit(1)
