@@ -172,11 +172,11 @@ class Training:
             self.precision.scaler.load_state_dict(saved["scaler"])
             if self.ema is not None:
                 self.ema.load_state_dict(saved["ema"])
-        except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+            self.history = [Epoch(**row) for row in saved["history"]]
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
             raise CheckpointError(
                 f"--resume: {self.state} is damaged, or of another network ({first_line(error)}). --force starts anew."
             ) from error
-        self.history = [Epoch(**row) for row in saved["history"]]
         return True
 
     def _shrink(self) -> None:
