@@ -147,9 +147,7 @@ def check_to_markdown(report: Report, checked: "Checked") -> str:
     """What a check found, for the summary of a build's step: the verdict, each budget, and what was before and after."""
     title = f"### {_text(figures.shorten(report.name, 200))}: {checked.verdict}"
     states = {"missed": "**missed**", "warn": "warning"}
-    rows = (
-        [states.get(found.status, found.status), _code(found.budget.text), _text(found.text)] for found in checked.findings
-    )
+    rows = ([states.get(found.status, found.status), _code(found.budget.text), _text(found.text)] for found in checked.findings)
     table = _table(["", "budget", "found"], "lll", rows)
     figures_of_both = _before_and_after(report)
     if len(figures_of_both) > MOST_CHARACTERS:
