@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from compressor.files import write_text, write_whole
 from compressor.inputs import WHOLE, Input, Inputs
 from compressor.measure import Predict
 from compressor.method import Job
-from compressor.report import Accuracy, Latency, figures
+from compressor.report import Accuracy, Latency, figures, read_report
 from compressor.runtime import open_session
 from compressor.sources import Images, Opened, Source, open_both, pick_device
 from compressor.stages import EVALUATION_BATCH
@@ -38,8 +39,23 @@ def load(run: str | Path, arch: str | None = None, arch_args: Mapping[str, objec
     return load_model(str(run), arch=arch, arch_args=arch_args).model
 
 
-def export_checked(source: Source, asked: Inputs | None, out: Path) -> tuple[Opened, dict[str, float]]:
-    """Write a model as ONNX and check it. Returns the model and the differences by batch size. Raises a CompressError."""
+@dataclass(frozen=True)
+class Exported:
+    """A network that was written as ONNX, and by batch size how far the file's answers are from PyTorch's."""
+
+    arch: str
+    inputs: dict[str, list[int]]  # name -> shape of one sample
+    notes: list[str]
+    differences: dict[str, float]
+
+
+def export_checked(source: Source, asked: Inputs | None, out: Path) -> Exported:
+    """Write a model as ONNX and check it; of a run, the file that was checked when it was made. Raises a CompressError."""
+    run = Path(source.model)
+    if (run / "report.json").is_file() and source.arch is None and asked is None:
+        report = read_report(run)
+        write_whole(out, lambda path: shutil.copyfile(run / "model.onnx", path))
+        return Exported(report.arch, report.inputs, [f"a copy of {run / 'model.onnx'}"], report.verification.onnx)
     opened = open_both(source, Images(), asked)
     model, inputs = opened.loaded.model, opened.inputs
     measure.count_macs(model, inputs)  # says in one line when the model does not run on such images
@@ -50,7 +66,7 @@ def export_checked(source: Source, asked: Inputs | None, out: Path) -> tuple[Ope
         differences.update(check_onnx(model, path, inputs))
 
     write_whole(out, write)
-    return opened, differences
+    return Exported(opened.loaded.arch, inputs.shapes, opened.notes, differences)
 
 
 @dataclass(frozen=True)

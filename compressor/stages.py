@@ -75,7 +75,7 @@ class Stages:
         ask = measure.onnx_predict(after)
         if self.data is None:
             self._add("ONNX", model, None)
-            return _on_random_images(measure.onnx_predict(before), ask, self.inputs, seed)
+            return on_random_images(measure.onnx_predict(before), ask, self.inputs, seed)
         answers: list[Tensor] = []
         self._add("ONNX", model, measure.accuracy(_remembering(ask, answers), self.test()))
         return measure.fidelity(_recalling(self._original), _recalling(answers), _blank(answers), "test images")
@@ -91,10 +91,10 @@ class Stages:
         row = Stage(name, macs, params, accuracy, now - self._marked, note)
         self._marked = now
         self.rows.append(row)
+        self.journal.event("stage", **asdict(row))
         write_text(self.file, json.dumps({"identity": self.identity, "stages": [asdict(row) for row in self.rows]}))
         top1 = "" if accuracy is None else f", top-1 {figures.percent(accuracy.top1)} of {accuracy.n:,} test images"
         self.journal.say(f"{name}: {figures.count(macs)} MACs, {figures.count(params)} parameters{top1}")
-        self.journal.event("stage", **asdict(row))
 
     def _read(self) -> dict[str, Stage]:
         if not self.file.exists():
@@ -132,7 +132,8 @@ def _blank(answers: list[Tensor]) -> list[Batch]:
     return [Batch(nothing, nothing, nothing) for _ in answers]
 
 
-def _on_random_images(original: Predict, small: Predict, inputs: Inputs, seed: int) -> Fidelity | None:
+def on_random_images(original: Predict, small: Predict, inputs: Inputs, seed: int) -> Fidelity | None:
+    """How close two networks answer without test images; None when the answers are not one row an image."""
     batches = [inputs.random(8, seed + i) for i in range(8)]
     before, after = [original(*batch) for batch in batches], [small(*batch) for batch in batches]
     if before[0].dim() != 2:

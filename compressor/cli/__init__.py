@@ -17,6 +17,7 @@ from compressor.cli.inspect import inspect
 from compressor.cli.lowrank import lowrank
 from compressor.cli.methods import methods
 from compressor.cli.prune import prune
+from compressor.cli.run import run
 from compressor.cli.sensitivity import sensitivity
 
 app = typer.Typer(
@@ -35,10 +36,11 @@ app.command()(sensitivity)
 app.command()(prune)
 app.command()(lowrank)
 app.command()(distill)
+app.command()(run)
+app.command()(check)
 app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(export)
-app.command()(check)
 app.command()(methods)
 
 

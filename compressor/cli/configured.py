@@ -32,6 +32,7 @@ FILE, PROJECT, SECTION = "compress.toml", "pyproject.toml", ("tool", "compress")
 STEPS = ("prune", "lowrank", "distill", "quantize", "export", "check")  # what a pipeline can consist of
 STEP, DO = "steps", "do"
 OF_ONE_CALL = {"config", "debug", "dry_run", "json", "resume"}  # nobody wants these for good
+OF_THE_WHOLE = {"out", "force"}  # of a pipeline, and not of each step
 LARGEST = 1_000_000  # bytes of a file of settings
 
 Commands = Mapping[str, Callable[..., None]]
@@ -169,6 +170,19 @@ class Configuration:
         self._check_shared()
         self.steps = self._steps(steps if steps is not None else [])
 
+    @property
+    def model(self) -> str | None:
+        """What all begins with."""
+        first = self.steps[0].settings if self.steps else {}
+        found = self._shared.get("model") or first.get("model")
+        return None if found is None else str(found)
+
+    @property
+    def out(self) -> Path | None:
+        """Where the results of a pipeline go."""
+        found = self._own.get("run", {}).get("out") or self._shared.get("out")
+        return None if found is None else Path(str(found))
+
     def of(self, command: str) -> dict[str, str | list[str]]:
         """The settings of a command, by the names of its parameters."""
         options = self._options[command]
@@ -200,7 +214,8 @@ class Configuration:
             found = "is missing" if command is None else f"= {_shown(command)} is no step{near}"
             raise self._error((*where, DO), f"{DO} {found}: it can be {', '.join(STEPS)}.")
         own = self._table(command, {key: value for key, value in table.items() if key != DO}, where)
-        return Step(command, self.of(command) | own, frozenset(own))
+        shared = {name: value for name, value in self.of(command).items() if name not in OF_THE_WHOLE}
+        return Step(command, shared | own, frozenset(own))
 
     def _table(self, command: str, table: Mapping[str, Any], where: Where) -> dict[str, str | list[str]]:
         options, settings = self._options[command], {}

@@ -26,11 +26,11 @@ def export(
     from compressor.report import figures
 
     asked = options.Asked(context)
-    opened, differences = export_checked(asked.source(model), asked.inputs, out)
+    made = export_checked(asked.source(model), asked.inputs, out)
     if quiet:
         return
-    print(f"{out}: {opened.loaded.arch}, {figures.inputs(opened.inputs.shapes)}, {figures.size(out.stat().st_size)}")
-    for note in opened.notes:
+    print(f"{out}: {made.arch}, {figures.inputs(made.inputs)}, {figures.size(out.stat().st_size)}")
+    for note in made.notes:
         print(f"  {note}")
-    worst = max(differences.values())
-    print(f"ONNX Runtime answers as PyTorch does at batch {', '.join(differences)} (largest difference {worst:.1e})")
+    worst = max(made.differences.values())
+    print(f"ONNX Runtime answers as PyTorch does at batch {', '.join(made.differences)} (largest difference {worst:.1e})")

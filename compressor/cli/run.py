@@ -1,0 +1,89 @@
+"""`compress run compress.toml`."""
+
+from __future__ import annotations
+
+import json as json_
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from compressor.cli import configured, options
+from compressor.errors import UsageError
+
+if TYPE_CHECKING:
+    from compressor.pipeline import Foretold
+    from compressor.run import Run
+
+
+@options.command()
+def run(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(help="compress.toml, or [tool.compress] of pyproject.toml, by default.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make all steps again, also those that are done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what each step would come to, without training or writing anything.")
+    ] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of compress.toml, for editors.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Carry out the steps of a file, one after the other. Steps that are done are kept, so it can be repeated."""
+    if schema:
+        print(json_.dumps(configured.json_schema(), indent=2))
+        return
+    found = file or configured.find()
+    if found is None:
+        raise UsageError(f"There is no {configured.FILE} here, and no [tool.compress] in pyproject.toml: name the file.")
+    from compressor.pipeline import Pipeline
+
+    settings = configured.read(found)
+    steps = [(step.command, step.settings, step.own) for step in settings.steps]
+    place = out or settings.out or Path("runs") / Path((settings.model or "pipeline").rpartition(":")[2]).stem
+    pipeline = Pipeline(steps, place, settings.model)
+    console = Console(stderr=json, quiet=quiet, highlight=False, markup=False)
+    silent = quiet or json or dry_run
+
+    def perform(command: str, given: Mapping[str, object], take: Callable[[Run], object] | None) -> int:
+        """As if `given` stood on a command line of its own."""
+        from compressor.cli import app
+
+        told = {**given, "quiet": True} if silent or take else given
+        return typer.main.get_command(app).main([command], standalone_mode=False, default_map={command: told}, obj=take) or 0
+
+    if dry_run:
+        status, plan = pipeline.foretell(perform)
+        _show(plan, json)
+    else:
+        status = pipeline.run(perform, console.print, force=force)
+        if json and status == 0:
+            print((place / "report.json").read_text(encoding="utf-8"), end="")
+        elif status == 0:
+            _tell(place, console)
+    raise typer.Exit(status)
+
+
+def _show(plan: list[Foretold], json: bool) -> None:
+    """The steps, whether they are done, and what they would come to."""
+    if json:
+        print(json_.dumps([asdict(row) for row in plan], indent=2))
+        return
+    table = Table("step", "method", "state", "foreseen by weights alone", box=None, pad_edge=False)
+    for row in plan:
+        table.add_row(row.step, row.method, row.state, "" if row.foreseen is None else str(row.foreseen))
+    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+
+
+def _tell(place: Path, console: Console) -> None:
+    from compressor.report import print_report, read_report
+
+    console.print()
+    print_report(read_report(place), console)
+    console.print(f"\nResults are in {place}: model.onnx, model.safetensors + plan.json, report.html")
