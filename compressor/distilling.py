@@ -78,6 +78,8 @@ class Wish:
 class Distilling(Run):
     """One distillation run. The source of `order` is the teacher, where there is one, and else the student."""
 
+    does = "distill"
+
     def __init__(self, order: Order, wish: Wish) -> None:
         self.entry = catalogue.find(wish.method, "distill")
         self.teacher = None if order.source is wish.student else order.source

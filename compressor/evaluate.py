@@ -26,7 +26,7 @@ from compressor.measure import Predict
 from compressor.method import Job
 from compressor.report import Accuracy, Latency, figures, read_report
 from compressor.runtime import open_session
-from compressor.sources import Images, Opened, Source, open_both, pick_device
+from compressor.sources import Images, Source, open_both, pick_device
 from compressor.stages import EVALUATION_BATCH
 
 

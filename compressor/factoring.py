@@ -50,6 +50,8 @@ class Wish:
 class Factoring(Run):
     """One low-rank run."""
 
+    does = "lowrank"
+
     def __init__(self, order: Order, wish: Wish) -> None:
         self.wish, self.method, self.repair = wish, wish.method, wish.repair
         self.entry = catalogue.find(wish.method, "lowrank")

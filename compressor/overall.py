@@ -9,14 +9,13 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
 from compressor import measure, outcome
-from compressor.config import to_toml
 from compressor.directory import RunDirectory
 from compressor.export import export_onnx
 from compressor.inputs import Inputs
@@ -62,22 +61,20 @@ class Part:
         return self.place / "model.onnx"
 
 
-def put_together(parts: Sequence[Part], first: Run, steps: Mapping[str, Mapping[str, str | list[str]]]) -> Report:
+def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
     """Write the results of the whole into the directory of `first`, a run that knows the original and its images.
 
-    `steps` are the settings of each, which the report tells. Raises a CompressError.
+    `config` is the text of the file that names the steps. Raises a CompressError.
     """
-    settings = {f"{step}.{name.rstrip('_')}": value for step, own in steps.items() for name, value in own.items()}
-    place = RunDirectory(first.out, to_toml({f'"{name}"': value for name, value in settings.items()}))
+    place = RunDirectory(first.out, config)
     with place.claimed(force=True, resume=False):
         with Journal(first.console, place.log) as journal:
             opened = open_both(first.source, first.images, first.inputs, first.recipe.seed)
             export_onnx(opened.loaded.model, opened.inputs, place.original)
             report = _report(parts, first, opened, place.original)
-            told = {name: ", ".join(value) if isinstance(value, list) else value for name, value in settings.items()}
             for name in NETWORK:
                 shutil.copyfile(parts[-1].place / name, place.new / name)
-            write_reports(replace(report, settings=dict(told)), place.new)
+            write_reports(report, place.new)
             journal.event("done", verdict=report.verdict)
         place.publish()
     return read_report(first.out)
@@ -98,6 +95,7 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
         verdict=verdict(baseline, compressed, verification),
         model=start.model,
         arch=start.arch,
+        settings={f"{part.place.name}.{name}": value for part in parts for name, value in part.report.settings.items()},
         method=" + ".join(part.title for part in parts),
         seed=start.seed,
         target=Target("macs", 1 - change.macs, 1 - change.macs, f"{len(parts)} steps"),

@@ -67,8 +67,11 @@ class Foretold:
 class Pipeline:
     """The steps of a file, put together; `run` goes through them, `foretell` says what they would come to."""
 
-    def __init__(self, steps: Sequence[tuple[str, Settings, frozenset[str]]], out: Path, model: str | None = None) -> None:
-        """`steps`: a command, all its settings, and the names of those that its step itself says. `model` is the original.
+    def __init__(
+        self, steps: Sequence[tuple[str, Settings, frozenset[str]]], out: Path, config: str, model: str | None = None
+    ) -> None:
+        """`steps`: a command, all its settings, and the names of those that its step itself says. `model` is the original,
+        and `config` the file that says all this.
 
         Raises UsageError for steps that cannot follow each other.
         """
@@ -76,7 +79,7 @@ class Pipeline:
             raise UsageError('A pipeline needs steps: write [[steps]] with do = "prune" and rate = 0.5 into compress.toml.')
         if not any(command in RUNS for command, _, _ in steps):
             raise UsageError(f"A pipeline needs a step that makes a network smaller: {', '.join(RUNS)}.")
-        self.out, self.model = out, model
+        self.out, self.config, self.model = out, config, model
         self.steps = list(self._chained(steps))
 
     def _chained(self, steps: Sequence[tuple[str, Settings, frozenset[str]]]) -> Iterator[Step]:
@@ -181,7 +184,7 @@ class Pipeline:
         first: list[Run] = []
         perform(runs[0].command, {**runs[0].settings, "out": str(self.out)}, first.append)
         told(f"\n{self.out.name}: from the original to {runs[-1].name}")
-        put_together(parts, first[0], {step.name: step.settings for step in self.steps})
+        put_together(parts, first[0], self.config)
         self._note("whole", {"done": made_from})
 
     # What each step was made from -------------------------------------------------------------------------------------

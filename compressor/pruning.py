@@ -64,6 +64,8 @@ class Wish:
 class Pruning(Run):
     """One pruning run."""
 
+    does = "prune"
+
     def __init__(self, order: Order, wish: Wish) -> None:
         self.wish, self.method, self.repair = wish, wish.method, wish.repair
         self.entry = catalogue.find(wish.method, "prune")

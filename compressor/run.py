@@ -95,6 +95,7 @@ class Foreseen:
 class Run(ABC):
     """Abstract. One run of one command; `run()` goes through it once."""
 
+    does: str | None = None  # the command, as a step of a pipeline names it
     method: str  # its name
     repair: bool = False  # whether what reads cut channels is refitted, where that helps
 
@@ -156,6 +157,7 @@ class Run(ABC):
     def settings(self) -> dict[str, Setting]:
         """Everything that was decided, under the names of the command line's options."""
         return {
+            "do": self.does,
             **self.source.settings,
             **self.wishes,
             **self.images.settings,
@@ -171,7 +173,7 @@ class Run(ABC):
             return read_report(self.out)
         with place.claimed(force=self.force, resume=self.resume), _memory_in_plain_words():
             if not place.is_unpublished:
-                with Journal(self.console, place.log) as journal:
+                with Journal(self.console, place.log, place.check_held) as journal:
                     self._make(place, journal)
             place.publish()
         return read_report(self.out)

@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer
 
+from compressor.config import to_toml
 from compressor.errors import UsageError, did_you_mean
 
 FILE, PROJECT, SECTION = "compress.toml", "pyproject.toml", ("tool", "compress")
@@ -159,6 +160,7 @@ class Configuration:
             raise UsageError(f"{path}: [{'.'.join(section)}] must be a table.")
         self._lines, self._commands = _lines(text), commands()
         self._options = {name: options_of(command) for name, command in self._commands.items()}
+        self._table_of_all = dict(table)
         told = [name for name in self._options if isinstance(table.get(name), dict)]
         self._own = {name: self._table(name, table.pop(name), (name,)) for name in told}
         steps = table.pop(STEP, None)
@@ -182,6 +184,15 @@ class Configuration:
         """Where the results of a pipeline go."""
         found = self._own.get("run", {}).get("out") or self._shared.get("out")
         return None if found is None else Path(str(found))
+
+    @property
+    def text(self) -> str:
+        """The same settings as a file of their own."""
+        whole = self._table_of_all
+        plain = {key: value for key, value in whole.items() if key != STEP and not isinstance(value, dict)}
+        tables = [f"\n[{key}]\n{to_toml(value)}" for key, value in whole.items() if isinstance(value, dict)]
+        steps = [f"\n[[{STEP}]]\n{to_toml(step)}" for step in whole.get(STEP, [])]
+        return "".join([to_toml(plain), *tables, *steps])
 
     def of(self, command: str) -> dict[str, str | list[str]]:
         """The settings of a command, by the names of its parameters."""

@@ -47,7 +47,7 @@ def run(
     settings = configured.read(found)
     steps = [(step.command, step.settings, step.own) for step in settings.steps]
     place = out or settings.out or Path("runs") / Path((settings.model or "pipeline").rpartition(":")[2]).stem
-    pipeline = Pipeline(steps, place, settings.model)
+    pipeline = Pipeline(steps, place, settings.text, settings.model)
     console = Console(stderr=json, quiet=quiet, highlight=False, markup=False)
     silent = quiet or json or dry_run
 
