@@ -491,11 +491,8 @@ def _caveat(budget: Budget, report: Report, baseline: Report | None) -> str:
     if budget.limit.beside != "baseline" or baseline is None:
         return ""
     if timed := _clocked(budget, report):
-        scale = _scale(report, baseline, timed)
-        return (
-            "the baseline's original was another network"
-            if scale is None
-            else f"the baseline's time x {scale:.2f}, as the original's"
-        )
+        if scale := _scale(report, baseline, timed):
+            return f"the baseline's time x {scale:.2f}, as the original's"
+        return "not scaled: the originals differ or were not timed alike"
     now, then = report.compressed.accuracy, baseline.compressed.accuracy
     return f"the baseline's {figures.images(then.n)}" if budget.quantity.is_share and now and then and now.n != then.n else ""

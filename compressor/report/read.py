@@ -13,6 +13,8 @@ from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 from compressor.errors import CompressError, UsageError, did_you_mean
 from compressor.report.schema import VERSION, Latency, Report
 
+LARGEST = 1e100
+SHORTEST = 1e-9  # ms; what is shown are ratios of times
 _JSON_TYPE = {str: "string", float: "number", int: "integer", bool: "boolean", NoneType: "null"}
 _WORDS = {str: "a string", float: "a number", int: "a whole number", bool: "true or false", NoneType: "null"}
 
@@ -59,9 +61,9 @@ def _refuse_constant(word: str) -> NoReturn:
 
 
 def _finite(word: str) -> float:
-    """Raises UsageError for a number like 1e999, which Python reads as infinity."""
+    """Raises UsageError for a number that is infinite, or would be when two are multiplied."""
     value = float(word)
-    if math.isinf(value):
+    if abs(value) > LARGEST:
         raise UsageError(f"not a report: {word[:40]} is not a measurement")
     return value
 
@@ -110,8 +112,8 @@ def _read_dataclass(kind: type, value: dict[str, Any], path: str) -> Any:
         if name not in value and _is_required(field):
             raise UsageError(f'{path or "report"}: the key "{name}" is missing')
     read = kind(**{key: _read(hints[key], part, _below(path, key)) for key, part in value.items()})
-    if isinstance(read, Latency) and read.median_ms <= 0:  # what is shown are ratios of them
-        raise UsageError(f"{path}.median_ms: expected a number above 0, found {_found(read.median_ms)}")
+    if isinstance(read, Latency) and read.median_ms < SHORTEST:
+        raise UsageError(f"{path}.median_ms: expected a time above 0, found {_found(read.median_ms)}")
     return read
 
 

@@ -55,7 +55,7 @@ def test_keys_with_a_default_may_be_absent() -> None:
         ("layers", {}, "expected a list, found an object"),
         ("layers[2].shape[1]", "a", 'expected a whole number, found "a"'),
         ("epochs[1].losses.cross_entropy", None, "expected a number, found null"),
-        ("compressed.latency[1].median_ms", 0, "expected a number above 0, found 0.0"),
+        ("compressed.latency[1].median_ms", 0, "expected a time above 0, found 0.0"),
         ("seed", "n" * 99, 'expected a whole number, found "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn...'),
         (
             "settings.rate",
