@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console, Group
-from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
@@ -45,6 +44,8 @@ def _listed(entries: list[Entry]) -> Table:
 
 def _tell(entry: Entry, console: Console) -> None:
     """What `--help` is for a command: what it does, how it is called, its settings, and the paper with its formulas."""
+    from rich.markdown import Markdown  # which every other command would wait for
+
     console.print(f"Usage: compress {entry.family} MODEL --method {entry.name}", "[OPTIONS]", style="bold", markup=False)
     console.print(f"\n{entry.does}\nNeeds: {entry.needs}", markup=False)
     if entry.settings:
