@@ -7,7 +7,8 @@
     │   ├── DataError           2   the images or labels are missing, unreadable or do not fit the network
     │   └── OutputError         2   the results cannot be written where they were asked to go
     ├── Infeasible              3   the network cannot be compressed as asked
-    └── VerificationFailed      4   a check failed; nothing was published
+    ├── VerificationFailed      4   a check failed; nothing was published
+    └── Stopped               130   another of several processes ended, and this one cannot go on
 
 Every message is one or two plain lines: what was asked, what was found, what to do. Anything else that is raised is a
 fault of ours (exit status 5); an interruption by the user is 130.
@@ -55,6 +56,12 @@ class VerificationFailed(CompressError):
     """A check failed; nothing was published."""
 
     exit_code = 4
+
+
+class Stopped(CompressError):
+    """Another of several processes ended, and this one cannot go on."""
+
+    exit_code = 130
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 Every epoch draws its order, its augmentation and its dropout from (seed, epoch) alone. So the state saved at the end of an
 epoch is all there is to save: a run that was stopped anywhere, and resumed, ends with the weights of one that was not.
+
+Several processes (see `processes.py`) go through the same epochs and the same batches, each with its own part of every batch.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
@@ -22,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from compressor.data import Data
+from compressor import processes
+from compressor.data import Batches, Data
 from compressor.data.readers import seed_from
 from compressor.errors import CheckpointError, UsageError
 from compressor.files import write_whole
@@ -101,10 +104,21 @@ def top1(model: nn.Module, batches: Iterable[Batch]) -> float | None:
     return int(torch.stack(hits).sum()) / n if n else None
 
 
+class Loss(nn.Module):
+    """A method's loss as a network, which is what can be trained in several processes."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.method.loss(batch)
+
+
 class Training:
     """Training of one method: `run()` goes from where the saved state left off, or from the start, to the last epoch.
 
-    `state` is the file of the newest state; None keeps none.
+    `state` is the file of the newest state; None keeps none. Of several processes, the first one reads and writes it.
     """
 
     def __init__(
@@ -116,7 +130,8 @@ class Training:
         state: Path | None = None,
         shrink: bool = True,
     ) -> None:
-        self.method, self.data, self.recipe, self.device, self.state = method, data, recipe.checked(), device, state
+        self.method, self.data, self.recipe, self.device = method, data, recipe.checked(), device
+        self.state = state if processes.is_first() else None
         self.shrinks = shrink and recipe.ema_decay is None  # an average of weights keeps its shape
         self.precision = Precision(recipe.amp, device)
         self.channels_last = recipe.channels_last if recipe.channels_last is not None else device.type == "cuda"
@@ -128,6 +143,8 @@ class Training:
 
     def run(self, watcher: Watcher) -> list[Epoch]:
         """Train to the last epoch; then the method's network is the one to keep. Raises UsageError when it diverges."""
+        if processes.count() > 1:
+            self._meet()
         if not self.history:
             self._shrink()
         for epoch in range(len(self.history), self.recipe.epochs):
@@ -138,7 +155,14 @@ class Training:
             watcher.epoch_ended(self.history[-1], self.recipe.epochs)
         if self.ema is not None and self.history:
             self.method.model.load_state_dict(self.ema.module.state_dict())
+            processes.synchronise(self.method)
         return self.history
+
+    def _meet(self) -> None:
+        """Begin with the first process's network. Raises VerificationFailed when this process has another, or other images."""
+        processes.check_alike("the network", {name: tensor.shape for name, tensor in self.method.state_dict().items()})
+        processes.check_alike("the number of images", self.data.counts)
+        processes.synchronise(self.method)
 
     # The state between two epochs -------------------------------------------------------------------------------------
 
@@ -162,10 +186,10 @@ class Training:
 
     def resume(self) -> bool:
         """Take up the saved state. False when there is none; CheckpointError when it cannot be read."""
-        if self.state is None or not self.state.exists():
+        saved = processes.agreed(self._saved())
+        if saved is None:
             return False
-        try:
-            saved = torch.load(self.state, map_location=self.device, weights_only=True)
+        with self._told_as_damaged():
             self.method.load_state_dict(saved["method"])
             self.optimizer = self.recipe.build(self.method.parameters())  # a method that shrank has others than at first
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -173,11 +197,24 @@ class Training:
             if self.ema is not None:
                 self.ema.load_state_dict(saved["ema"])
             self.history = [Epoch(**row) for row in saved["history"]]
+        return True
+
+    def _saved(self) -> dict[str, Any] | None:
+        """The saved state on the CPU, from where all processes can take it up; None when there is none."""
+        if self.state is None or not self.state.exists():
+            return None
+        with self._told_as_damaged():
+            saved: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+        return saved
+
+    @contextmanager
+    def _told_as_damaged(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
             raise CheckpointError(
                 f"--resume: {self.state} is damaged, or of another network ({first_line(error)}). --force starts anew."
             ) from error
-        return True
 
     def _shrink(self) -> None:
         """Let the method take out what is out of use for good; momentum and the like get narrower with their parameters."""
@@ -213,36 +250,41 @@ class Training:
             by_class=self.method.by_class,
         )
         sizes = [len(positions) for positions in batches.plan]
+        batches, counts = _own(batches, self.method.by_class)
         steps = math.ceil(len(sizes) / recipe.accumulate)
         watcher.epoch_began(epoch, recipe.epochs, len(sizes))
         self.method.train()
         self.method.begin_epoch(progress)
-        losses = Losses()
+        loss, losses = processes.together(Loss(self.method)), Losses()
         for number, batch in enumerate(self._laid_out(batches)):
             step, turn = divmod(number, recipe.accumulate)
             together = sum(sizes[step * recipe.accumulate :][: recipe.accumulate])  # images of this optimizer step
+            last = turn == recipe.accumulate - 1 or number == len(sizes) - 1
             if turn == 0:
                 self._set_rate(recipe.rate(epoch * steps + step, steps))
                 self.optimizer.zero_grad(set_to_none=True)
-            losses.add(self._backward(batch, share=len(batch.images) / together), len(batch.images))
-            if turn == recipe.accumulate - 1 or number == len(sizes) - 1:
+            with processes.at_work(loss, last, recipe.seed, epoch, number):
+                terms = self._backward(loss, batch, share=counts[number] / together)
+            losses.add(terms, counts[number], of=sizes[number])
+            if last:
                 self._step(batch)
             watcher.step_ended(losses.averages)
             if number % LOOK_EVERY == LOOK_EVERY - 1:
-                self._check(losses.averages(), epoch)
-        averages = losses.averages()
+                self._check(processes.mean(losses.averages()), epoch)
+        averages = processes.mean(losses.averages())
         self._check(averages, epoch)
         self.method.end_epoch(progress)
+        processes.synchronise(self.method)
         seconds = time.perf_counter() - began
         rate = recipe.rate(epoch * steps + steps - 1, steps)
         return Epoch(epoch + 1, rate, averages, None, self._held_out_top1(), seconds, losses.images / seconds)
 
-    def _backward(self, batch: Batch, share: float) -> dict[str, Tensor]:
+    def _backward(self, loss: nn.Module, batch: Batch, share: float) -> dict[str, Tensor]:
         """Add the gradients of `batch`, which is this share of the images of its optimizer step. Returns the loss terms."""
         with self.precision.autocast():
-            terms = self.method.loss(batch)
-        loss = torch.stack([term.float() for term in terms.values()]).sum()
-        self.precision.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            terms: dict[str, Tensor] = loss(batch)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        self.precision.scaler.scale(total * share).backward()  # type: ignore[no-untyped-call]  # untyped in torch
         return terms
 
     def _step(self, batch: Batch) -> None:
@@ -271,6 +313,8 @@ class Training:
         )
 
     def _held_out_top1(self) -> float | None:
+        if not processes.is_first():
+            return None
         network = self.ema.module if self.ema is not None else self.method.model
         return top1(network, self._laid_out(self.data.batches("held_out", batch_size=HELD_OUT_BATCH, device=self.device)))
 
@@ -289,6 +333,15 @@ def _selected(value: Any, places: Mapping[int, npt.NDArray[np.int64]]) -> Any:
     return value
 
 
+def _own(batches: Batches, group: int) -> tuple[Batches, list[int]]:
+    """This process's part of each batch, and how much it counts there: see `processes.part`."""
+    parts = [processes.part(len(positions), group) for positions in batches.plan]
+    if processes.count() > 1:
+        plan = [positions[where] for positions, (where, _) in zip(batches.plan, parts, strict=True)]
+        batches = replace(batches, plan=plan)
+    return batches, [count for _, count in parts]
+
+
 class Losses:
     """The average of each loss term over the images so far, kept on the device: reading it would stall a GPU."""
 
@@ -296,10 +349,11 @@ class Losses:
         self.images = 0
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, terms: dict[str, Tensor], images: int) -> None:
-        self.images += images
+    def add(self, terms: dict[str, Tensor], count: int, of: int) -> None:
+        """The terms of a batch `of` so many images, of which this process's part counts as `count`."""
+        self.images += of
         for name, term in terms.items():
-            value = term.detach().float() * images
+            value = term.detach().float() * count
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def averages(self) -> dict[str, float]:
