@@ -4,11 +4,14 @@
     runs/NAME/state/   the run in progress: its settings, its log, the newest training state, and in `new/` its results
 
 A finished run moves its results up, the report last: a directory with a `report.json` holds a whole run. A run that replaces
-another leaves the old results alone until then, and one that fails leaves nothing behind, or just what `--resume` needs.
+another leaves the old results alone until its own are complete; then all old files go before the first new one comes, so that
+nobody finds the plan of one run beside the weights of another. A run that fails leaves nothing behind, or just what `--resume`
+needs. All this holds when the process is killed between any two steps, and when the power fails.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from compressor.config import first_change
 from compressor.errors import OutputError, UsageError
-from compressor.files import write_text
+from compressor.files import sync, write_text, write_whole
 
 # The report last: where it is, all the rest is.
 RESULTS = (
@@ -36,6 +39,8 @@ RESULTS = (
 class RunDirectory:
     """The directory `out`, for a run whose settings are `config` (the text of its config.toml)."""
 
+    _claim: os.stat_result  # of the lock, once it is ours
+
     def __init__(self, out: Path, config: str) -> None:
         self.out, self.config = out, config
         self.state = out / "state"
@@ -46,6 +51,7 @@ class RunDirectory:
         self.stages = self.state / "stages.json"
         self.times = self.state / "times.json"
         self.log = self.state / "log.jsonl"
+        self._lock = self.state / "lock"
         self._record = self.state / "config.toml"
         self._complete = self.new / "complete"  # a mark: all results are here
 
@@ -98,66 +104,98 @@ class RunDirectory:
         Raises OutputError or UsageError when the directory cannot be had.
         """
         existed = self.out.exists()
-        lock = FileLock(self.state / "lock", timeout=0)
         with self._in_plain_words():
             self.check(force=force, resume=resume)
             self.state.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._locked():
+                with self._in_plain_words():
+                    self.check(force=force, resume=resume)  # again: another run may have ended in the meantime
+                    self._begin(resume)
+                yield
+        finally:
+            if not existed:
+                with suppress(OSError):  # it is not empty: good
+                    self.out.rmdir()
+
+    def check_held(self) -> None:
+        """Raise OutputError when the claimed directory is gone. Another run may have begun in its place."""
+        if not self._is_held:
+            raise OutputError(f"{self.out} was removed or renamed while it was being written. Start the run again.")
+
+    def publish(self) -> None:
+        """Put the results in `new` in place. Interrupted, it can be done again: what was moved stays moved."""
+        with self._in_plain_words():
+            self.check_held()
+            if not self.is_unpublished:
+                write_text(self.new / self._record.name, self.config)
+                write_whole(self.new / self.log.name, lambda unfinished: shutil.copyfile(self.log, unfinished))
+                self._complete.touch()
+                sync(self.new)
+            left = [name for name in RESULTS if (self.new / name).exists()]
+            for name in reversed(left):
+                (self.out / name).unlink(missing_ok=True)
+            for name in left:
+                (self.new / name).replace(self.out / name)
+            sync(self.out)
+            self._clear()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other runs out, and leave no more than a later one needs."""
+        lock = FileLock(self._lock, timeout=0)
+        with self._in_plain_words():
             try:
                 lock.acquire()
             except Timeout:
                 raise OutputError(f"{self.out} is being written by another run: wait for it, or give another --out.") from None
         try:
-            with self._in_plain_words():
-                self._begin(resume)
+            self._claim = self._lock.stat()
             yield
         finally:
-            with self._in_plain_words():
-                self._tidy()
-                if not self._inside():
-                    _remove(self.state)
-            lock.release()
-            if not existed:
-                with suppress(OSError):  # it is not empty: good
-                    self.out.rmdir()
+            try:
+                with self._in_plain_words():
+                    self._leave()
+            finally:
+                lock.release()
 
-    def publish(self) -> None:
-        """Put the results in `new` in place. Interrupted, it can be done again: what was moved stays moved."""
-        with self._in_plain_words():
-            if not self.is_unpublished:
-                for path in (self.log, self._record):
-                    shutil.copyfile(path, self.new / path.name)
-                self._complete.touch()
-            if (self.new / "report.json").exists():
-                (self.out / "report.json").unlink(missing_ok=True)
-            for name in RESULTS:
-                if (self.new / name).exists():
-                    (self.new / name).replace(self.out / name)
-            for path in (self._record, self.log, self.stages, self.times, self.earlier, self.new):
-                _remove(path)
+    @property
+    def _is_held(self) -> bool:
+        """Whether the lock is still the file that was locked."""
+        return self._lock.exists() and os.path.samestat(self._lock.stat(), self._claim)
 
     def _begin(self, resume: bool) -> None:
         """Throw away what is of no use, and write down the settings."""
-        going_on = resume and self.can_resume
-        for path in self._inside():
-            half_written = path.name.startswith(".")
-            if half_written or not going_on:
-                _remove(path)
+        if self.is_unpublished and not resume:
+            self.publish()  # whole results stay until others replace them
+        if not (resume and self.can_resume):
+            self._clear()
+        for path in self.state.glob(".*"):
+            _remove(path)  # half written
         if not self.is_unpublished:
             _remove(self.new)
         self.new.mkdir(exist_ok=True)
         write_text(self._record, self.config)
 
-    def _tidy(self) -> None:
-        """Leave nothing of a run that failed and cannot be taken up."""
-        if self.can_resume and self.is_unpublished:
+    def _leave(self) -> None:
+        """Leave nothing of a run that failed and cannot be taken up, nor of one that is finished."""
+        is_anothers = self._lock.exists() and not self._is_held
+        if is_anothers or not self.state.exists():
             return
-        _remove(self.new)
-        if self._record.exists() and not self.can_resume:
-            for path in self._inside():
-                _remove(path)
+        if self.can_resume:
+            if not self.is_unpublished:
+                _remove(self.new)
+            return
+        self._clear()
+        self._lock.unlink(missing_ok=True)  # while it is held; who has opened it by now sees that it has no name any more
+        with suppress(OSError):  # the next run has begun: good
+            self.state.rmdir()
 
-    def _inside(self) -> list[Path]:
-        return [path for path in self.state.iterdir() if path.name != "lock"]
+    def _clear(self) -> None:
+        """Remove what is of one run. What tells that its results are complete comes last: so this, too, is gone on with."""
+        others = [path for path in self.state.iterdir() if path not in (self._lock, self.new, self._record)]
+        for path in (*others, self.new, self._record):
+            _remove(path)
 
     @contextmanager
     def _in_plain_words(self) -> Iterator[None]:

@@ -12,16 +12,27 @@
 
 Every message is one or two plain lines: what was asked, what was found, what to do. Anything else that is raised is a
 fault of ours (exit status 5); an interruption by the user is 130.
+
+Names and figures in a message may come from anyone's file. So whatever is put into one, it has at most two lines, neither is
+endless, and nothing in them moves a terminal's cursor or turns its text around.
 """
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+LONGEST = 1000  # letters in a line
 
 
 class CompressError(Exception):
     """The root of all errors this package raises on purpose."""
 
     exit_code = 5
+
+    def __init__(self, message: str = "") -> None:
+        first, _, rest = message.partition("\n")
+        lines = [_shortened(printable(line)) for line in (first, " ".join(rest.split("\n"))) if line]
+        super().__init__("\n".join(lines))
 
 
 class UsageError(CompressError):
@@ -62,6 +73,21 @@ class Stopped(CompressError):
     """Another of several processes ended, and this one cannot go on."""
 
     exit_code = 130
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, line ends, marks of direction and halves of letters as Python writes them: `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(letter.encode("unicode_escape").decode() if _steers(letter) else letter for letter in text)
+
+
+def _steers(letter: str) -> bool:
+    return unicodedata.category(letter) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

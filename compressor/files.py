@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from compressor.errors import OutputError
@@ -13,6 +14,7 @@ from compressor.errors import OutputError
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a temporary file beside `path`, then put it in place in one step.
 
+    Whoever kills the process, and whenever the power fails, `path` is what it was before, or whole.
     Raises OutputError when the disk is full or the place cannot be written; `path` is then what it was before.
     """
     temporary: Path | None = None
@@ -26,6 +28,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:
         cause = _of_the_system(error)
         if cause is None:
@@ -41,6 +44,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_whole` for text."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def sync(folder: Path) -> None:
+    """Have the names in `folder` outlast a power cut, as far as its file system can: those of files that were renamed, too."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _of_the_system(error: BaseException | None) -> OSError | None:

@@ -6,13 +6,14 @@ On a terminal an epoch is a progress bar with the loss terms and the time left; 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -23,10 +24,15 @@ from compressor.report.schema import Epoch
 
 
 class Journal:
-    """Says and writes down what happens. Without a console it is silent, without a file it writes nothing."""
+    """Says and writes down what happens. Without a console it is silent, without a file it writes nothing.
 
-    def __init__(self, console: Console | None = None, file: Path | None = None) -> None:
-        self.console, self.file = console, file
+    `check` raises when the file may no longer be written to, because its directory was taken away.
+    """
+
+    def __init__(
+        self, console: Console | None = None, file: Path | None = None, check: Callable[[], object] = lambda: None
+    ) -> None:
+        self.console, self.file, self.check = console, file, check
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._shown = 0.0
@@ -41,10 +47,12 @@ class Journal:
         """Append one line to the log. Raises OutputError when it cannot be written."""
         if self.file is None:
             return
+        self.check()
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **fields}
         try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with self.file.open("a+b") as file:
+                _drop_half_line(file)
+                file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
             raise OutputError(f"{self.file} cannot be written: {error.strerror}. Give another place with --out.") from error
 
@@ -88,6 +96,15 @@ class Journal:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _drop_half_line(file: BinaryIO) -> None:
+    """Take away what a process that was killed, or a full disk, has left of the last line."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read() not in (b"", b"\n"):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _terms(losses: dict[str, float]) -> str:

@@ -1,17 +1,25 @@
 """A run's directory: nothing is lost, nothing is half done, and two runs never share one."""
 
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from processes import count_steps, kill
 
-from compressor import directory
 from compressor.directory import RESULTS, RunDirectory
 from compressor.errors import OutputError, UsageError
+from compressor.files import write_text
 
 CONFIG = "lr = 0.1\n"
 
 
-def begin(out: Path, *, trained: bool = False, config: str = CONFIG, force: bool = False) -> None:
+def begin_run(out: Path, *, trained: bool = False, config: str = CONFIG, force: bool = False) -> None:
     """A run that is interrupted, before or after its first epoch."""
     place = RunDirectory(out, config)
     with pytest.raises(KeyboardInterrupt), place.claimed(force=force, resume=False):
@@ -34,36 +42,42 @@ def finish(out: Path, *, mark: str = "first", config: str = CONFIG, force: bool 
     """A whole run."""
     place = RunDirectory(out, config)
     with place.claimed(force=force, resume=resume):
-        place.training.write_text("state")
-        fill(place, mark)
+        if not place.is_unpublished:
+            place.training.write_text("state")
+            fill(place, mark)
         place.publish()
 
 
+def read(out: Path) -> dict[str, str]:
+    """The results that lie in a directory."""
+    return {name: (out / name).read_text() for name in RESULTS if (out / name).exists()}
+
+
 def names(folder: Path) -> set[str]:
-    """All files and folders, but for the lock, which some versions of filelock take away and others leave."""
+    """All files and folders, but for the lock of an unfinished run."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")} - {"state/lock"}
 
 
-def test_a_finished_run_leaves_its_results_and_its_last_state(tmp_path: Path) -> None:
+def test_a_finished_run_leaves_its_results_alone(tmp_path: Path) -> None:
     finish(tmp_path / "runs" / "a")
-    assert names(tmp_path / "runs" / "a") == {*RESULTS, "state", "state/training.pt"}
+    assert names(tmp_path / "runs" / "a") == set(RESULTS)
     assert (tmp_path / "runs" / "a" / "config.toml").read_text() == CONFIG
 
 
 def test_a_run_that_fails_early_leaves_nothing(tmp_path: Path) -> None:
-    begin(tmp_path / "a")
+    begin_run(tmp_path / "a")
     assert names(tmp_path) == set()
 
 
 def test_a_run_that_fails_early_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("mine")
-    begin(tmp_path / "a", force=True)
+    begin_run(tmp_path / "a", force=True)
     assert names(tmp_path / "a") == {"notes.txt"}
 
 
 def test_an_interrupted_training_leaves_what_resuming_needs(tmp_path: Path) -> None:
-    begin(tmp_path / "a", trained=True)
+    begin_run(tmp_path / "a", trained=True)
     kept = {"state", "state/config.toml", "state/log.jsonl", "state/training.pt"}
     assert names(tmp_path / "a") == kept
 
@@ -84,7 +98,7 @@ def test_other_files_are_not_touched_unasked(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_training_is_not_thrown_away_unasked(tmp_path: Path) -> None:
-    begin(tmp_path / "a", trained=True)
+    begin_run(tmp_path / "a", trained=True)
     with pytest.raises(OutputError, match="holds an unfinished run: --resume goes on with it, --force starts anew"):
         finish(tmp_path / "a")
     finish(tmp_path / "a", force=True)
@@ -99,7 +113,7 @@ def test_what_a_killed_run_left_before_its_first_epoch_is_in_nobodys_way(tmp_pat
 
 
 def test_resuming_finds_the_state_and_clears_away_what_is_half_written(tmp_path: Path) -> None:
-    begin(tmp_path / "a", trained=True)
+    begin_run(tmp_path / "a", trained=True)
     (tmp_path / "a" / "state" / ".training.pt.x1").write_text("half")
     place = RunDirectory(tmp_path / "a", CONFIG)
     with place.claimed(force=False, resume=True):
@@ -118,7 +132,7 @@ def test_resuming_with_other_settings_names_the_first(tmp_path: Path, finished: 
     if finished:
         finish(tmp_path / "a")
     else:
-        begin(tmp_path / "a", trained=True)
+        begin_run(tmp_path / "a", trained=True)
     with pytest.raises(UsageError, match=r"--resume: .* was begun with other settings: lr was 0.1 and is 0.2\.\nUse the same"):
         RunDirectory(tmp_path / "a", "lr = 0.2\n").check(force=False, resume=True)
 
@@ -131,7 +145,7 @@ def test_going_on_and_starting_anew_exclude_each_other(tmp_path: Path) -> None:
 def test_an_old_result_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     finish(tmp_path / "a")
     before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()}
-    begin(tmp_path / "a", trained=True, config="lr = 0.2\n", force=True)
+    begin_run(tmp_path / "a", trained=True, config="lr = 0.2\n", force=True)
     assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()} == before
     finish(tmp_path / "a", mark="second", config="lr = 0.2\n", resume=True)
     assert (tmp_path / "a" / "model.onnx").read_text() == "second"
@@ -149,55 +163,64 @@ def test_results_that_are_not_complete_are_never_published(tmp_path: Path) -> No
     assert not place.new.exists()
 
 
-@pytest.mark.parametrize("moves", range(len(RESULTS)))
-def test_publishing_that_is_interrupted_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
-    finish(tmp_path / "a")
-    real, done = Path.replace, []
-
-    def replace(path: Path, target: Path) -> Path:
-        if path.parent.name == "new":
-            if len(done) == moves:
-                raise KeyboardInterrupt
-            done.append(path)
-        return real(path, target)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Path, "replace", replace)
-        finish(tmp_path / "a", mark="second", force=True)
-    assert not (tmp_path / "a" / "report.json").exists()  # nobody takes the mixture for a run
-
-    with pytest.raises(OutputError, match="holds an unfinished run"):
-        finish(tmp_path / "a", mark="third")
-    place = RunDirectory(tmp_path / "a", CONFIG)
-    with place.claimed(force=False, resume=True):
-        assert place.is_unpublished
-        place.publish()
-    assert {(tmp_path / "a" / name).read_text() for name in RESULTS} == {"second", CONFIG, "{}\n"}
-    assert not place.can_resume
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("removals", range(4))
-def test_a_run_that_is_interrupted_while_it_clears_away_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removals: int
+def replaced(out: Path, stop_at: int | None, stop: Callable[[], None]) -> int:
+    """In a process of its own, replace a result, and stop before a step of the work on files. Returns the process's status."""
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        steps = count_steps(out, stop_at, stop)
+        with suppress(KeyboardInterrupt):
+            finish(out, mark="second", force=True)
+        out.with_name("steps").write_text(str(steps()))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def stop_before_every_step(folder: Path, stop: Callable[[], None]) -> None:
+    finish(folder / "old")
+    shutil.copytree(folder / "old", folder / "new")
+    assert replaced(folder / "new", None, stop) == 0
+    old, new = read(folder / "old"), read(folder / "new")
+    assert old != new
+    taken_up = []
+    for step in range(1, 1 + int((folder / "steps").read_text())):
+        out = folder / str(step)
+        shutil.copytree(folder / "old", out)
+        assert replaced(out, step, stop) == (-signal.SIGKILL if stop is kill else 0)
+        left, place = read(out), RunDirectory(out, CONFIG)
+        assert left.items() <= old.items() or left.items() <= new.items(), "a mixture"
+        assert left.keys() == set(RESULTS) or (place.is_unpublished and not place.is_finished)
+        taken_up.append(place.can_resume)
+        finish(out, mark="second", force=not place.can_resume, resume=place.can_resume)
+        assert read(out) == new and names(out) == set(RESULTS)
+    assert set(taken_up) == {True, False} and len(taken_up) > 40
+
+
+@pytest.mark.parametrize("stop", [kill, interrupt])
+def test_a_run_that_is_stopped_before_any_step_leaves_one_result_and_is_gone_on_with(
+    tmp_path: Path, stop: Callable[[], None]
 ) -> None:
-    real, done = directory._remove, []
+    process = multiprocessing.get_context("spawn").Process(target=stop_before_every_step, args=(tmp_path, stop))
+    process.start()  # without torch and its threads, so that it can fork
+    process.join()
+    assert process.exitcode == 0
 
-    def remove(path: Path) -> None:
-        if (path.parent.parent / "report.json").exists():
-            if len(done) == removals:
-                raise KeyboardInterrupt
-            done.append(path)
-        real(path)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(directory, "_remove", remove)
-        finish(tmp_path / "a")
+def test_starting_anew_keeps_results_that_were_about_to_be_put_in_place(tmp_path: Path) -> None:
     place = RunDirectory(tmp_path / "a", CONFIG)
-    assert place.is_finished and place.can_resume is (removals == 0)
-    if place.can_resume:
-        with place.claimed(force=False, resume=True):
-            place.publish()
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {*RESULTS, "state"}
+    with pytest.raises(KeyboardInterrupt), place.claimed(force=False, resume=False):
+        fill(place, "first")
+        (place.new / "complete").touch()
+        raise KeyboardInterrupt
+    begin_run(tmp_path / "a", force=True)
+    assert (tmp_path / "a" / "model.onnx").read_text() == "first"
 
 
 def test_two_runs_cannot_share_a_directory(tmp_path: Path) -> None:
@@ -220,3 +243,82 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     for out, message in ((tmp_path / "file", "is a file: give a directory"), (tmp_path / "file" / "a", "Not a directory")):
         with pytest.raises(OutputError, match=message), RunDirectory(out, CONFIG).claimed(force=True, resume=False):
             pytest.fail("claimed")
+
+
+# Faults of the place --------------------------------------------------------------------------------------------------
+
+
+def lose(place: RunDirectory, then: Callable[[], object]) -> None:
+    """A run whose directory is removed, whereupon something else happens there."""
+    told = pytest.raises(OutputError, match=r"a was removed or renamed while it was being written\. Start the run again")
+    with told, place.claimed(force=False, resume=False):
+        shutil.rmtree(place.out)
+        then()
+        place.publish()
+
+
+def test_a_directory_that_is_removed_while_it_is_written_is_told_and_not_made_again(tmp_path: Path) -> None:
+    place = RunDirectory(tmp_path / "a", CONFIG)
+    lose(place, lambda: None)
+    assert names(tmp_path) == set()
+    lose(place, lambda: write_text(place.new / "model.onnx", "too late"))
+    assert names(tmp_path) == set()
+
+
+def test_a_run_that_lost_its_directory_leaves_the_next_one_there_alone(tmp_path: Path) -> None:
+    first, second = (RunDirectory(tmp_path / "a", CONFIG) for _ in range(2))
+    with ExitStack() as both:
+        lose(first, lambda: both.enter_context(second.claimed(force=False, resume=False)))
+        fill(second, "second")
+        second.publish()
+    assert names(tmp_path / "a") == set(RESULTS)
+
+
+def test_a_run_that_was_finished_between_a_look_and_the_lock_is_not_replaced(tmp_path: Path) -> None:
+    place, checks = RunDirectory(tmp_path / "a", CONFIG), []
+    looked = place.check
+
+    def check(*, force: bool, resume: bool) -> None:
+        looked(force=force, resume=resume)
+        if not checks:
+            checks.append("the first")
+            finish(tmp_path / "a")
+
+    place.check = check  # type: ignore[method-assign]
+    with pytest.raises(OutputError, match="holds a finished run"), place.claimed(force=False, resume=False):
+        pytest.fail("claimed")
+    assert names(tmp_path / "a") == set(RESULTS)
+
+
+def test_what_a_dead_process_left_of_its_lock_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "a" / "state").mkdir(parents=True)
+    (tmp_path / "a" / "state" / "lock").touch()
+    finish(tmp_path / "a")
+    assert names(tmp_path) == {"a", *(f"a/{name}" for name in RESULTS)} and not (tmp_path / "a" / "state").exists()
+
+
+def test_a_link_to_a_directory_is_as_good_as_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a").symlink_to("elsewhere")
+    begin_run(tmp_path / "a")
+    assert names(tmp_path) == {"a", "elsewhere"}
+    finish(tmp_path / "a")
+    assert names(tmp_path / "elsewhere") == set(RESULTS) and (tmp_path / "a").is_symlink()
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("gone")
+    with pytest.raises(OutputError, match="a cannot be used: File exists"):
+        finish(tmp_path / "a")
+
+
+def test_the_folder_around_may_be_for_reading_alone(small_disk: Path) -> None:
+    (small_disk / "a").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(small_disk / "a")], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        begin_run(small_disk / "a")
+        finish(small_disk / "a")
+        assert names(small_disk / "a") == set(RESULTS)
+    finally:
+        subprocess.run(["umount", str(small_disk / "a")], check=True)

@@ -23,6 +23,21 @@ def test_a_file_is_written_with_the_usual_rights(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "deep" / "a.txt").stat().st_mode) == 0o640
 
 
+def test_a_file_outlasts_a_power_cut_as_the_old_one_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content is on the disk before it gets its name, and the name before anyone relies on it."""
+    synced = []
+
+    def sync(handle: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        synced.append(("folder" if is_folder else "file", (tmp_path / "a.txt").exists()))
+        real(handle)
+
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", sync)
+    write_text(tmp_path / "a.txt", "new")
+    assert synced == [("file", False), ("folder", True)]
+
+
 def save_with_torch(path: Path) -> None:
     with path.open("wb") as file:
         torch.save({"weight": torch.zeros(1_000_000)}, file)

@@ -86,3 +86,23 @@ def test_without_a_console_and_a_file_nothing_happens() -> None:
 def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"log.jsonl cannot be written: No such file"):
         Journal(None, tmp_path / "gone" / "log.jsonl").event("opened")
+
+
+def test_half_a_line_of_a_run_that_was_killed_is_dropped(tmp_path: Path) -> None:
+    journal = Journal(None, tmp_path / "log.jsonl")
+    journal.event("opened")
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    for left in (whole + whole[:20], whole[:20]):
+        (tmp_path / "log.jsonl").write_bytes(left)
+        journal.event("resumed")
+        lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert [line["event"] for line in lines] == ["opened"] * (left != whole[:20]) + ["resumed"]
+
+
+def test_nothing_is_written_where_it_may_not_be_any_more(tmp_path: Path) -> None:
+    def check() -> None:
+        raise OutputError("removed")
+
+    with pytest.raises(OutputError, match="removed"):
+        Journal(None, tmp_path / "log.jsonl", check).event("opened")
+    assert not list(tmp_path.iterdir())

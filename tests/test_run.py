@@ -107,9 +107,8 @@ def test_the_report_holds_settings_with_their_types(finished: Path) -> None:
     assert (settings["channels_last"], settings["milestones"]) == (None, "0.5, 0.75")
 
 
-def test_a_finished_run_leaves_its_results_and_its_last_state(finished: Path) -> None:
-    assert {path.name for path in (finished / "half").iterdir()} == {*RESULTS, "state"}
-    assert {path.name for path in (finished / "half" / "state").iterdir()} - {"lock"} == {"training.pt"}
+def test_a_finished_run_leaves_its_results_alone(finished: Path) -> None:
+    assert {path.name for path in (finished / "half").iterdir()} == set(RESULTS)
 
 
 def test_resuming_a_finished_run_returns_its_report(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

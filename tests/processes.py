@@ -1,0 +1,71 @@
+"""`compress` as a process of its own, forked from a server that has imported what takes seconds to import.
+
+The test's own process is not forked: threads of torch do not always survive that.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["compressor.pruning", "compressor.report.plots", "compressor.cli", "onnxscript", "torch._dynamo", "sklearn"]
+)
+sys.warnoptions.append("ignore:resource_tracker")  # tells of what killed processes could not give back
+STEPS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}  # of Python's audit events
+
+
+def start(folder: Path, *arguments: str, die_at: int | None = None) -> ForkServerProcess:
+    """Begin `compress ARGUMENTS` in `folder`, as the first of a process group. What it prints goes to `stdout` and `stderr`
+    there. It kills itself before step `die_at` of its work on files below `--out`, and writes their number into `steps`.
+    """
+    process = SERVER.Process(target=_compress, args=(folder, arguments, die_at))
+    process.start()
+    return process
+
+
+def count_steps(below: Path, stop_at: int | None, stop: Callable[[], None]) -> Callable[[], int]:
+    """From now on, call `stop` before step `stop_at` of this process's work on files below a folder.
+
+    Returns a function that tells the number of steps so far.
+    """
+    count = 0
+
+    def step(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event not in STEPS:
+            return
+        inside = event in {"os.remove", "os.rmdir"} and arguments[-1] != -1  # rmtree names files by the folder they are in
+        if inside or any(str(below) in os.fsdecode(path) for path in arguments if isinstance(path, str | bytes | os.PathLike)):
+            count += 1
+            if count == stop_at:
+                stop()
+
+    sys.addaudithook(step)
+    return lambda: count
+
+
+def kill() -> None:
+    """This process and those that it began."""
+    os.killpg(0, signal.SIGKILL)
+
+
+def _compress(folder: Path, arguments: tuple[str, ...], die_at: int | None) -> None:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, as in CI, ignore Ctrl-C
+    os.chdir(folder)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = ["compress", *arguments]
+    steps = count_steps(Path(arguments[arguments.index("--out") + 1]), die_at, kill)
+    from compressor.cli import main
+
+    try:
+        main()
+    finally:
+        Path("steps").write_text(str(steps()))
