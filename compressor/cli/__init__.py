@@ -17,6 +17,7 @@ from compressor.cli.inspect import inspect
 from compressor.cli.lowrank import lowrank
 from compressor.cli.methods import methods
 from compressor.cli.prune import prune
+from compressor.cli.report import report
 from compressor.cli.run import run
 from compressor.cli.sensitivity import sensitivity
 
@@ -39,6 +40,7 @@ app.command()(distill)
 app.command()(run)
 app.command()(check)
 app.command()(compare)
+app.command()(report)
 app.command("eval")(evaluate)
 app.command()(export)
 app.command()(methods)

@@ -1,4 +1,4 @@
-"""`compress compare MODEL --methods sfp,magnitude --rates 0.3,0.5`."""
+"""`compress compare RUN RUN`, and `compress compare MODEL --methods sfp,magnitude --rates 0.3,0.5`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,18 @@ CUT = "What to compare"
 @options.command(options.DATA, options.RECIPE, options.TAUGHT, options.READING, options.OUTPUT)
 def compare(
     context: typer.Context,
-    model: options.Model,
-    methods: Annotated[str, typer.Option(help="Names of methods: see `compress methods`.", rich_help_panel=CUT)],
+    model: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...|MODEL",
+            help="Finished runs; or, with --methods, one model: a checkpoint, a run directory, torchvision:NAME or timm:NAME.",
+            show_default=False,
+        ),
+    ],
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Prune the model by these methods: see `compress methods`.", rich_help_panel=CUT),
+    ] = None,
     rates: Annotated[str, typer.Option(help="Shares of the MACs to remove.", rich_help_panel=CUT)] = "0.3,0.5,0.7",
     seeds: Annotated[str, typer.Option(help="One run a seed; several tell chance from difference.", rich_help_panel=CUT)] = "0",
     set_: Annotated[
@@ -38,27 +48,43 @@ def compare(
         typer.Option(help="Train the uncut network alike, as a reference; on when there are epochs.", rich_help_panel=CUT),
     ] = None,
     device: options.Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL-compare by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the results; by default runs/compare, or with --methods runs/MODEL-compare."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Make all runs anew, also those that are finished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and do nothing.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Prune by several methods alike, and tell what each costs and saves. Finished runs are kept, so it can be repeated.
+    """Put finished runs side by side: one table, and accuracy against cost with the Pareto front.
 
-    When runs fail the others go on; the exit status is then that of the failed run, the highest if there are several.
+    With --methods, prune one model by each of them alike, and compare that. Finished runs are kept, so it can be repeated. When
+    runs fail the others go on; the exit status is then that of the failed run, the highest if there are several.
     """
+    asked = options.Asked(context)
+    if methods is None:
+        _check_alone(context)
+        try:
+            asked.side_by_side([Path(run) for run in model], out)
+        except UsageError as error:
+            more = "" if len(model) > 1 else "\nTo prune one model by several methods, name them with --methods."
+            raise UsageError(f"{error}{more}") from None
+        return
+    if len(model) > 1:
+        raise UsageError(
+            f"--methods prunes one MODEL, and {len(model)} were given: {', '.join(model[:3])}. "
+            "To put finished runs side by side, leave --methods out."
+        )
     names = [name.strip() for name in methods.split(",")]
     settings = _settings(names, set_ or [])
     shares, numbers = options.numbers("--rates", rates, "write shares, as in 0.3,0.5"), _seeds(seeds)
 
     from compressor.comparison import Series
     from compressor.recipe import Recipe
-    from compressor.report import comparison_to_json, print_comparison
 
-    asked = options.Asked(context)
     alike = asked.recipe(Recipe.paper)  # without one paper's cutout, which would not be the same for all
     series = Series(
-        asked.order(asked.source(model), alike, "compare"),
+        asked.order(asked.source(model[0]), alike, "compare"),
         methods=names,
         rates=shares,
         seeds=numbers,
@@ -71,17 +97,22 @@ def compare(
         print(json_.dumps(runs, indent=2) if json else "\n".join(f"{run['run']}: {run['state']}" for run in runs))
         return
     found = series.run()
-    if json:
-        print(comparison_to_json(found), end="")
-    elif (console := asked.console) is not None:
-        print_comparison(found, console)
-        console.print(f"\nThe table and the plot are in {series.out}: comparison.html, .md, .csv, .json", highlight=False)
+    asked.show_comparison(found, series.out)
     if found.failures:
         told = ", ".join(gap.run for gap in found.failures)
         print(
             f"error: {len(found.failures)} of {len(series.trials)} runs failed ({told}); the table says why.", file=sys.stderr
         )
         raise typer.Exit(max(gap.status or 0 for gap in found.failures))
+
+
+def _check_alone(context: typer.Context) -> None:
+    """Raise UsageError for options that only runs to be made have a use for."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if useless := [name for name in given if name not in {"model", "out", *options.OUTPUT, "config", "debug"}]:
+        names = ", ".join(f"--{name.rstrip('_').replace('_', '-')}" for name in useless)
+        raise UsageError(f"{names}: there is nothing to prune without --methods; finished runs are compared as they are.")
 
 
 def _seeds(text: str) -> list[int]:

@@ -7,7 +7,7 @@ import inspect
 import json as json_
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from compressor.errors import CompressError, UsageError
 if TYPE_CHECKING:
     from compressor.inputs import Inputs
     from compressor.recipe import Recipe
+    from compressor.report import Comparison
     from compressor.run import Order, Run
     from compressor.sources import Images, Source
 
@@ -346,6 +347,23 @@ class Asked:
             console.print(
                 f"\nResults are in {run.out}: model.onnx, model.safetensors + plan.json, report.html", highlight=False
             )
+
+    def side_by_side(self, runs: Sequence[Path], out: Path | None) -> None:
+        """Compare finished runs, and tell what came of it."""
+        from compressor.report.files import compare_runs
+
+        place = out or Path("runs") / "compare"
+        self.show_comparison(compare_runs(runs, place), place)
+
+    def show_comparison(self, compared: Comparison, out: Path) -> None:
+        """Tell what runs come to side by side: as JSON, or as a table on the console."""
+        from compressor.report import comparison_to_json, print_comparison
+
+        if self.options["json"]:
+            print(comparison_to_json(compared), end="")
+        elif (console := self.console) is not None:
+            print_comparison(compared, console)
+            console.print(f"\nThe table and the plots are in {out}: comparison.html, .md, .csv, .json", highlight=False)
 
     def _foretell(self, run: Run) -> None:
         foreseen = run.foresee()

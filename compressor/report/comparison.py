@@ -1,7 +1,8 @@
 """Runs side by side: reports in, rows of a table out. Nothing is run here.
 
 Every figure comes from a run's own report. Over several seeds it is their mean, with the standard deviation of the sample; of
-a single run it is the measurement with Wilson's interval. What was not measured is `None`, and an empty cell.
+a single run it is the measurement with Wilson's interval. What was not measured is `None`, and an empty cell. Runs may be of
+different originals and on different terms: the table then says so.
 """
 
 from __future__ import annotations
@@ -9,15 +10,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import PurePath
 from statistics import fmean, stdev
 
 from compressor.report import figures
-from compressor.report.schema import Accuracy, Report
+from compressor.report.schema import Accuracy, Latency, Report
+from compressor.report.summary import quantity, timings
 
 NOT_OF_THE_CUT = {"original", "fine-tuned", "trained", "ONNX"}  # all other stages tell what cutting alone did
 EMPTY = "-"
+BOLD = "method", "top-1"  # the columns that tell which row is the best
+# Settings that say what the runs began with, which a comparison tells by itself, and those that a method makes its own.
+_OF_THE_ORIGINAL = {"model", "arch", "arch_arg", "key", "ema", "data", "input"}
+_OF_THE_METHOD = {"do", "method", "set", "rate", "target", "rank", "energy", "student", "student_arch", "student_arch_arg", "seed"}
 
 
 @dataclass(frozen=True)
@@ -26,36 +34,62 @@ class Point:
 
     method: str
     rate: float  # the share that was to go; 0: nothing was
+    quantity: str  # of what: macs, params, size, filters, weights, rank
     seed: int
     run: str
+    page: str  # of the run, from where the comparison lies; empty: none is there
+    original: int  # its place in the comparison's list
+    settings: dict[str, str | float | int | bool | None]
     macs: int
     macs_left: float
     params: int
     params_left: float
+    size_bytes: int | None  # of the ONNX file
     stages: dict[str, Accuracy]  # after the cut and before any training that follows, by the name of the stage
     accuracy: Accuracy | None  # at the end, through ONNX Runtime
     change: float | None  # of top-1 from the original's, on the same images
     training_seconds: float | None
     faster: dict[str, float]  # by batch size: the original's median latency / this one's
+    latency: Latency | None  # at the smallest batch that was timed in turns with the original
 
     @staticmethod
-    def of(report: Report, run: str) -> Point:
-        """What `report` says, of the run in the directory `run`."""
+    def of(report: Report, run: str, page: str, original: int) -> Point:
+        """What `report` says of the run that is called `run`."""
+        in_turns = [after for before, after in timings(report.baseline, report.compressed) if before]
         return Point(
             report.method,
             report.target.asked,
+            report.target.quantity,
             report.seed,
             run,
+            page,
+            original,
+            report.settings,
             report.compressed.macs,
             report.change.macs,
             report.compressed.params,
             report.change.params,
+            report.compressed.size_bytes,
             {row.name: row.accuracy for row in report.stages if row.accuracy and row.name not in NOT_OF_THE_CUT},
             report.compressed.accuracy,
             report.change.top1,
             sum(epoch.seconds for epoch in report.epochs) if report.epochs else None,
             report.change.latency,
+            in_turns[0] if in_turns else None,
         )
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast as the original, at the smallest batch that was timed."""
+        return self.faster[min(self.faster, key=int)] if self.faster else None
+
+    @property
+    def terms(self) -> tuple[object, ...]:
+        """What must be equal for runs to differ by their seed alone."""
+        settings = sorted(
+            (name, repr(value)) for name, value in self.settings.items() if name not in _OF_THE_ORIGINAL | {"seed"}
+        )
+        return self.original, self.method, self.quantity, self.rate, tuple(settings)
 
 
 @dataclass(frozen=True)
@@ -72,14 +106,27 @@ class Gap:
 
 @dataclass(frozen=True)
 class Original:
-    """What all runs began with."""
+    """What runs began with."""
 
     model: str
     arch: str
     data: str | None
     macs: int
     params: int
+    size_bytes: int | None
     accuracy: Accuracy | None
+
+    @staticmethod
+    def of(report: Report) -> Original:
+        """What `report` says of it."""
+        before = report.baseline
+        return Original(report.model, report.arch, report.data, before.macs, before.params, before.size_bytes, before.accuracy)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for one network on one set of test images, from whichever directory the runs were started."""
+        measured = self.accuracy and (self.accuracy.top1, self.accuracy.n)
+        return PurePath(self.model).name, self.data, self.macs, self.params, measured
 
 
 @dataclass(frozen=True)
@@ -112,12 +159,25 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """All seeds of one method at one rate."""
+    """All seeds of one method at one rate. Where rows differ by something else, `name` tells them apart."""
 
     method: str
     rate: float
     points: list[Point]
     gaps: list[Gap]
+    quantity: str = "macs"
+    original: int = 0
+    name: str = ""
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """Equal for rows that compete: of one original, with as much to go of the same."""
+        return self.original, self.quantity, round(self.rate, 3)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the table tells of a row that has no figures yet."""
+        return self.method, *self.asked
 
     @property
     def top1(self) -> Spread | None:
@@ -147,9 +207,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`original` is None as long as no run is finished."""
+    """`originals` is empty as long as no run is finished."""
 
-    original: Original | None
+    originals: list[Original]
     points: list[Point]
     gaps: list[Gap]
 
@@ -159,35 +219,61 @@ class Comparison:
 
     @property
     def rows(self) -> list[Row]:
-        """The lowest rate first, and the most accurate of each rate."""
-        rows: dict[tuple[str, float], Row] = {}
+        """Those of an original together, its lowest rate first, and the most accurate of each rate."""
+        rows = list(self._rows())
+        often = Counter(row.key for row in rows)
+        for place, row in enumerate(rows):
+            runs = ", ".join(point.run for point in row.points)
+            rows[place] = replace(row, name=row.method if often[row.key] == 1 else f"{row.method} ({runs})")
+        return sorted(rows, key=lambda row: (row.original, row.rate, -row.top1.mean if row.top1 else 0.0, row.name))
+
+    def _rows(self) -> Iterable[Row]:
+        """As they come. A seed that comes twice is not another seed, and begins a row."""
+        rows: dict[tuple[object, ...], Row] = {}
+        seen: Counter[tuple[object, ...]] = Counter()
         for point in self.points:
-            rows.setdefault((point.method, point.rate), Row(point.method, point.rate, [], [])).points.append(point)
+            seen[point.terms, point.seed] += 1
+            new = Row(point.method, point.rate, [], [], point.quantity, point.original)
+            rows.setdefault((point.terms, seen[point.terms, point.seed]), new).points.append(point)
         for gap in self.gaps:
-            rows.setdefault((gap.method, gap.rate), Row(gap.method, gap.rate, [], [])).gaps.append(gap)
-        return sorted(rows.values(), key=lambda row: (row.rate, -row.top1.mean if row.top1 else 0.0, row.method))
+            new = Row(gap.method, gap.rate, [], [])
+            key = next((key for key, row in rows.items() if row.key == new.key), new.key)
+            rows.setdefault(key, new).gaps.append(gap)
+        return rows.values()
 
     @property
     def stages(self) -> list[str]:
         """The names of all that was measured after a cut, in the order of the runs."""
         return list(dict.fromkeys(name for point in self.points for name in point.stages))
 
+    @property
+    def test_sets(self) -> list[tuple[str | None, int]]:
+        """The data and the number of test images of all accuracies here. One alone: they can be compared."""
+        measured = ((self.originals[point.original].data, point.accuracy.n) for point in self.points if point.accuracy)
+        return list(dict.fromkeys(measured))
+
     def is_best(self, row: Row) -> bool:
         """Whether no other method has a higher mean at this rate; false where none competes."""
-        rivals = [other.top1.mean for other in self.rows if other.rate == row.rate and other.top1]
+        asked = row.original, row.quantity, row.rate
+        rivals = [
+            other.top1.mean for other in self.rows if (other.original, other.quantity, other.rate) == asked and other.top1
+        ]
         return row.top1 is not None and len(rivals) > 1 and row.top1.mean == max(rivals)
 
 
-def collect(reports: Mapping[str, Report], gaps: Iterable[Gap] = ()) -> Comparison:
-    """Put the reports of several runs, by the names of their directories, side by side."""
-    points = [Point.of(report, run) for run, report in reports.items()]
-    original = next((_original(report) for report in reports.values()), None)
-    return Comparison(original, points, list(gaps))
+def collect(reports: Mapping[str, Report], gaps: Iterable[Gap] = (), pages: Mapping[str, str] | None = None) -> Comparison:
+    """Put the reports of several runs, by their names, side by side.
 
-
-def _original(report: Report) -> Original:
-    before = report.baseline
-    return Original(report.model, report.arch, report.data, before.macs, before.params, before.accuracy)
+    `pages`: where the page of each run is, seen from where the comparison is to lie; by default in a directory of its name.
+    """
+    originals: dict[tuple[object, ...], Original] = {}
+    points = []
+    for run, report in reports.items():
+        original = Original.of(report)
+        originals.setdefault(original.identity, original)
+        page = f"{run}/report.html" if pages is None else pages.get(run, "")
+        points.append(Point.of(report, run, page, [*originals].index(original.identity)))
+    return Comparison([*originals.values()], points, list(gaps))
 
 
 # As a table -----------------------------------------------------------------------------------------------------------
@@ -195,21 +281,25 @@ def _original(report: Report) -> Original:
 
 def heading(comparison: Comparison) -> list[str]:
     """The names of the columns of `cells`."""
-    cost = ["MACs gone", "parameters gone", "faster", "training"]
-    return ["method", "asked", "top-1", "change", *cost, *comparison.stages, "seeds"]
+    which = ["original"] if len(comparison.originals) > 1 else []
+    cost = ["MACs gone", "parameters gone", "ONNX file", "faster", "training"]
+    return ["method", *which, "asked", "top-1", "change", *cost, *comparison.stages, "seeds"]
 
 
 def cells(comparison: Comparison, row: Row) -> list[str]:
     """A row as text."""
     params_left, change = row.mean(lambda point: point.params_left), row.mean(lambda point: point.change)
-    seconds, faster = row.mean(lambda point: point.training_seconds), row.mean(_faster)
+    seconds, faster = row.mean(lambda point: point.training_seconds), row.mean(lambda point: point.ratio)
+    size = row.mean(lambda point: point.size_bytes)
     return [
-        row.method,
-        figures.share(row.rate) if row.rate else EMPTY,
+        row.name,
+        *([str(row.original + 1)] if len(comparison.originals) > 1 else []),
+        asked(row),
         str(row.top1 or EMPTY),
         EMPTY if change is None else figures.points(change),
         EMPTY if row.macs_left is None else figures.share(1 - row.macs_left),
         EMPTY if params_left is None else figures.share(1 - params_left),
+        EMPTY if size is None else figures.size(round(size)),
         EMPTY if faster is None else figures.times(faster),
         EMPTY if seconds is None else figures.duration(seconds),
         *(str(row.stage(name) or EMPTY) for name in comparison.stages),
@@ -217,33 +307,74 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
     ]
 
 
-def _faster(point: Point) -> float | None:
-    """At the smallest batch that was timed."""
-    return point.faster[min(point.faster, key=int)] if point.faster else None
+def asked(row: Row | Point) -> str:
+    """`50.0 %` of the MACs, which are not named, or `50.0 % of the parameters`."""
+    if not row.rate:
+        return EMPTY
+    return figures.share(row.rate) + ("" if row.quantity == "macs" else f" of the {quantity(row.quantity)}")
+
+
+def told(original: Original) -> str:
+    """The costs and the accuracy of an original."""
+    size = [] if original.size_bytes is None else [f"{figures.size(original.size_bytes)} as ONNX"]
+    cost = [f"{figures.count(original.macs)} MACs", f"{figures.count(original.params)} parameters", *size]
+    if original.accuracy:
+        cost.append(f"top-1 {figures.percent(original.accuracy.top1)} {figures.interval(original.accuracy)}")
+    return ", ".join(cost)
 
 
 def notes(comparison: Comparison) -> list[str]:
     """What a reader must know about the table."""
-    original = comparison.original
-    if original is None:
+    if not comparison.originals:
         return ["No run is finished."]
-    cost = f"{figures.count(original.macs)} MACs, {figures.count(original.params)} parameters"
-    if original.accuracy is None:
-        return [f"The original: {cost}.", "Accuracy was not measured: give images with --data."]
-    top1 = f"top-1 {figures.percent(original.accuracy.top1)} {figures.interval(original.accuracy)}"
-    found = [
-        f"The original: {cost}, {top1}.",
-        f"Top-1 is measured on the same test images everywhere ({figures.images(original.accuracy.n)}), at the end through "
-        "ONNX Runtime: the mean over seeds +- their standard deviation, or a single run with Wilson's 95 % interval; "
-        "change is in points from the original. Columns behind tell what cutting alone did.",
+    return [*_about_originals(comparison), *_about_accuracy(comparison), *_about_terms(comparison), *_about_time(comparison)]
+
+
+def _about_originals(comparison: Comparison) -> list[str]:
+    first, *more = comparison.originals
+    if not more:
+        return [f"The original: {told(first)}."]
+    listed = [
+        f"Original {number}: {original.model} ({original.arch}), {original.data or 'without data'}: {told(original)}."
+        for number, original in enumerate(comparison.originals, 1)
+    ]
+    return [*listed, "The runs began with different originals: what is gone, the change and the speed-up are against its own."]
+
+
+def _about_accuracy(comparison: Comparison) -> list[str]:
+    sets = comparison.test_sets
+    if not sets:
+        return ["Accuracy was not measured: give images with --data."]
+    where, found = f"on the same test images everywhere ({figures.images(sets[0][1])})", []
+    if len(sets) > 1:
+        where, names = "on each run's own test images", "; ".join(f"{data}, {figures.images(n)}" for data, n in sets)
+        found = [f"Not on the same test images: top-1 of one set says nothing beside top-1 of another ({names})."]
+    return [
+        *found,
+        f"Top-1 is measured {where}, at the end through ONNX Runtime: the mean over seeds +- their standard deviation, or a "
+        "single run with Wilson's 95 % interval; change is in points from the original. Columns behind tell what cutting alone "
+        "did.",
         "In bold: the highest mean of a rate; where intervals overlap, that proves nothing.",
     ]
-    batches = {min(point.faster, key=int) for point in comparison.points if point.faster}
-    if batches:
-        found.append(
-            f"Faster: the original's median latency over this one's, measured in turns, batch {' and '.join(sorted(batches))}."
-        )
-    return found
+
+
+def _about_terms(comparison: Comparison) -> list[str]:
+    """The settings in which the runs differ beside method and rate, so that one is not praised for its longer training."""
+    values: dict[str, list[str]] = {}
+    for point in comparison.points:
+        for name, value in point.settings.items():
+            shown = value if isinstance(value, str) else json.dumps(value)
+            if name not in _OF_THE_ORIGINAL | _OF_THE_METHOD and shown not in values.setdefault(name, []):
+                values[name].append(shown)
+    differing = [f"{name} ({' or '.join(found)})" for name, found in values.items() if len(found) > 1]
+    return [f"Not on equal terms, the runs differ in {', '.join(differing)}."] if differing else []
+
+
+def _about_time(comparison: Comparison) -> list[str]:
+    setups = list(dict.fromkeys(figures.timing(point.latency) for point in comparison.points if point.latency))
+    if not setups:
+        return []
+    return [f"Faster: the original's median latency over this one's, measured in turns, {' or '.join(setups)}."]
 
 
 # As files -------------------------------------------------------------------------------------------------------------
@@ -254,29 +385,35 @@ def comparison_to_csv(comparison: Comparison) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, _columns(comparison), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_line(point) for point in comparison.points)
+    writer.writerows(_line(comparison, point) for point in comparison.points)
     return file.getvalue()
 
 
 def _columns(comparison: Comparison) -> list[str]:
     stages = [f"top1_{name}" for name in comparison.stages]
-    cost = ["method", "rate", "seed", "run", "macs", "macs_left", "params", "params_left"]
-    return [*cost, *stages, "top1", "low", "high", "n", "change", "training_seconds", "faster"]
+    cost = ["method", "rate", "quantity", "seed", "run", "original", "data", "macs", "macs_left", "params", "params_left"]
+    accuracy = [*stages, "top1", "low", "high", "n", "change"]
+    return [*cost, "size_bytes", *accuracy, "training_seconds", "faster", "latency_ms", "batch"]
 
 
-def _line(point: Point) -> dict[str, object]:
-    line = asdict(point) | {"faster": _faster(point)}
-    del line["stages"], line["accuracy"]
+def _line(comparison: Comparison, point: Point) -> dict[str, object]:
+    original = comparison.originals[point.original]
+    line = asdict(point) | {"faster": point.ratio, "original": original.model, "data": original.data}
+    for name in ("stages", "accuracy", "latency", "settings", "page"):
+        del line[name]
     line |= {f"top1_{name}": accuracy.top1 for name, accuracy in point.stages.items()}
     if point.accuracy:
         line |= {name: getattr(point.accuracy, name) for name in ("top1", "low", "high", "n")}
+    if point.latency:
+        line |= {"latency_ms": point.latency.median_ms, "batch": point.latency.batch}
     return line
 
 
 def comparison_to_json(comparison: Comparison) -> str:
     """All points and gaps, and what the rows of the table say of them."""
     rows = [
-        {"method": row.method, "rate": row.rate, "seeds": len(row.points), "best": comparison.is_best(row)}
+        {"method": row.method, "name": row.name, "original": row.original, "quantity": row.quantity, "rate": row.rate}
+        | {"seeds": len(row.points), "best": comparison.is_best(row), "runs": [point.run for point in row.points]}
         | {"top1": row.top1 and asdict(row.top1), "macs_left": row.macs_left}
         for row in comparison.rows
     ]

@@ -1,15 +1,24 @@
-"""The report's three files in a run's directory, those of several runs side by side, and reading a run's report back."""
+"""The report's three files in a run's directory, those of several runs side by side, and reading a run's report back.
 
-from collections.abc import Mapping
+write_reports(report, directory)         what a run leaves
+read_report(path)                        a run's report again
+write_pages(path, directory)             a run's pages made anew, and its plots as CSV
+compare_runs(paths, directory)           finished runs side by side
+"""
+
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compressor.errors import UsageError
+from compressor.errors import OutputError, UsageError
 from compressor.files import write_whole
-from compressor.report.comparison import Comparison, comparison_to_csv, comparison_to_json
+from compressor.report.comparison import Comparison, collect, comparison_to_csv, comparison_to_json
 from compressor.report.html import comparison_to_html, to_html
 from compressor.report.markdown import comparison_to_markdown, to_markdown
 from compressor.report.read import from_json, to_json
 from compressor.report.schema import Report
+
+LARGEST = 100_000_000  # bytes of a report; those of networks of a thousand layers have half a million
 
 
 def write_reports(report: Report, directory: Path) -> None:
@@ -25,21 +34,68 @@ def write_reports(report: Report, directory: Path) -> None:
     _write_all(texts, directory)
 
 
+def write_pages(path: Path, directory: Path | None) -> tuple[Report, Path]:
+    """Write report.md and report.html of the run at `path` anew, and every plot's figures as plots/NAME.csv.
+
+    They go into `directory`, or into the run's own; report.json is never written. Returns the report, and where its pages are.
+    Raises UsageError when there is no report to read, OutputError when a directory cannot be written to or is another run's.
+    """
+    from compressor.report.plots import plots
+
+    report, own = read_report(path), path if path.is_dir() else path.parent
+    directory = own if directory is None else directory
+    if (directory / "report.json").exists() and not (directory / "report.json").samefile(_report_file(path)):
+        raise OutputError(f"{directory} holds the report of another run, which would lose its page: give another --out.")
+    sections = plots(report)
+    texts = {"report.md": to_markdown(report), "report.html": to_html(report, sections)}
+    _write_all(texts | {f"plots/{plot.name}.csv": plot.csv for found in sections.values() for plot in found}, directory)
+    return report, directory
+
+
+def compare_runs(paths: Sequence[Path], directory: Path) -> Comparison:
+    """Put finished runs side by side, and write what `write_comparison` writes.
+
+    A run given twice counts once; runs in directories of one name are called by as much of their path as tells them apart.
+    Raises UsageError when one is no finished run, OutputError when the directory cannot be written to.
+    """
+    given: dict[Path, Path] = {}
+    for path in paths:
+        given.setdefault(_report_file(path).resolve(), path)
+    reports = dict(zip(_names(list(given)), map(read_report, given.values()), strict=True))
+    beside = {name: file.with_name("report.html") for name, file in zip(reports, given, strict=True)}
+    pages = {name: os.path.relpath(page, directory.resolve()) for name, page in beside.items() if page.exists()}
+    compared = collect(reports, pages=pages)
+    write_comparison(compared, directory)
+    return compared
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Of each report the last part of its directory, and as many before it as tell it from the others."""
+    whole = [(file.parent if file.name == "report.json" else file).parts for file in files]
+
+    def name(own: tuple[str, ...]) -> str:
+        alone = (n for n in range(1, len(own)) if sum(other[-n:] == own[-n:] for other in whole) == 1)
+        return "/".join(own[-next(alone, len(own)) :])
+
+    return [name(own) for own in whole]
+
+
 def write_comparison(compared: Comparison, directory: Path) -> None:
-    """Write comparison.md, .html, .csv and .json, and the plot, where there is one, as .svg. Each file is written whole.
+    """Write comparison.md, .html, .csv and .json, and each plot as .svg and .csv. Each file is written whole.
 
     Raises OutputError when the directory cannot be made or written to.
     """
-    from compressor.report.plots import accuracy_by_macs, as_file
+    from compressor.report.plots import accuracy_and_cost, as_file
 
+    plots = accuracy_and_cost(compared)
     texts = {
         "comparison.csv": comparison_to_csv(compared),
         "comparison.md": comparison_to_markdown(compared),
-        "comparison.html": comparison_to_html(compared),
+        "comparison.html": comparison_to_html(compared, plots),
         "comparison.json": comparison_to_json(compared),
     }
-    if plot := accuracy_by_macs(compared):
-        texts["comparison.svg"] = as_file(plot)
+    for plot in plots:
+        texts |= {f"{plot.name}.svg": as_file(plot), f"{plot.name}.csv": plot.csv}
     _write_all(texts, directory)
 
 
@@ -59,12 +115,20 @@ def read_report(path: Path) -> Report:
 
     Raises UsageError when there is none or it cannot be read; the message names the file.
     """
-    file = path / "report.json" if path.is_dir() else path
+    file = _report_file(path)
     try:
+        if file.stat().st_size > LARGEST:
+            raise UsageError(f"larger than {LARGEST:,} bytes, and so no report")
         return from_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{file} does not exist: give the directory of a finished run, or its report.json") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read as a report: {error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} cannot be read as a report: it is no text file") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read as a report: {error.strerror}") from None
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None
+
+
+def _report_file(path: Path) -> Path:
+    return path / "report.json" if path.is_dir() else path

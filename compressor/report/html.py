@@ -3,7 +3,11 @@
 The look is in page.css, the content in page.html.jinja; everything that is text is escaped there.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,22 +15,24 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from compressor.report import comparison, figures, summary
 from compressor.report.comparison import Comparison
 from compressor.report.schema import Report
+from compressor.report.tradeoff import HOW_TO_READ
+
+if TYPE_CHECKING:
+    from compressor.report.plots import Plot
 
 
-def to_html(report: Report) -> str:
-    """The whole page."""
+def to_html(report: Report, drawn: Mapping[str, Sequence[Plot]] | None = None) -> str:
+    """The whole page. `drawn`: its plots, where they are at hand."""
     from compressor.report.plots import plots  # matplotlib takes a second to import, and only the page needs it
 
     page = _environment().get_template("page.html.jinja")
-    return page.render(report=report, summary=summary, plots=plots(report), cards=_cards(report))
+    return page.render(report=report, summary=summary, plots=drawn or plots(report), cards=_cards(report))
 
 
-def comparison_to_html(compared: Comparison) -> str:
-    """The page of several runs side by side."""
-    from compressor.report.plots import accuracy_by_macs
-
+def comparison_to_html(compared: Comparison, drawn: Sequence[Plot]) -> str:
+    """The page of several runs side by side, with the plots `drawn` of them."""
     page = _environment().get_template("comparison.html.jinja")
-    return page.render(compared=compared, comparison=comparison, plot=accuracy_by_macs(compared))
+    return page.render(compared=compared, comparison=comparison, plots=drawn, how_to_read=HOW_TO_READ)
 
 
 def _environment() -> Environment:

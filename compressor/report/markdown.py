@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from compressor.report import comparison, figures, summary
 from compressor.report.comparison import Comparison
 from compressor.report.schema import Layer, Report
+from compressor.report.tradeoff import HOW_TO_READ, tradeoffs
 
 if TYPE_CHECKING:
     from compressor.gate import Checked
@@ -60,10 +61,11 @@ def _before_and_after(report: Report) -> str:
 
 
 def _stages(report: Report) -> str:
-    header = ["stage", "MACs", "parameters", "top-1 [95 %]", "n", "time", "note"]
+    header = summary.stage_heading(report)
     rows = ([_text(name), *cells, _text(note)] for name, *cells, note in summary.stage_rows(report))
+    table = _table(header, "l" + "r" * (len(header) - 2) + "l", rows)
     training = summary.training(report)
-    sections = ["### Stages", _table(header, "lrrrrrl", rows), f"Training: {training}." if training else ""]
+    sections = ["### Stages", table, summary.stage_note(report), f"Training: {training}." if training else ""]
     return "\n\n".join(section for section in sections if section) if report.stages else ""
 
 
@@ -126,19 +128,21 @@ def _repeat(report: Report) -> str:
 
 
 def comparison_to_markdown(compared: Comparison) -> str:
-    """The table of several runs, the plot that lies beside it as a file, and what there is to know about both."""
-    original = compared.original
-    what = f"{_code(original.model)}, {_code(original.data) if original.data else 'without data'}" if original else ""
-    plot = "![Top-1 against the MACs that are left](comparison.svg)" if original and original.accuracy else ""
+    """The table of several runs, the plots that lie beside it as files, and what there is to know about both."""
+    what = ""
+    if len(compared.originals) == 1:
+        (original,) = compared.originals
+        what = f"{_code(original.model)}, {_code(original.data) if original.data else 'without data'}"
+    plots = "\n\n".join(f"![{_text(found.title)}]({found.name}.svg)" for found in tradeoffs(compared))
     names = [*comparison.heading(compared), "note"]
     table = _table(names, "l" + "r" * (len(names) - 2) + "l", (_compared(compared, row) for row in compared.rows))
-    notes = "\n\n".join(_text(note) for note in comparison.notes(compared))
-    return "\n\n".join(part for part in ("## Comparison", what, plot, table, notes) if part) + "\n"
+    notes = "\n\n".join(_text(note) for note in [*comparison.notes(compared), *([HOW_TO_READ] if plots else [])])
+    return "\n\n".join(part for part in ("## Comparison", what, plots, table, notes) if part) + "\n"
 
 
 def _compared(compared: Comparison, row: comparison.Row) -> list[str]:
     """The cells of a row, those that tell of the best in bold."""
-    best = {"method", "top-1"} if compared.is_best(row) else set()
+    best = comparison.BOLD if compared.is_best(row) else set()
     named = zip(comparison.heading(compared), map(_text, comparison.cells(compared, row)), strict=True)
     return [*(f"**{cell}**" if name in best else cell for name, cell in named), _text(row.note)]
 

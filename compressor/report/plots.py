@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 from xml.etree import ElementTree
@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from compressor.report import figures, summary
-from compressor.report.comparison import Comparison, Spread, comparison_to_csv
+from compressor.report.comparison import Comparison
 from compressor.report.schema import Layer, Report
+from compressor.report.tradeoff import Axis, Mark, Tradeoff, tradeoffs
 
 HALF = (460, 290)  # width and height of a plot that shares its row, in pixels of the page at full size
 WHOLE = (1040, 320)
@@ -59,6 +60,7 @@ _STYLE: dict[Any, Any] = {  # matplotlib names every key it knows in its type, a
     "lines.linewidth": 2,
 }
 Table = list[Sequence[object]]  # the first row holds the names of the columns
+PALE = 0.35  # opacity of a network that another one beats
 MOST_NAMES = 40  # more layers than this are numbered instead
 
 
@@ -132,10 +134,10 @@ def stages(report: Report) -> Plot | None:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.grid(axis="y", alpha=0.12, color=INK)
 
-    table: Table = [["stage", "top1", "low", "high", "n", "macs", "params", "seconds"]]
+    table: Table = [["stage", "top1", "low", "high", "n", "macs", "params", "size_bytes", "seconds"]]
     for stage, accuracy in measured:
         interval = [accuracy.top1, accuracy.low, accuracy.high, accuracy.n]
-        table.append([stage.name, *interval, stage.macs, stage.params, stage.seconds])
+        table.append([stage.name, *interval, stage.macs, stage.params, stage.size_bytes, stage.seconds])
     alt = "; ".join(f"{stage.name} {value:.2f} %" for (stage, _), value in zip(measured, top1, strict=True))
     return _plot("stages", "Accuracy at each stage", alt, HALF, draw, table)
 
@@ -262,41 +264,79 @@ def by_group(name: str, title: str, label: str, groups: Sequence[str], lines: Ma
         return _plot(name, title, "; ".join(worst), WHOLE, draw, table)
 
 
-def accuracy_by_macs(compared: Comparison) -> Plot | None:
-    """Top-1 against the MACs that are left, a line a method; the original is a star at the right."""
-    original = compared.original
-    if original is None or original.accuracy is None:
-        return None
-    top1 = 100 * original.accuracy.top1
-    lines: dict[str, list[tuple[float, Spread]]] = {}  # name -> (MACs left, top-1) of its rows
-    for row in sorted(compared.rows, key=lambda row: row.method):
-        if row.top1 and row.macs_left is not None:
-            name = row.method if row.rate else f"{row.method}, uncut"
-            lines.setdefault(name, []).append((100 * row.macs_left, row.top1))
-    # On paper, markers tell lines apart.
-    styles = itertools.cycle(zip(2 * SERIES, 6 * ["-"] + 6 * ["--"], "os^vDPXos^vD", strict=True))
-
-    def draw(axes: Axes) -> None:
-        axes.axhline(top1, color=BEFORE, linewidth=1, linestyle=":")
-        axes.plot([100], [top1], color=INK, marker="*", markersize=11, linestyle="", label="the original")
-        for (name, line), (colour, dash, marker) in zip(lines.items(), styles, strict=False):
-            left, means = [macs for macs, _ in line], [100 * top1.mean for _, top1 in line]
-            below = [100 * (top1.mean - top1.low) for _, top1 in line]
-            above = [100 * (top1.high - top1.mean) for _, top1 in line]
-            axes.errorbar(
-                left, means, (below, above), color=colour, capsize=4, elinewidth=1.2, fmt=f"{marker}{dash}", label=name
-            )
-        axes.set_xlabel("MACs left, % of the original")
-        axes.set_ylabel("top-1, %")
-        axes.grid(axis="y", alpha=0.12, color=INK)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3)
-
-    ends = (f"{name} {100 * line[-1][1].mean:.2f} % at {line[-1][0]:.1f} %" for name, line in lines.items())
-    alt = "; ".join([f"the original {top1:.2f} %", *ends])
+def accuracy_and_cost(compared: Comparison) -> list[Plot]:
+    """For each set of test images, top-1 against every cost, side by side, with the Pareto front of each."""
     with matplotlib.rc_context(_STYLE):
-        title = "Accuracy against the MACs that are left"
-        drawn = _plot("comparison", title, alt, WHOLE, draw, [])
-    return replace(drawn, csv=comparison_to_csv(compared))
+        return [_tradeoff(found) for found in tradeoffs(compared)]
+
+
+def _tradeoff(found: Tradeoff) -> Plot:
+    """Panels of one height, three in a row, and a key of the lines beside them."""
+    columns = min(len(found.axes), 3)
+    rows = math.ceil(len(found.axes) / columns)
+    figure = Figure(figsize=(WHOLE[0] / 72, rows * WHOLE[1] / 72), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    styles = _line_styles([mark.line for axis in found.axes for mark in axis.marks if mark.seeds])
+    for axes, axis in itertools.zip_longest(panels.flat, found.axes):
+        if axis is None:
+            axes.set_visible(False)
+        else:
+            _draw_front(axes, axis, styles)
+    for left in panels[:, 0]:
+        left.set_ylabel("top-1, %")
+    named = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside right center", handlelength=2, fontsize=11)
+    table: Table = [["cost", "value", "top1", "low", "high", "n", "line", "asked", "seeds", "pareto_front"]]
+    for axis in found.axes:
+        for mark in axis.marks:
+            spread = [mark.top1.mean, mark.top1.low, mark.top1.high, mark.top1.n]
+            table.append([axis.cost, mark.cost, *spread, mark.line, mark.asked, mark.seeds, "yes" if mark.front else "no"])
+    alt = "; ".join(map(_front_in_words, found.axes))
+    return _finished(figure, found.name, found.title, alt, table, wide=True)
+
+
+def _line_styles(lines: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each line; on paper, markers tell them apart."""
+    styles = itertools.cycle(zip(2 * SERIES, "os^vDPXpdh<>", strict=True))
+    return dict(zip(sorted(set(lines)), styles, strict=False))
+
+
+def _draw_front(axes: Axes, axis: Axis, styles: Mapping[str, tuple[str, str]]) -> None:
+    """The front as a staircase; what is beaten is pale, and the rows of a method are joined by a thin line."""
+    marks = sorted(axis.marks, key=lambda mark: (mark.cost, mark.top1.mean))
+    best = [mark for mark in marks if mark.front]
+    steps = [mark.cost for mark in best], [100 * mark.top1.mean for mark in best]
+    axes.step(*steps, where="post", color=INK, linewidth=1, alpha=0.5, label="Pareto front", zorder=1)
+    name = "originals, by number" if any(mark.number for mark in marks) else "the original"
+    axes.plot([], [], color=INK, marker="*", markersize=11, linestyle="", label=name)
+    for name, (colour, marker) in styles.items():
+        own = [mark for mark in marks if mark.line == name]
+        axes.plot([mark.cost for mark in own], [100 * mark.top1.mean for mark in own], color=colour, linewidth=1, alpha=0.3)
+        for mark in own:
+            _draw_mark(axes, mark, colour, marker)
+        axes.plot([], [], color=colour, marker=marker, linestyle="", label=figures.shorten(name, 28))
+    for mark in marks:
+        if not mark.seeds:
+            place, shade = (mark.cost, 100 * mark.top1.mean), 1 if mark.front else PALE
+            axes.plot(*place, color=INK, marker="*", markersize=11, linestyle="", alpha=shade)
+            axes.annotate(mark.number, place, (8, 4), textcoords="offset points", alpha=shade)
+    axes.set_xlabel(axis.label)
+    axes.margins(0.09)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.written(value)))
+    axes.grid(alpha=0.12, color=INK)
+
+
+def _draw_mark(axes: Axes, mark: Mark, colour: str, marker: str) -> None:
+    spread = [[max(100 * (mark.top1.mean - mark.top1.low), 0)], [max(100 * (mark.top1.high - mark.top1.mean), 0)]]
+    shade = 1 if mark.front else PALE
+    axes.errorbar([mark.cost], [100 * mark.top1.mean], spread, color=colour, fmt=marker, capsize=3, elinewidth=1, alpha=shade)
+
+
+def _front_in_words(axis: Axis) -> str:
+    best = sorted((mark for mark in axis.marks if mark.front), key=lambda mark: mark.cost)
+    told = (f"{mark.line} {100 * mark.top1.mean:.2f} % at {axis.written(mark.cost)}" for mark in best)
+    return f"{axis.label.partition(chr(10))[0]}, Pareto front: {', '.join(told)}"
 
 
 def as_file(plot: Plot) -> str:
@@ -318,7 +358,11 @@ def _plot(
 ) -> Plot:
     figure = Figure(figsize=(pixels[0] / 72, pixels[1] / 72), layout="constrained")
     draw(figure.subplots())
-    return Plot(name, title, alt, _svg(figure, name, f"{title}: {alt}"), _csv(table), pixels == WHOLE)
+    return _finished(figure, name, title, alt, table, wide=pixels == WHOLE)
+
+
+def _finished(figure: Figure, name: str, title: str, alt: str, table: Table, *, wide: bool) -> Plot:
+    return Plot(name, title, alt, _svg(figure, name, f"{title}: {alt}"), _csv(table), wide)
 
 
 def _svg(figure: Figure, name: str, alt: str) -> str:

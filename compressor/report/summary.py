@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from compressor.report import figures
-from compressor.report.schema import Accuracy, Change, Latency, Layer, Profile, Report, Target, Teaching, Verification
+from compressor.report.schema import Accuracy, Change, Latency, Layer, Profile, Report, Stage, Target, Teaching, Verification
 
 FASTER = 1.05  # a smaller gain is lost in the noise of timing
 NOT_MEASURED = "not measured"
@@ -155,13 +155,17 @@ def checks_verdict(verification: Verification) -> str:
 
 def asked_and_reached(target: Target) -> str:
     """`asked for 50.0 % of the MACs removed (macs=50%), reached 50.2 %`, and why the two differ."""
-    names = {"macs": "MACs", "params": "parameters", "size": "ONNX file's size", "rank": "ranks"}
-    asked = f"asked for {figures.share(target.asked)} of the {names.get(target.quantity, target.quantity)} removed"
+    asked = f"asked for {figures.share(target.asked)} of the {quantity(target.quantity)} removed"
     note = f": {target.note}" if target.note else ""
     papers = ""
     if target.macs_at_asked is not None:
         papers = f"; counted as papers do, with widths that are not whole, {figures.share(target.macs_at_asked)} of the MACs go"
     return f"{asked} ({target.text}), reached {figures.share(target.reached)}{note}{papers}"
+
+
+def quantity(name: str) -> str:
+    """What a target is about, in words."""
+    return {"macs": "MACs", "params": "parameters", "size": "ONNX file's size", "rank": "ranks"}.get(name, name)
 
 
 def rows(report: Report) -> list[Row]:
@@ -273,20 +277,54 @@ def fidelity(report: Report) -> str:
     return f"same top-1 answer as the original on {alike}; mean KL divergence {measured.mean_kl:.3g} nats"
 
 
-def stage_rows(report: Report) -> list[tuple[str, str, str, str, str, str, str]]:
-    """Name, MACs, parameters, top-1 with its interval, number of images, time, note of every stage."""
-    return [
-        (
-            stage.name,
-            figures.count(stage.macs),
-            figures.count(stage.params),
-            f"{figures.percent(stage.accuracy.top1)} {figures.interval(stage.accuracy)}" if stage.accuracy else "-",
-            f"{stage.accuracy.n:,}" if stage.accuracy else "-",
-            figures.duration(stage.seconds),
-            stage.note,
-        )
-        for stage in report.stages
-    ]
+def stage_heading(report: Report) -> list[str]:
+    """The names of the columns of `stage_rows`; files and times have one where some stage has them."""
+    size = ["ONNX file"] if any(stage.size_bytes is not None for stage in report.stages) else []
+    latency = ["latency"] if _stage_setup(report) else []
+    return ["stage", "MACs", "parameters", *size, *latency, "top-1 [95 %]", "n", "time", "note"]
+
+
+def stage_rows(report: Report) -> list[list[str]]:
+    """Every stage as text, its name first and its note last."""
+    return [[*_stage_cost(report, stage), *_stage_accuracy(stage), stage.note] for stage in report.stages]
+
+
+def stage_note(report: Report) -> str:
+    """What a reader must know about the times of the stages; empty where there are none."""
+    if not (setup := _stage_setup(report)):
+        return ""
+    return f"Latency of stages: {figures.timing(setup)}, measured in turns; in brackets how many times as fast as the first."
+
+
+def _stage_cost(report: Report, stage: Stage) -> list[str]:
+    cost = [stage.name, figures.count(stage.macs), figures.count(stage.params)]
+    if any(other.size_bytes is not None for other in report.stages):
+        cost.append("-" if stage.size_bytes is None else figures.size(stage.size_bytes))
+    if setup := _stage_setup(report):
+        first, own = (_timed(other, setup) for other in (report.stages[0], stage))
+        cost.append("-" if own is None else figures.milliseconds(own.median_ms))
+        if first and own and first is not own:
+            cost[-1] += f" ({figures.times(first.median_ms / own.median_ms)})"
+    return cost
+
+
+def _stage_accuracy(stage: Stage) -> list[str]:
+    """Top-1 with its interval, number of images, and the time of the stage."""
+    top1, n = "-", "-"
+    if stage.accuracy:
+        top1 = f"{figures.percent(stage.accuracy.top1)} {figures.interval(stage.accuracy)}"
+        n = f"{stage.accuracy.n:,}"
+    return [top1, n, figures.duration(stage.seconds)]
+
+
+def _stage_setup(report: Report) -> Latency | None:
+    """How the stages were timed, at the smallest batch; None where none was."""
+    return min((latency for stage in report.stages for latency in stage.latency), key=lambda one: one.batch, default=None)
+
+
+def _timed(stage: Stage, setup: Latency) -> Latency | None:
+    """What `stage` takes where all else is as in `setup`."""
+    return next((latency for latency in stage.latency if _setup(latency) == _setup(setup)), None)
 
 
 def training(report: Report) -> str:

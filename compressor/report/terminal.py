@@ -1,5 +1,7 @@
 """The report for the terminal: a few narrow tables that fit 80 columns, and plain lines in a build log."""
 
+import re
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +11,7 @@ from compressor.report import comparison, summary
 from compressor.report.comparison import Comparison
 from compressor.report.schema import Report
 
-SHOWN = ("method", "asked", "top-1", "change", "MACs gone", "faster")  # of a comparison
+SHOWN = ("method", "original", "asked", "top-1", "change", "MACs gone", "ONNX file", "faster")  # of a comparison
 _STYLE = {"good": "green", "bad": "red", "plain": ""}
 
 
@@ -26,6 +28,8 @@ def print_report(report: Report, console: Console) -> None:
     if report.stages:
         console.print()
         console.print(_stages(report))
+        if note := summary.stage_note(report):
+            _print_line(Text(note, "dim"), console)
     training = summary.training(report)
     if training:
         _print_line(Text(f"Training: {training}.", "dim"), console)
@@ -49,7 +53,7 @@ def print_comparison(compared: Comparison, console: Console) -> None:
         _print_line(Text(note, "dim"), console)
     for row in compared.rows:
         if row.note:
-            _print_line(Text.assemble((f"{row.method} at {row.rate:g}: ", "yellow"), row.note), console)
+            _print_line(Text.assemble((f"{row.name} at {row.rate:g}: ", "yellow"), row.note), console)
 
 
 def _print_line(text: Text, console: Console) -> None:
@@ -69,14 +73,15 @@ def _before_and_after(report: Report) -> Table:
     return table
 
 
-def _with_spread(figure: str, spread: str) -> Text:
+def _with_spread(figure: str, spread: str = "") -> Text:
     return Text.assemble(figure, (f"\n{spread}" if spread else "", "dim"))
 
 
 def _stages(report: Report) -> Table:
-    table = _table("stage", "MACs", "parameters", "top-1 [95 %]", "n", "time")
-    for name, macs, params, top1, n, time, _ in summary.stage_rows(report):
-        table.add_row(Text(name), macs, params, Text(top1), n, time)
+    *columns, _ = summary.stage_heading(report)  # a note is too wide
+    table = _table(*columns)
+    for name, *cells, _ in summary.stage_rows(report):
+        table.add_row(Text(name), *(_with_spread(*re.split(r" (?=[\[(])", cell)) for cell in cells))
     return table
 
 

@@ -23,10 +23,13 @@ from compressor.report import (
     compare,
     comparison_to_json,
     print_comparison,
+    to_json,
     write_comparison,
 )
 from compressor.report.comparison import cells, heading, notes
-from compressor.report.plots import accuracy_by_macs
+from compressor.report.files import compare_runs
+from compressor.report.plots import accuracy_and_cost
+from compressor.report.tradeoff import front, tradeoffs
 
 TOP1 = {("a", 0.5): (0.86, 0.88), ("b", 0.5): (0.861, 0.869), ("a", 0.7): (0.83,), ("dense", 0.0): (0.882, 0.884)}
 
@@ -40,7 +43,10 @@ def report_of(method: str, rate: float, seed: int, top1: float) -> Report:
     if not rate:
         change, stages = replace(change, latency={}), [stages[0], stages[3], stages[4]]
     target = Target("macs", rate, rate, "")
-    return replace(report, method=method, seed=seed, compressed=after, change=change, target=target, stages=stages)
+    settings = report.settings | {"seed": seed}
+    return replace(
+        report, method=method, seed=seed, compressed=after, change=change, target=target, stages=stages, settings=settings
+    )
 
 
 def compared(*gaps: Gap) -> Comparison:
@@ -63,8 +69,8 @@ def test_several_seeds_are_a_mean_with_its_deviation() -> None:
     row = row_of(compared(), "a", 0.5)
     assert row == {
         "method": "a", "asked": "50.0 %", "top-1": "87.00 +- 1.41 %", "change": "-0.96", "MACs gone": "50.0 %",
-        "parameters gone": "52.9 %", "faster": "1.5x", "training": "20 min 39 s", "cut": "31.27 +- 0.00 %",
-        "recalibrated": "73.85 +- 0.00 %", "seeds": "2",
+        "parameters gone": "52.9 %", "ONNX file": "527 kB", "faster": "1.5x", "training": "20 min 39 s",
+        "cut": "31.27 +- 0.00 %", "recalibrated": "73.85 +- 0.00 %", "seeds": "2",
     }  # fmt: skip
     assert stdev(TOP1["a", 0.5]) == pytest.approx(0.014142, abs=1e-6)
 
@@ -77,7 +83,7 @@ def test_one_seed_is_a_measurement_with_wilsons_interval() -> None:
 def test_what_was_not_measured_is_no_figure() -> None:
     dense, failed = row_of(compared(*FAILED), "dense", 0.0), row_of(compared(*FAILED), "b", 0.7)
     assert (dense["asked"], dense["faster"], dense["cut"], dense["top-1"]) == ("-", "-", "-", "88.30 +- 0.14 %")
-    assert [*failed.values()] == ["b", "70.0 %", *["-"] * 8, "0"]
+    assert [*failed.values()] == ["b", "70.0 %", *["-"] * 9, "0"]
 
 
 def test_rows_rise_by_rate_and_the_best_of_rivals_is_marked() -> None:
@@ -116,30 +122,13 @@ def test_csv_and_json_read_back(tmp_path: Path) -> None:
     read = json.loads(comparison_to_json(comparison))
     best = [row for row in read["rows"] if row["best"]]
     assert [(row["method"], row["rate"], row["top1"]["mean"]) for row in best] == [("a", 0.5, fmean(TOP1["a", 0.5]))]
-    assert [gap["status"] for gap in read["gaps"]] == [2, 2] and read["original"]["accuracy"]["n"] == 10_000
-
-
-def test_the_plot_has_a_line_a_method_and_the_original() -> None:
-    plot = accuracy_by_macs(compared(*FAILED))
-    assert (
-        plot is not None
-        and plot.alt == "the original 87.96 %; a 83.00 % at 30.0 %; b 86.50 % at 50.0 %; dense, uncut 88.30 % at 100.0 %"
-    )
-    texts = [element.text for element in ElementTree.fromstring(plot.svg).iter("text")]
-    assert {"the original", "a", "b", "dense, uncut", "MACs left, % of the original"} <= {*texts}
-
-
-def test_many_methods_are_lines_of_their_own() -> None:
-    names = [f"method{i}" for i in range(14)]
-    plot = accuracy_by_macs(collect({name: report_of(name, 0.5, 0, 0.8) for name in names}))
-    assert plot is not None
-    assert {*names} <= {element.text for element in ElementTree.fromstring(plot.svg).iter("text")}
+    assert [gap["status"] for gap in read["gaps"]] == [2, 2] and read["originals"][0]["accuracy"]["n"] == 10_000
 
 
 def test_without_images_there_is_a_table_of_costs_and_no_plot(tmp_path: Path) -> None:
     comparison = collect({"a-0.5-seed0": example.without_data()})
     write_comparison(comparison, tmp_path)
-    assert not (tmp_path / "comparison.svg").exists() and accuracy_by_macs(comparison) is None
+    assert not [*tmp_path.glob("*.svg")] and accuracy_and_cost(comparison) == []
     assert notes(comparison)[-1] == "Accuracy was not measured: give images with --data."
     Page((tmp_path / "comparison.html").read_text(encoding="utf-8"))
 
@@ -153,5 +142,122 @@ def test_before_any_run_is_finished_there_is_a_table_of_gaps(tmp_path: Path) -> 
 def test_the_terminal_shows_the_narrow_columns(capsys: pytest.CaptureFixture[str]) -> None:
     print_comparison(compared(*FAILED), Console(width=80))
     told = capsys.readouterr().out
-    assert "a 50.0 % 87.00 +- 1.41 % -0.96 50.0 % 1.5x" in " ".join(told.split())
+    assert "a 50.0 % 87.00 +- 1.41 % -0.96 50.0 % 527 kB 1.5x" in " ".join(told.split())
     assert "b at 0.7: seed 0, 1 failed: the loss is nan |" in told
+
+
+# Runs from anywhere ---------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_other_originals_say_which_is_whose() -> None:
+    other = replace(report_of("a", 0.5, 0, 0.86), model="elsewhere/vgg.pt")
+    comparison = collect({"one": report_of("a", 0.5, 0, 0.86), "two": other})
+    assert [(row.name, row.original, len(row.points)) for row in comparison.rows] == [("a", 0, 1), ("a", 1, 1)]
+    assert row_of(collect({"two": other}), "a", 0.5).get("original") is None
+    assert heading(comparison)[1] == "original" and cells(comparison, comparison.rows[1])[1] == "2"
+    told = "\n".join(notes(comparison))
+    assert "Original 2: elsewhere/vgg.pt (examples/cifar/resnet.py:resnet20), imagefolder:data/cifar10: 40.6 M MACs" in told
+    assert "The runs began with different originals" in told and "on the same test images everywhere" in told
+    (found,) = tradeoffs(comparison)
+    assert [axis.label.partition(",")[0] for axis in found.axes] == ["MACs", "ONNX file", "latency", "latency"]
+    assert [{mark.line for mark in axis.marks} for axis in found.axes[2:]] == [
+        {"a, of original 1", "original 1"}, {"a, of original 2", "original 2"},
+    ]  # fmt: skip
+
+
+def test_one_original_has_one_name_wherever_the_runs_were_started() -> None:
+    elsewhere = replace(report_of("a", 0.5, 1, 0.88), model="../checkpoints/resnet20.pt", arch="resnet.py:resnet20")
+    comparison = collect({"one": report_of("a", 0.5, 0, 0.86), "two": elsewhere})
+    assert len(comparison.originals) == 1 and row_of(comparison, "a", 0.5)["top-1"] == "87.00 +- 1.41 %"
+
+
+def test_accuracies_on_other_images_never_share_an_axis(tmp_path: Path) -> None:
+    comparison = collect({"one": report_of("a", 0.5, 0, 0.86), "two": replace(report_of("a", 0.5, 0, 0.9), data="digits")})
+    write_comparison(comparison, tmp_path)
+    assert [{mark.top1.mean for mark in found.axes[0].marks if mark.seeds} for found in tradeoffs(comparison)] == [
+        {0.86},
+        {0.9},
+    ]
+    assert "Not on the same test images: top-1 of one set says nothing beside top-1 of another" in "\n".join(notes(comparison))
+    assert len([*tmp_path.glob("accuracy-and-cost-?.svg")]) == len([*tmp_path.glob("accuracy-and-cost-?.csv")]) == 2
+
+
+def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own() -> None:
+    first = report_of("a", 0.5, 0, 0.86)
+    longer = replace(first, settings=first.settings | {"epochs": 90}, seed=1)
+    comparison = collect({"main/a": first, "later/a": first, "long": longer})
+    names = ["a (later/a)", "a (long)", "a (main/a)"]
+    assert [row.name for row in comparison.rows] == names and [len(row.points) for row in comparison.rows] == [1, 1, 1]
+    assert "Not on equal terms, the runs differ in epochs (30 or 90)." in notes(comparison)
+    (found,) = tradeoffs(comparison)
+    assert {mark.line for mark in found.axes[0].marks} == {*names, "the original"}
+
+
+def test_a_budget_of_something_else_than_macs_says_so() -> None:
+    report = report_of("a", 0.4, 0, 0.86)
+    report = replace(report, target=replace(report.target, quantity="params"))
+    assert row_of(collect({"a": report}), "a", 0.4)["asked"] == "40.0 % of the parameters"
+
+
+def test_finished_runs_are_read_and_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    for place in ("main/half", "branch/half", "other"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "report.json").write_text(to_json(example.without_data()), encoding="utf-8")
+        (tmp_path / place / "report.html").touch()
+    (tmp_path / "lone.json").write_text(to_json(example.without_data()), encoding="utf-8")
+    runs = ["main/half", "branch/half/report.json", "other", "main/half/", "lone.json"]
+    comparison = compare_runs([tmp_path / run for run in runs], tmp_path / "page" / "s")
+    assert {point.run: point.page for point in comparison.points} == {
+        "main/half": "../../main/half/report.html", "branch/half": "../../branch/half/report.html",
+        "other": "../../other/report.html", "lone.json": "",
+    }  # fmt: skip
+    links = [a["href"] for tag, a in Page((tmp_path / "page" / "s" / "comparison.html").read_text()).elements if tag == "a"]
+    assert links == [point.page for point in comparison.points if point.page]
+
+
+# Accuracy against cost ------------------------------------------------------------------------------------------------
+
+
+def test_the_front_is_what_nothing_else_beats() -> None:
+    assert front([(1, 0.5), (2, 0.4), (2, 0.6), (3, 0.6), (2, 0.6)]) == [True, False, True, False, True]
+
+
+def quantized(report: Report) -> Report:
+    """As many MACs, a smaller file, less time."""
+    after = replace(report.compressed, size_bytes=130_000, latency=[example.timed(1, 0.7)])
+    return replace(report, method="int8", compressed=after, change=compare(report.baseline, after))
+
+
+def test_every_cost_has_its_front_and_its_original() -> None:
+    half, wide = report_of("a", 0.5, 0, 0.86), report_of("b", 0.4, 0, 0.84)
+    comparison = collect({"half": half, "wide": wide, "int8": quantized(report_of("a", 0.5, 0, 0.855))})
+    (found,) = tradeoffs(comparison)
+    best = {axis.cost: {mark.line for mark in axis.marks if mark.front} for axis in found.axes}
+    assert best == {
+        "macs": {"a", "the original"},  # int8 has as many as a, and is less accurate
+        "size_bytes": {"int8", "a", "the original"},
+        "latency_left": {"int8", "a", "the original"},
+    }
+    latency = {mark.line: mark.cost for mark in found.axes[2].marks}
+    assert latency["int8"] == pytest.approx(0.7 / 1.93) and latency["the original"] == 1
+    assert found.axes[2].label == "latency, share of the original's\nbatch 1, CPU, 1 thread"
+
+
+def test_the_plot_shows_every_axis_and_its_csv_every_mark() -> None:
+    comparison = compared(*FAILED)
+    (found,), (plot,) = tradeoffs(comparison), accuracy_and_cost(comparison)
+    root = ElementTree.fromstring(plot.svg)
+    texts = {element.text for element in root.iter("text")}
+    assert texts >= {"Pareto front", "the original", "a", "b", "dense, uncut", "MACs, one image", "ONNX file"}
+    assert any("opacity: 0.35" in element.get("style", "") for element in root.iter())  # what is beaten is pale
+    assert "MACs, one image, Pareto front: a 83.00 % at 12.2 M, a 87.00 % at 20.3 M, dense, uncut 88.30 % at 40.6 M" in plot.alt
+    lines = list(csv.DictReader(io.StringIO(plot.csv)))
+    assert len(lines) == sum(len(axis.marks) for axis in found.axes)
+    of_a = [line for line in lines if (line["cost"], line["line"], line["asked"]) == ("macs", "a", "50.0 %")]
+    assert [(line["pareto_front"], line["seeds"]) for line in of_a] == [("yes", "2")] and float(of_a[0]["top1"]) == 0.87
+
+
+def test_many_methods_are_lines_of_their_own() -> None:
+    names = [f"method{i}" for i in range(14)]
+    (plot,) = accuracy_and_cost(collect({name: report_of(name, 0.5, 0, 0.8) for name in names}))
+    assert {*names} <= {element.text for element in ElementTree.fromstring(plot.svg).iter("text")}

@@ -11,6 +11,7 @@ import pytest
 
 from compressor.errors import CompressError, OutputError, UsageError
 from compressor.report import from_json, read_report, to_markdown, write_reports
+from compressor.report.files import write_pages
 
 
 def test_three_files_and_nothing_else(tmp_path: Path) -> None:
@@ -60,7 +61,9 @@ def test_a_missing_report_is_told(tmp_path: Path) -> None:
         read_report(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"{}", "the key"), (b"\xff\xfe", "cannot be read as a report")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"{}", "the key"), (b"\xff\xfe", "cannot be read as a report: it is no text file")]
+)
 def test_a_broken_report_is_told_with_its_file(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(UsageError, match=rf"report\.json.*{message}"):
@@ -71,6 +74,28 @@ def test_a_broken_report_is_told_with_its_file(tmp_path: Path, content: bytes, m
 def test_another_version_is_refused(version: int) -> None:
     with pytest.raises(UsageError, match=f"has version {version}"):
         from_json(f'{{"version": {version}}}')
+
+
+def test_pages_are_written_again_beside_the_report_or_elsewhere(tmp_path: Path) -> None:
+    report = replace(example.pipeline(), layers=[], epochs=[])
+    write_reports(report, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert write_pages(tmp_path / "run", tmp_path / "pages") == (report, tmp_path / "pages")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert {path.name for path in (tmp_path / "pages").iterdir()} == {"report.html", "report.md", "plots"}
+    assert {path.name for path in (tmp_path / "pages" / "plots").iterdir()} == {"what-is-left.csv", "stages.csv"}
+    assert "160112" in (tmp_path / "pages" / "plots" / "stages.csv").read_text()
+    for name in ("report.html", "report.md"):
+        (tmp_path / "run" / name).unlink()
+    write_pages(tmp_path / "run" / "report.json", None)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+
+
+def test_the_pages_of_another_run_are_not_replaced(tmp_path: Path) -> None:
+    for name in ("run", "other"):
+        write_reports(example.bare(), tmp_path / name)
+    with pytest.raises(OutputError, match="holds the report of another run"):
+        write_pages(tmp_path / "run", tmp_path / "other")
 
 
 def test_importing_and_printing_a_report_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:

@@ -91,6 +91,12 @@ def test_the_first_screen_tells_the_result() -> None:
     assert "95 % interval [86.4, 87.7]" in first
 
 
+def test_steps_with_files_of_their_own_have_sizes_and_times() -> None:
+    text = Page(to_html(replace(example.pipeline(), layers=[], epochs=[]))).text
+    stages = text[text.index("Stages") : text.index("Left as they were")]
+    assert all(words in stages for words in ("ONNX file", "160 kB", "0.740 ms (2.6x)", "measured in turns"))
+
+
 def test_a_failed_check_shows_red() -> None:
     report = example.example()
     failed = replace(report, verification=replace(report.verification, masked=1.0))

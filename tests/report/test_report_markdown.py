@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from compressor.report import Report, to_markdown
 from compressor.report.summary import changed_layers
 
-EVERY = [example.example, example.without_data, example.bare, example.nasty, example.deep]
+EVERY = [example.example, example.pipeline, example.without_data, example.bare, example.nasty, example.deep]
 
 
 def rendered(report: Report) -> str:

@@ -6,7 +6,16 @@ import example
 import pytest
 
 from compressor.report import Accuracy, Change, Profile, Target, Verification, compare, verdict
-from compressor.report.summary import accuracy_rows, asked_and_reached, checks, latency_rows, rows
+from compressor.report.summary import (
+    accuracy_rows,
+    asked_and_reached,
+    checks,
+    latency_rows,
+    rows,
+    stage_heading,
+    stage_note,
+    stage_rows,
+)
 
 GOOD = Verification(2e-7, 1e-4, {"1": 3e-7}, 1e-4)
 BEFORE = Profile(40_800_000, 270_000, 1_080_000, 1_100_000, None, example.accuracy(0.8796), [example.timed(1, 1.93)])
@@ -125,3 +134,15 @@ def test_filters_are_counted_as_papers_do_too() -> None:
         ": each layer gives a whole number of filters; counted as papers do, with widths that are not whole, "
         "52.2 % of the MACs go"
     )
+
+
+def test_stages_have_columns_for_what_some_stage_has() -> None:
+    report = example.pipeline()
+    table = [dict(zip(stage_heading(report), row, strict=True)) for row in stage_rows(report)]
+    assert [(row["ONNX file"], row["latency"]) for row in table] == [
+        ("1.10 MB", "1.93 ms"), ("525 kB", "1.31 ms (1.5x)"), ("160 kB", "0.740 ms (2.6x)"), ("-", "-"),
+    ]  # fmt: skip
+    assert stage_note(report).startswith("Latency of stages: batch 1, CPU, 1 thread, measured in turns")
+    plain = example.example()
+    assert stage_heading(plain) == ["stage", "MACs", "parameters", "top-1 [95 %]", "n", "time", "note"]
+    assert stage_note(plain) == ""

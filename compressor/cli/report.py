@@ -1,0 +1,41 @@
+"""`compress report RUN...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compressor.cli import options
+
+
+@options.command(options.OUTPUT)
+def report(
+    context: typer.Context,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Directories of finished runs, or their report.json.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the pages go: by default the run's own directory, or runs/compare for several."),
+    ] = None,
+) -> None:
+    """Write the pages of a finished run again from its report.json, and the figures of each plot as CSV.
+
+    Several runs come onto one page, as with `compress compare`. Needs neither the model nor images.
+    """
+    from compressor.report import print_report, to_json
+    from compressor.report.files import write_pages
+
+    asked = options.Asked(context)
+    if len(runs) > 1:
+        asked.side_by_side(runs, out)
+        return
+    written, place = write_pages(runs[0], out)
+    if asked.options["json"]:
+        print(to_json(written), end="")
+    elif (console := asked.console) is not None:
+        print_report(written, console)
+        console.print(f"\nWritten into {place}: report.html, report.md, plots/*.csv", highlight=False)
