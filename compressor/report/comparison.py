@@ -25,7 +25,7 @@ EMPTY = "-"
 BOLD = "method", "top-1"  # the columns that tell which row is the best
 # Settings that say what the runs began with, which a comparison tells by itself, and those that a method makes its own.
 _OF_THE_ORIGINAL = {"model", "arch", "arch_arg", "key", "ema", "data", "input"}
-_OF_THE_METHOD = {"do", "method", "set", "rate", "target", "rank", "energy", "student", "student_arch", "student_arch_arg", "seed"}
+_OF_THE_METHOD = {*"do method set rate target rank energy seed student student_arch student_arch_arg".split()}
 
 
 @dataclass(frozen=True)
