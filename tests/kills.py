@@ -1,0 +1,217 @@
+"""Kill runs of `compress` at random moments, call them again until they are done, and compare with runs that nobody killed.
+
+    python tests/kills.py --kills 200 --seed 0
+
+SIGKILL cannot be caught, so a run has to be ready for it at any time. Most kills come at a random time of the run; every fourth
+comes before a random step of its work on files, for publishing is over in milliseconds. A run that is called again may be
+killed again. Half of the runs are to replace an older result.
+
+After each kill the directory must hold nothing, the whole old result or the whole new one, or in the middle of publishing files
+of one of them alone; in the end, model.onnx, model.safetensors, plan.json and config.toml must be those of a run that nobody
+killed, bit for bit, and report.json must be but for times.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from processes import start
+
+from compressor.directory import RESULTS, RunDirectory
+
+EPOCHS = 3
+TRAINED = ("--arch", "net.py:Net", "--data", "digits", "--epochs", str(EPOCHS), "--batch-size", "16")
+CASES = {
+    "sfp": ("prune", "net.pt", *TRAINED, "--rate", "0.4", "--method", "sfp", "--ema-decay", "0.9"),
+    "svd": ("lowrank", "net.pt", *TRAINED, "--rate", "0.3"),
+    "kd": ("distill", "--teacher", "net.pt", *TRAINED, "--rate", "0.5"),
+}
+OLD = ("prune", "net.pt", "--arch", "net.py:Net", "--rate", "0.3", "--input", "1x8x8")
+SAME = ("model.onnx", "model.safetensors", "plan.json", "config.toml")
+AGAIN = 0.5  # the chance that a run that is called again is killed again
+AIMED = 0.25  # the chance that a kill comes at a step of the work on files
+TIMES = {"seconds", "images_per_second", "latency", "created", "command", "verdict", "teaching"}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What was done at the kill, which results lay there, and what can be done with the run."""
+
+    case: str
+    replacing: bool
+    during: str
+    there: str
+    then: str
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that nobody killed: its results, its time, and its steps of work on files."""
+
+    results: dict[str, bytes]
+    seconds: float
+    steps: int
+
+
+class Killer:
+    """Kills runs of `cases` in `folder`, which holds net.py and net.pt."""
+
+    def __init__(self, folder: Path, seed: int, cases: Sequence[str] = tuple(CASES)) -> None:
+        self.folder, self.chance, self.cases, self.runs = folder, random.Random(seed), cases, 0
+        self.old = self._undisturbed("old", OLD)
+        self.whole = {case: self._undisturbed(f"whole-{case}", CASES[case]) for case in cases}
+
+    def kill(self, count: int) -> list[Kill]:
+        """Kill so many times, or a few times more. Raises AssertionError when anything is lost, mixed up or different."""
+        kills: list[Kill] = []
+        while len(kills) < count:
+            case = self.cases[self.runs % len(self.cases)]
+            kills += self._trial(Path(f"run-{self.runs}") / "half", case, replacing=self.runs // len(self.cases) % 2 == 1)
+            self.runs += 1
+        return kills
+
+    def _trial(self, out: Path, case: str, replacing: bool) -> Iterator[Kill]:
+        """One run: killed, called again, perhaps killed again, until it is done. `out` is as the command line has it."""
+        whole, place = self.whole[case], self.folder / out
+        if replacing:
+            shutil.copytree(self.folder / "old" / "half", place)
+        options, killed = ("--force",) * replacing, False
+        while True:
+            status = self._attempt(
+                [*CASES[case], "--out", str(out), *options], whole, doomed=not killed or self.chance.random() < AGAIN
+            )
+            told = (self.folder / "stderr").read_text(encoding="utf-8")
+            if status == -signal.SIGKILL:
+                yield self._looked_at(place, case, replacing)
+                killed, options = True, self.chance.choice([("--resume",), ("--resume",), ()])
+            elif status == 2 and "--resume goes on with it" in told and not options:
+                options = ("--resume",)
+            elif status == 2 and "--force" in told and "--force" not in options:
+                options = ("--force",)  # nothing was left but the old result, or all was done
+            else:
+                assert status == 0, told
+                break
+        found = read(place)
+        assert {name: found[name] for name in SAME} == {name: whole.results[name] for name in SAME}
+        assert timeless(found) == timeless(whole.results)
+        assert not list(place.glob("state/*.pt")), "the state of training is left"
+        shutil.rmtree(place.parent)
+
+    def _attempt(self, arguments: Sequence[str], whole: Undisturbed, doomed: bool) -> int | None:
+        """Returns the exit status."""
+        if doomed and self.chance.random() < AIMED:
+            process = start(self.folder, *arguments, die_at=self.chance.randint(1, whole.steps))
+            process.join()
+        else:
+            process = start(self.folder, *arguments)
+            process.join(self.chance.uniform(0, whole.seconds) if doomed else None)
+            if process.is_alive() and process.pid is not None:
+                with suppress(ProcessLookupError):  # it has just ended, or has not yet a group of its own
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+                process.join()
+        return process.exitcode
+
+    def _looked_at(self, place: Path, case: str, replacing: bool) -> Kill:
+        """What a kill has left. Raises AssertionError when it is no whole result."""
+        found, new, old = read(place), self.whole[case].results, self.old.results if replacing else {}
+        there = "nothing"
+        if found:
+            is_old = all(old.get(name) == content for name, content in found.items())
+            is_new = all(content == new[name] if name in SAME else content != old.get(name) for name, content in found.items())
+            assert is_old or is_new, f"{place} holds a mixture: {sorted(found)}"
+            assert "report.json" not in found or found.keys() == set(RESULTS)
+            there = ("" if "report.json" in found else "some files of ") + ("the old result" if is_old else "the new result")
+        run = RunDirectory(place, "")
+        then = "begun anew"
+        if run.is_unpublished:
+            then = "put in place"
+        elif run.can_resume:
+            then = "resumed"
+        elif there == "the new result":
+            then = "done already"
+        assert then != "begun anew" or there in ("nothing", "the old result"), f"{place} has lost a result"
+        return Kill(case, replacing, during(run, done=then == "done already"), there, then)
+
+    def _undisturbed(self, name: str, arguments: Sequence[str]) -> Undisturbed:
+        began = time.perf_counter()
+        process = start(self.folder, *arguments, "--out", f"{name}/half")
+        process.join()
+        assert process.exitcode == 0, (self.folder / "stderr").read_text(encoding="utf-8")
+        seconds = time.perf_counter() - began
+        steps = int((self.folder / "steps").read_text())
+        return Undisturbed(read(self.folder / name / "half"), seconds, steps)
+
+
+def read(place: Path) -> dict[str, bytes]:
+    """The results that lie in a directory."""
+    return {name: (place / name).read_bytes() for name in RESULTS if (place / name).exists()}
+
+
+def during(run: RunDirectory, done: bool) -> str:
+    """What an unfinished run was about to do."""
+    log = run.log.read_text(encoding="utf-8") if run.log.exists() else ""
+    if done or run.is_unpublished:
+        return "clearing away" if run.is_finished and not (run.new / "report.json").exists() else "publishing"
+    if '"original"' not in log:
+        return "opening"
+    return "training" if log.count('"event": "epoch"') < EPOCHS else "exporting and checking"
+
+
+def timeless(results: dict[str, bytes]) -> Any:
+    """A report without what depends on the clock."""
+
+    def without_times(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_times(part) for key, part in value.items() if key not in TIMES}
+        if isinstance(value, list):
+            return [without_times(part) for part in value if not str(part).startswith("no faster")]
+        return value
+
+    return without_times(json.loads(results["report.json"]))
+
+
+def table(kills: Sequence[Kill]) -> str:
+    """How many kills there were, by what they came into and what was done then."""
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*((kill.during, kill.then) for kill in kills), strict=True))
+    counts = Counter((kill.during, kill.then) for kill in kills)
+    lines = [f"{'killed while':24}" + "".join(f"{column:>16}" for column in columns)]
+    lines += [f"{row:24}" + "".join(f"{counts[row, column]:16}" for column in columns) for row in rows]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: threads do not survive a fork
+    from small import write_project
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_project(Path(folder))
+        killer = Killer(Path(folder), asked.seed)
+        kills = killer.kill(asked.kills)
+    print(
+        f"{len(kills)} kills of {killer.runs} runs, seed {asked.seed}; each run ended as one that nobody killed, bit for bit.\n"
+    )
+    print(table(kills))
+    for name in ("case", "there"):
+        counts = Counter(getattr(kill, name) for kill in kills)
+        print(f"\n{name}: " + ", ".join(f"{value} {count}" for value, count in counts.most_common()))
+    print(f"to replace an older result: {sum(kill.replacing for kill in kills)}")
+
+
+if __name__ == "__main__":
+    main()
