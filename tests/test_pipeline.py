@@ -76,7 +76,7 @@ def test_how_the_original_is_read_is_of_no_use_to_a_run() -> None:
 
 
 def test_a_step_may_name_another_model_and_a_teacher_and_networks_that_teach_each_other_need_none() -> None:
-    first, second = steps_of(ABOVE + CUT + '[[steps]]\ndo = "lowrank"\nmodel = "other.pt"\n')
+    _, second = steps_of(ABOVE + CUT + '[[steps]]\ndo = "lowrank"\nmodel = "other.pt"\n')
     assert second.settings["model"] == "other.pt"
     _, taught = steps_of(ABOVE + CUT + '[[steps]]\ndo = "distill"\nteacher = "t.pt"\n')
     assert taught.settings["teacher_"] == "t.pt"
@@ -160,7 +160,11 @@ def test_the_file_that_is_left_repeats_it(whole: Path, monkeypatch: pytest.Monke
     result = compress("run", "out/config.toml", "--out", "out", "--dry-run", "--json")
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
-    assert [(row["step"], row["state"]) for row in plan[:3]] == [("1-prune", "done"), ("2-lowrank", "done"), ("3-distill", "done")]
+    assert [(row["step"], row["state"]) for row in plan[:3]] == [
+        ("1-prune", "done"),
+        ("2-lowrank", "done"),
+        ("3-distill", "done"),
+    ]
     single = compress("run", "out/1-prune/config.toml", "--out", "again", "--dry-run")
     assert single.exit_code == 0, single.output
     assert "1-prune" in single.stdout and not (whole / "again").exists()

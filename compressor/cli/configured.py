@@ -196,16 +196,16 @@ class Configuration:
 
     def of(self, command: str) -> dict[str, str | list[str]]:
         """The settings of a command, by the names of its parameters."""
-        options = self._options[command]
+        options, meant = self._options[command], _meanings(self._options.values())
         shared = {
             option.parameter: self._value(option, value, (key,))
             for key, value in self._shared.items()
-            if (option := options.get(_name(key))) is not None and option.name == _name(key)  # by no second name
+            if (option := options.get(_name(key))) and option.name == _name(key) and option.kind == meant[option.name]
         }
         return shared | self._own.get(command, {})
 
     def _check_shared(self) -> None:
-        known = {option.name for options in self._options.values() for option in options.values()}
+        known = _meanings(self._options.values())
         for key in self._shared:
             if _name(key) not in known:
                 near = did_you_mean(_name(key), {*known, STEP, *self._options})
@@ -269,10 +269,13 @@ def find() -> Path | None:
     """The file of settings of the working directory."""
     if Path(FILE).is_file():
         return Path(FILE)
-    project = Path(PROJECT)
-    if project.is_file() and f"{'.'.join(SECTION)}" in project.read_text(encoding="utf-8", errors="replace"):
-        return project
-    return None
+    try:
+        project: Any = tomllib.loads(Path(PROJECT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # of no concern here: it is other tools' file, too
+        return None
+    for key in SECTION:
+        project = project.get(key, {}) if isinstance(project, dict) else {}
+    return Path(PROJECT) if project else None
 
 
 def configure(context: typer.Context, file: Path | None) -> Path | None:
@@ -293,6 +296,15 @@ def told(context: typer.Context) -> str | None:
         if (source := context.get_parameter_source(name)) and source.name == "DEFAULT_MAP"
     ]
     return f"settings from {file}: {', '.join(used)}" if file and used else None
+
+
+def _meanings(commands: Iterable[Mapping[str, Option]]) -> dict[str, Any]:
+    """Name -> kind of what stands above all tables, which is what the first command that has such an option means by it."""
+    kinds: dict[str, Any] = {}
+    for options in commands:
+        for option in options.values():
+            kinds.setdefault(option.name, option.kind)
+    return kinds
 
 
 def _lines(text: str) -> dict[Where, int]:

@@ -45,6 +45,8 @@ def test_a_command_is_told_what_is_for_all_and_what_is_for_it_alone() -> None:
     assert found.of("lowrank") == shared
     assert found.of("inspect") == {"model": "net.pt", "arch": "net.py:Net"}
     assert found.of("distill") == {"arch": "net.py:Net", "data": "digits", "batch_size": "64"}  # --model is its student there
+    assert configuration('teacher = "none"').of("prune") == {"teacher": "none"}
+    assert configuration('teacher = "none"').of("distill") == {}  # where it is a file
 
 
 def test_a_step_has_its_own_settings_above_those_of_its_command() -> None:
@@ -81,8 +83,14 @@ def test_lists_stand_for_what_is_repeated_and_for_what_has_commas() -> None:
         ("[[step]]\ndo='prune'", "compress.toml, line 1: there is no setting 'step'; did you mean 'steps'?"),
         ("steps = 3", "compress.toml, line 1: steps is a list of tables: write [[steps]] above each."),
         ("[[steps]]\nrate = 1", "compress.toml, line 1: do is missing: it can be prune, lowrank,"),
-        ("[[steps]]\ndo = 'prune'\n[[steps]]\ndo = 'prun'", "compress.toml, line 4: do = 'prun' is no step; did you mean 'prune'?"),
-        ("[[steps]]\ndo = 'prune'\nrat = 1", "compress.toml, line 3: compress prune has no setting 'rat'; did you mean 'rate'?"),
+        (
+            "[[steps]]\ndo = 'prune'\n[[steps]]\ndo = 'prun'",
+            "compress.toml, line 4: do = 'prun' is no step; did you mean 'prune'?",
+        ),
+        (
+            "[[steps]]\ndo = 'prune'\nrat = 1",
+            "compress.toml, line 3: compress prune has no setting 'rat'; did you mean 'rate'?",
+        ),
         ("[[steps]]\ndo = 'prune'\njson = true", "compress.toml, line 3: compress prune has no setting 'json'"),
         ("rate = ", "compress.toml is not TOML: "),
     ],
@@ -150,7 +158,7 @@ def test_pyproject_has_a_section_for_it(project: Path) -> None:
     result = compress("prune", "--rate", "0.5", "--dry-run")
     assert result.exit_code == 2
     assert "pyproject.toml, line 4: there is no setting 'modle'; did you mean 'model'?" in result.stderr
-    (project / "pyproject.toml").write_text('[tool]\ncompress = 3')
+    (project / "pyproject.toml").write_text("[tool]\ncompress = 3")
     assert "[tool.compress] must be a table" in compress("prune", "--rate", "0.5").stderr
 
 
