@@ -36,7 +36,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method. Its class says `trains`, `looks` and `weights = True` where they hold, and what its paper trained with."""
+    """One method. Its class says `trains = True` and the like where they hold, and what its paper trained with."""
 
     name: str
     family: str  # prune, lowrank, distill
@@ -46,6 +46,7 @@ class Entry:
     trains: bool  # whether the method does nothing without epochs of training
     looks: bool  # whether it looks at training images before it trains
     weights: bool  # whether it sets single weights to zero, and takes no channels away
+    alone: bool  # whether only one process can train it, for what it keeps of a batch is more than a gradient
     cutout: float  # the side of the square that its paper hid in small training images, as a share of the image's; 0: none
     lr: float | None  # of SGD; None: the paper has none of its own
     weight_decay: float | None  # likewise
@@ -101,6 +102,7 @@ def _entry(path: Path) -> Entry:
         bool(constants.get("trains", False)),
         bool(constants.get("looks", False)),
         bool(constants.get("weights", False)),
+        bool(constants.get("alone", False)),
         float(constants.get("cutout", 0.0)),
         constants.get("lr"),
         constants.get("weight_decay"),

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from compressor import budget, catalogue, measure, outcome, pruning
+from compressor import budget, catalogue, measure, outcome, processes, pruning
 from compressor.budget import Goal
 from compressor.catalogue import Entry, Value
 from compressor.checkpoint import Loaded, accepts
@@ -219,8 +219,10 @@ class Distilling(Run):
         if first is None or opened.data is None:
             return
         kept = self._kept(first, opened)
-        if kept is not None and kept.is_file():
-            _take_up(first, kept)
+        if kept is not None and processes.agreed(kept.is_file()):
+            if processes.is_first():
+                _take_up(first, kept)
+            processes.synchronise(first)
             journal.event("taken up", file=str(kept))
             journal.say(f"the teacher was made ready by an earlier run: {kept}")
             return
@@ -231,7 +233,7 @@ class Distilling(Run):
         if self.resume:
             training.resume()
         training.run(journal)
-        if kept is not None:
+        if kept is not None and processes.is_first():
             _keep(first, kept, journal)
 
     def _kept(self, first: Method, opened: Opened) -> Path | None:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor import budget, ranks
+from compressor import budget, processes, ranks
 from compressor.errors import Infeasible, UsageError, VerificationFailed, did_you_mean
 from compressor.inputs import AnyInputs, Inputs
 from compressor.meta import evaluating, meta_copy, separate_attention
@@ -210,7 +210,7 @@ class LowRank(Method, ABC):
         sites = self.sites(seen)
         if not sites:
             raise Infeasible(f"{self.job.goal.text}: no layer can be factored. {self._reasons()}")
-        self.use(sites, self.choose(sites), seen)
+        self.use(sites, processes.agreed(self.choose(sites)), seen)
 
     def unpack(self) -> None:
         """Take apart what holds queries, keys and values in one weight, if the network then answers as before."""

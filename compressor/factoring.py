@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressor import budget, catalogue, measure, outcome
+from compressor import budget, catalogue, measure, outcome, processes
 from compressor.budget import Goal
 from compressor.catalogue import Value
 from compressor.config import Setting
@@ -88,7 +88,7 @@ class Factoring(Run):
 
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
         """Raises Infeasible when the wish cannot be met."""
-        wish, model = self.wish, opened.loaded.model
+        wish, model, clock = self.wish, opened.loaded.model, Clock(place.times)
         job = Job(
             model,
             opened.inputs,
@@ -100,7 +100,7 @@ class Factoring(Run):
             round_to=wish.round_to,
             overhead=outcome.overhead(wish.goal, model, place.original),
             images=opened.data,
-            clock=Clock(place.times),
+            clock=lambda module, shape: processes.agreed(clock(module, shape) if processes.is_first() else 0.0),
         )
         outcome.check_not_met(wish.goal, model, opened.inputs, place.original)
         seed_all(self.recipe.seed)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor import budget
+from compressor import budget, processes
 from compressor.budget import Scores
 from compressor.channels import Channels, Mask, Verified, remove
 from compressor.channels.groups import ROLES, Role
@@ -261,4 +261,5 @@ def weakest(job: Job, channels: Channels, scores: Scores) -> Mask:
     """
     if job.curves is not None:
         scores = budget.by_sensitivity(channels, scores, job.curves)
-    return budget.choose(channels, scores, job.goal, round_to=job.round_to, most=job.most, overhead=job.overhead)
+    mask = budget.choose(channels, scores, job.goal, round_to=job.round_to, most=job.most, overhead=job.overhead)
+    return processes.agreed(mask)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor import __version__, budget, measure
+from compressor import __version__, budget, measure, processes
 from compressor.budget import Goal
 from compressor.channels import Channels, Mask
 from compressor.errors import Infeasible, VerificationFailed
@@ -183,7 +183,8 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What trained and measured."""
+    """What trained and measured; with several processes, the device of one."""
+    several = f"{processes.count()} processes, each on " if processes.count() > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+        return several + torch.cuda.get_device_name(device)
+    return f"{several}CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"

@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from compressor import measure, outcome
+from compressor import measure, outcome, processes
 from compressor.catalogue import Entry
 from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
@@ -166,17 +167,38 @@ class Run(ABC):
         }
 
     def run(self) -> Report:
-        """Do it all. Raises a CompressError; what was published before stays as it was."""
+        """Do it all. Raises a CompressError; what was published before stays as it was.
+
+        Of several processes the first does so; the others train with it, and return its report.
+        """
+        with processes.ending_together(), _memory_in_plain_words():
+            return processes.agreed(self._lead()) if processes.is_first() else self._follow()
+
+    def _lead(self) -> Report:
         place = RunDirectory(self.out, to_toml(self.settings))
         place.check(force=self.force, resume=self.resume)
         if self.resume and place.is_finished and not place.can_resume:
             return read_report(self.out)
-        with place.claimed(force=self.force, resume=self.resume), _memory_in_plain_words():
+        with place.claimed(force=self.force, resume=self.resume):
             if not place.is_unpublished:
                 with Journal(self.console, place.log, place.check_held) as journal:
                     self._make(place, journal)
             place.publish()
         return read_report(self.out)
+
+    def _follow(self) -> Report:
+        """Make the network that the first process makes, as it does, and train it with it."""
+        word: Any = processes.agreed(None)  # the weights to begin with
+        if isinstance(word, Report):  # there was nothing left to do
+            return word
+        device, silent = pick_device(processes.local(self.device_name)), Journal()
+        opened = self._begin(silent)
+        opened.loaded.model.load_state_dict(word)
+        with self._scratch(opened) as place:
+            method = self._prepared(opened, place, silent, device)
+            stages = Stages(opened.inputs, opened.data, device, silent, place.stages, None)
+            self._train(self._trainer(method, opened, stages, place, silent), stages, place, silent)
+        return processes.agreed(word)  # type: ignore[no-any-return]  # it is the report now
 
     def foresee(self, into: Path | None = None) -> Foreseen:
         """What would come out, told by weights alone: nothing is trained or published.
@@ -186,11 +208,7 @@ class Run(ABC):
         run, silent = self._stand_in(), Journal()
         opened = replace(run._open(silent), data=None)
         model, inputs = opened.loaded.model, opened.inputs
-        with tempfile.TemporaryDirectory() as folder:
-            place = RunDirectory(Path(folder), "")
-            place.new.mkdir(parents=True)
-            if run.counts_bytes:
-                export_onnx(model, inputs, place.original)
+        with run._scratch(opened) as place:
             method = run._prepared(opened, place, silent, torch.device("cpu"))
             small = method.finish()
         if into is not None:
@@ -198,17 +216,25 @@ class Run(ABC):
         (macs, params), (macs_after, params_after) = _cost(model, inputs), _cost(small, inputs)
         return Foreseen(macs, macs_after, params, params_after)
 
+    @contextmanager
+    def _scratch(self, opened: Opened) -> Iterator[RunDirectory]:
+        """The directory of a run that leaves nothing behind."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = RunDirectory(Path(folder), "")
+            place.new.mkdir(parents=True)
+            if self.counts_bytes:
+                export_onnx(opened.loaded.model, opened.inputs, place.original)
+            yield place
+
     def _make(self, place: RunDirectory, journal: Journal) -> None:
         """Write all results into `place.new`, the report last."""
         began = time.perf_counter()
-        device = pick_device(self.device_name)
+        device = pick_device(processes.local(self.device_name))
         Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
-        opened = self._open(journal)
+        opened = self._begin(journal)
         model, inputs = opened.loaded.model, opened.inputs
-        measure.count_macs(model, inputs)  # says in one line when the model does not run on such images
-        check_answers(model, opened.data)
-        model.requires_grad_(True)
         export_onnx(model, inputs, place.original)
+        processes.agreed(model.state_dict())  # random weights are others in each process
         method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, self._identity(opened))
         stages.original(model)
@@ -237,6 +263,8 @@ class Run(ABC):
     def _train(self, method: Method, stages: Stages, place: RunDirectory, journal: Journal) -> list[Epoch]:
         if not self.recipe.epochs or stages.data is None:
             return []
+        if processes.count() > 1:
+            journal.say(f"{processes.count()} processes train together, each on its part of every batch")
         training = Training(method, stages.data, self.recipe, stages.device, place.training)
         if self.resume and training.resume():
             journal.say(f"resumed after epoch {len(training.history)} of {self.recipe.epochs}")
@@ -290,6 +318,15 @@ class Run(ABC):
             teaching=self._teaching(history),
         )
 
+    def _begin(self, journal: Journal) -> Opened:
+        """The model and its images, known to fit."""
+        opened = self._open(journal)
+        model = opened.loaded.model
+        measure.count_macs(model, opened.inputs)  # says in one line when the model does not run on such images
+        check_answers(model, opened.data)
+        model.requires_grad_(True)
+        return opened
+
     def _open(self, journal: Journal) -> Opened:
         opened = open_both(self.source, self.images, self.inputs, self.recipe.seed)
         shapes = opened.inputs.shapes
@@ -311,6 +348,8 @@ def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None
     if entry.looks and spec is None:
         other = f", or take --method {instead}, which needs none" if instead else ""
         raise UsageError(f"--method {entry.name} looks at training images: give it --data{other}.")
+    if entry.alone and epochs and (found := processes.count()) > 1:
+        raise UsageError(f"--method {entry.name} trains in one process, and {found} were started: run it without torchrun.")
     if epochs and spec is None:
         raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
 

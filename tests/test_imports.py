@@ -55,7 +55,7 @@ def modules(*parts: str) -> list[str]:
 PAPERS = modules("compressor.methods")
 SHARED = (
     "method budget importance filters soft ranks parts splits unpack factor masks perforation features losses taps teaching "
-    "rotations mutual task recalibrate meta inputs outputs errors units"
+    "rotations mutual task recalibrate meta inputs outputs processes errors units"
 ).split()
 
 

@@ -68,6 +68,7 @@ class LMCL(Distillation):
     paper = "Yang et al., TPAMI 2023 (arXiv 2207.11518)"
     teacher_is = "none"
     trains = True
+    alone = True  # the weight network
     by_class = 2
     speed: Tensor
 

@@ -53,6 +53,7 @@ class MCLOKD(Branched):
     paper = "Yang et al., ICASSP 2021 (arXiv 2006.04093)"
     teacher_is = "none"
     trains = True
+    alone = True  # the bank
     bank: Tensor  # [M, rows, 128], a row for each index of a training image
     order: Tensor  # indices [N] of training images, class by class
     begins: Tensor  # where in it each class begins
