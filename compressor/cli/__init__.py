@@ -6,7 +6,7 @@ import signal
 
 import typer
 
-from compressor import __version__
+from compressor import __version__, processes
 from compressor.cli.check import check
 from compressor.cli.compare import compare
 from compressor.cli.demo import demo
@@ -60,6 +60,9 @@ def _options(
 
 
 def main() -> None:
-    """`compress`, as a process: SIGTERM, with which schedulers stop a job, is as Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """`compress`, as a process: SIGTERM, with which schedulers stop a job, is as Ctrl-C. Of several, the first one tells so."""
+    if processes.speaks():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     app()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from compressor import processes
 from compressor.cli import configured
 from compressor.errors import CompressError, UsageError
 
@@ -207,6 +208,10 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
 
         def answered(**given: Any) -> None:
             try:
+                if RUN in shared:
+                    processes.join(given["device"])
+                else:
+                    processes.refuse(function.__name__)
                 function(**{name: value for name, value in given.items() if name in own})
             except (typer.Exit, typer.Abort, BrokenPipeError):  # as in `compress methods | head`
                 raise
@@ -232,6 +237,7 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
 
 def _told(error: Exception) -> int:
     """Say what went wrong on standard error. Returns the exit status."""
+    processes.let_the_first_speak()
     if isinstance(error, CompressError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -278,7 +284,7 @@ class Asked:
     @property
     def console(self) -> Console | None:
         """Where a command tells what it does: nowhere, or standard error when standard output is for JSON."""
-        return None if self.options["quiet"] else Console(stderr=self.options["json"])
+        return None if self.options["quiet"] or not processes.speaks() else Console(stderr=self.options["json"])
 
     def _introduced(self) -> Console | None:
         """The console, on which stands what came out of a file of settings."""
@@ -340,6 +346,8 @@ class Asked:
         from compressor.report import print_report, to_json
 
         report, console = run.run(), run.console
+        if not processes.speaks():
+            return
         if self.options["json"]:
             print(to_json(report))
         elif console is not None:
@@ -367,6 +375,8 @@ class Asked:
 
     def _foretell(self, run: Run) -> None:
         foreseen = run.foresee()
+        if not processes.speaks():
+            return
         if self.options["json"]:
             print(json_.dumps(dataclasses.asdict(foreseen), indent=2))
         else:
