@@ -24,6 +24,7 @@ from compressor import __version__, catalogue
 from compressor.directory import RESULTS, RunDirectory
 from compressor.errors import UsageError
 from compressor.files import write_text
+from compressor.imported import code_of
 
 if TYPE_CHECKING:
     from compressor.run import Foreseen, Run
@@ -132,8 +133,6 @@ class Pipeline:
         return 0, told
 
     def _state(self, step: Step) -> str:
-        if step.place is None:
-            return "to do"
         if self._is_done(step):
             return "done"
         return "interrupted" if self._record.get(step.name, {}).get("begun") == self._print(step) else "to do"
@@ -147,18 +146,22 @@ class Pipeline:
         for step in self.steps:
             if step.place is None:
                 self._put_together(perform, told)
-                told(f"\n{step.name}")
-                status = perform(step.command, step.settings, None)
-            elif self._is_done(step):
+            if self._is_done(step):
                 told(f"{step.name}: done, and nothing has changed since")
                 continue
-            else:
-                told(f"\n{step.name}")
-                status = self._perform(step, perform)
+            told(f"\n{step.name}")
+            status = self._write(step, perform) if step.place is None else self._perform(step, perform)
             if status:
                 return status
         self._put_together(perform, told)
         return 0
+
+    def _write(self, step: Step, perform: Perform) -> int:
+        """Export or check. A check is never done: what it tells is for whoever asks now."""
+        status = perform(step.command, step.settings, None)
+        if status == 0 and step.command == "export":
+            self._note(step.name, {"done": self._print(step)})  # the file that was written has a say in it, too
+        return status
 
     def _perform(self, step: Step, perform: Perform) -> int:
         assert step.place is not None
@@ -190,14 +193,16 @@ class Pipeline:
     # What each step was made from -------------------------------------------------------------------------------------
 
     def _is_done(self, step: Step) -> bool:
-        assert step.place is not None
         done = self._record.get(step.name, {}).get("done")
-        return done is not None and done == self._print(step) and RunDirectory(step.place, "").is_finished
+        is_there = step.place is None or RunDirectory(step.place, "").is_finished
+        return done is not None and is_there and done == self._print(step)
 
     def _print(self, step: Step) -> str:
-        """A hash of all that has a say in what the step makes."""
+        """A hash of all that has a say in what the step makes. Where OUT lies has none."""
         files = {name: _contents(value) for name, value in step.settings.items()}
-        return _hash([step.command, step.settings, files, __version__, version("torch")])
+        places = {str(place) for place in (self.out, step.after) if place is not None}
+        settings = {name: value for name, value in step.settings.items() if isinstance(value, list) or value not in places}
+        return _hash([step.command, settings, files, __version__, version("torch")])
 
     @property
     def _record(self) -> dict[str, dict[str, str]]:
@@ -241,7 +246,8 @@ def _contents(value: str | list[str]) -> list[str]:
     """Hashes of what lies at the places that a setting names: `model.pt`, `imagefolder:photos`, `code.py:function`."""
     texts = value if isinstance(value, list) else [value]
     names = {part for text in texts for part in (text, text.partition(":")[2], text.rpartition(":")[0]) if part}
-    return [_content(Path(name)) for name in sorted(names) if _exists(Path(name))]
+    found = {Path(name) for name in names if _exists(Path(name))}
+    return sorted({_content(path) for path in found.union(*map(code_of, texts))})
 
 
 def _exists(path: Path) -> bool:
