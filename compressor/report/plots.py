@@ -314,7 +314,7 @@ def _draw_front(axes: Axes, axis: Axis, styles: Mapping[str, tuple[str, str]]) -
         axes.plot([mark.cost for mark in own], [100 * mark.top1.mean for mark in own], color=colour, linewidth=1, alpha=0.3)
         for mark in own:
             _draw_mark(axes, mark, colour, marker)
-        axes.plot([], [], color=colour, marker=marker, linestyle="", label=figures.shorten(name, 28))
+        axes.plot([], [], color=colour, marker=marker, linestyle="", label=figures.shorten(name, 34))
     for mark in marks:
         if not mark.seeds:
             place, shade = (mark.cost, 100 * mark.top1.mean), 1 if mark.front else PALE

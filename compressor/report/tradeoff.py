@@ -14,9 +14,9 @@ from compressor.report import figures
 from compressor.report.comparison import EMPTY, Comparison, Original, Point, Row, Spread, asked
 
 HOW_TO_READ = (
-    "The line is the Pareto front: no other network here is as accurate at less cost, or more accurate at the same. All others "
-    "are pale; where intervals overlap, that proves nothing. Latency is a network's median time as a share of its original's, "
-    "both measured in turns, because times of different sessions cannot be compared."
+    "The line is the Pareto front: nothing else here is at least as accurate and at least as cheap as a network on it. All "
+    "others are pale; where intervals overlap, that proves nothing. Latency is a network's median time as a share of its "
+    "original's, both measured in turns, because times of different sessions cannot be compared."
 )
 
 
