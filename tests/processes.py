@@ -7,22 +7,25 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["compressor.pruning", "compressor.report.plots", "compressor.cli", "onnxscript", "torch._dynamo", "sklearn"]
-)
+SERVER.set_forkserver_preload(["warm"])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+)  # of `warm`
 sys.warnoptions.append("ignore:resource_tracker")  # tells of what killed processes could not give back
 STEPS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}  # of Python's audit events
 
 
 def start(folder: Path, *arguments: str, die_at: int | None = None) -> ForkServerProcess:
     """Begin `compress ARGUMENTS` in `folder`, as the first of a process group. What it prints goes to `stdout` and `stderr`
-    there. It kills itself before step `die_at` of its work on files below `--out`, and writes their number into `steps`.
+    there. It kills itself before step `die_at` of its work on files below `--out`. The number of steps that it took, and the
+    seconds of computing, go into `used`.
     """
     process = SERVER.Process(target=_compress, args=(folder, arguments, die_at))
     process.start()
@@ -68,4 +71,4 @@ def _compress(folder: Path, arguments: tuple[str, ...], die_at: int | None) -> N
     try:
         main()
     finally:
-        Path("steps").write_text(str(steps()))
+        Path("used").write_text(f"{steps()} {time.process_time()}")
