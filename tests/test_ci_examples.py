@@ -21,6 +21,7 @@ FILES = sorted(EXAMPLES.glob("*.yml"))
 AT = Path("examples/ci")  # in a checkout
 OUT = AT / "runs" / "digits"
 MET, MISSED = "size<=120KB", "size<=50KB"
+OWN = 'do = "check"', f'do = "check"\nbudget = ["{MISSED}"]'
 
 
 def checkout(folder: Path, model: Path | None = None, change: Sequence[str] = ()) -> Path:
@@ -126,9 +127,15 @@ def test_a_build_that_misses_a_budget_fails_and_tells(github: GitHub, first: Bui
 def test_a_step_that_fails_is_no_missed_budget(github: GitHub, first: Build, tmp_path: Path) -> None:
     kept = len(github.caches)
     build = pull(github, first, tmp_path / "elsewhere", "rate = 0.5", "rat = 0.5")
-    assert build.status != 0 and "did you mean 'rate'?" in build.log
+    assert build.status == 2 and "did you mean 'rate'?" in build.log
     assert (build.root / OUT / "report.json").exists() and build.outputs["shrink"]["passed"] == ""  # an old one is no result
     assert len(github.caches) == kept
+
+
+def test_budgets_of_the_steps_own_count(github: GitHub, first: Build, tmp_path: Path) -> None:
+    build = pull(github, first, tmp_path / "elsewhere", *OWN)
+    assert build.status == 1 and "missed  size" in build.log and "PASS: 9 of 9 budgets met" in build.log
+    assert merge(first, tmp_path / "gitlab", "main", *OWN).status == 1
 
 
 # On GitLab ------------------------------------------------------------------------------------------------------------
