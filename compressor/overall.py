@@ -98,7 +98,7 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
         settings={f"{part.place.name}.{name}": value for part in parts for name, value in part.report.settings.items()},
         method=" + ".join(part.title for part in parts),
         seed=start.seed,
-        target=Target("macs", 1 - change.macs, 1 - change.macs, f"{len(parts)} steps"),
+        target=start.target if len(parts) == 1 else Target("macs", 1 - change.macs, 1 - change.macs, f"{len(parts)} steps"),
         baseline=baseline,
         compressed=compressed,
         change=change,
