@@ -113,7 +113,7 @@ class _Flat(nn.Module):
 def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
     samples = inputs.random(2)  # a batch of one would be taken for a size that never changes
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 _Flat(network, inputs).eval(),
                 tuple(samples),
@@ -128,7 +128,7 @@ def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
         ) from error
     assert program is not None  # it is None for the exporter of old alone
     if sink_fills(program.model):
-        with _quiet():
+        with quiet():
             program.optimize()  # batch norms may now stand behind their convolutions
     graph = program.model.graph
     for i, output in enumerate(graph.outputs):
@@ -157,8 +157,8 @@ def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs, warns and prints on its way, above all when it fails; what counts is raised or checked later."""
+def quiet() -> Iterator[None]:
+    """PyTorch's exporter and ONNX Runtime's quantizer log, warn and print on their way; what counts is raised or checked later."""
     disabled, heard = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:

@@ -67,17 +67,17 @@ class Stages:
         predict = measure.torch_predict(model, self.device)
         self._add(name, model, None if self.data is None else measure.accuracy(predict, self.test()), note)
 
-    def written(self, model: nn.Module, before: Path, after: Path, seed: int) -> Fidelity | None:
-        """The last stage: the ONNX file `after` of the small `model`, and how close it answers to the original, `before`.
+    def written(self, model: nn.Module, before: Path, after: Path, seed: int, name: str = "ONNX") -> Fidelity | None:
+        """The stage `name`: the ONNX file `after` of the small `model`, and how close it answers to the original, `before`.
 
         Without test images both files answer for random ones; None when the answers are not one row an image.
         """
         ask = measure.onnx_predict(after)
         if self.data is None:
-            self._add("ONNX", model, None)
+            self._add(name, model, None)
             return on_random_images(measure.onnx_predict(before), ask, self.inputs, seed)
         answers: list[Tensor] = []
-        self._add("ONNX", model, measure.accuracy(_remembering(ask, answers), self.test()))
+        self._add(name, model, measure.accuracy(_remembering(ask, answers), self.test()))
         return measure.fidelity(_recalling(self._original), _recalling(answers), _blank(answers), "test images")
 
     def test(self) -> Batches:
