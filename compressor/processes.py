@@ -93,9 +93,14 @@ def count() -> int:
     return 1 if _engine is None else int(_engine.num_processes)
 
 
+def index() -> int:
+    """The number of this process, from 0."""
+    return 0 if _engine is None else int(_engine.process_index)
+
+
 def is_first() -> bool:
     """Whether this process is the one that does what is done once."""
-    return _engine is None or bool(_engine.is_main_process)
+    return index() == 0
 
 
 def local(device: str) -> str:
@@ -157,18 +162,17 @@ def synchronise(module: nn.Module) -> None:
 # Training together ----------------------------------------------------------------------------------------------------
 
 
-def part(n: int, group: int = 1) -> tuple[slice, int]:
-    """Which of the `n` images of a batch are this process's, and how much they count: as much as so many of the batch's images
-    would for a process alone, so that the mean over processes is the mean over images.
+def part(n: int, group: int, process: int, processes: int) -> tuple[slice, int]:
+    """Which of the `n` images of a batch are for one of so many processes, and as how many of them its means count there.
 
-    Groups of so many images stay together, and no part has a single image, which a batch norm could make nothing of. Where
-    there is not enough for all, the others repeat what one has, and it does not count.
+    The mean over processes is then the mean over the batch. Groups of so many images stay together, and no part has a single
+    image, which a batch norm could make nothing of. Where there is not enough for all, the last processes repeat what others
+    have, and that counts as none.
     """
-    processes, here = (1, 0) if _engine is None else (count(), int(_engine.process_index))
     parts = max(1, min(processes, n // max(2, group)))
-    first, last = (n // group * place // parts * group for place in (here % parts, here % parts + 1))
-    where = slice(first, last if here % parts < parts - 1 else n)
-    return where, processes * (where.stop - where.start) * (here < parts)
+    ends = [n // group * place // parts * group for place in range(parts)] + [n]
+    first, last = ends[process % parts], ends[process % parts + 1]
+    return slice(first, last), processes * (last - first) if process < parts else 0
 
 
 def together(loss: nn.Module) -> nn.Module:
@@ -196,7 +200,7 @@ def at_work(loss: nn.Module, gathers: bool, *numbers: int) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([_engine.device] if _engine.device.type == "cuda" else []))
-        torch.manual_seed(hash((*numbers, _engine.process_index)))  # of whole numbers, hashes are the same everywhere
+        torch.manual_seed(hash((*numbers, index())))  # of whole numbers, hashes are the same everywhere
         if not gathers:
             stack.enter_context(_engine.no_sync(loss))
         yield

@@ -139,6 +139,7 @@ class Training:
             method.to(memory_format=torch.channels_last)
         self.optimizer = self.recipe.build(method.parameters())
         self.ema = averaged(method.model, recipe.ema_decay) if recipe.ema_decay is not None else None
+        self.loss: nn.Module | None = None  # as it is trained; None: to be made, for the network has other parameters now
         self.history: list[Epoch] = []
 
     def run(self, watcher: Watcher) -> list[Epoch]:
@@ -224,6 +225,7 @@ class Training:
         selection = self.method.shrink()
         if selection is None:
             return
+        self.loss = None
         if self.channels_last:
             self.method.to(memory_format=torch.channels_last)
         self.optimizer = self.recipe.build(self.method.parameters())
@@ -255,7 +257,8 @@ class Training:
         watcher.epoch_began(epoch, recipe.epochs, len(sizes))
         self.method.train()
         self.method.begin_epoch(progress)
-        loss, losses = processes.together(Loss(self.method)), Losses()
+        loss = self.loss = self.loss or processes.together(Loss(self.method))
+        losses = Losses()
         for number, batch in enumerate(self._laid_out(batches)):
             step, turn = divmod(number, recipe.accumulate)
             together = sum(sizes[step * recipe.accumulate :][: recipe.accumulate])  # images of this optimizer step
@@ -335,8 +338,9 @@ def _selected(value: Any, places: Mapping[int, npt.NDArray[np.int64]]) -> Any:
 
 def _own(batches: Batches, group: int) -> tuple[Batches, list[int]]:
     """This process's part of each batch, and how much it counts there: see `processes.part`."""
-    parts = [processes.part(len(positions), group) for positions in batches.plan]
-    if processes.count() > 1:
+    here, of = processes.index(), processes.count()
+    parts = [processes.part(len(positions), group, here, of) for positions in batches.plan]
+    if of > 1:
         plan = [positions[where] for positions, (where, _) in zip(batches.plan, parts, strict=True)]
         batches = replace(batches, plan=plan)
     return batches, [count for _, count in parts]

@@ -1,0 +1,139 @@
+"""What each of several processes does in `test_processes.py`; torchrun starts them with a folder, where everything is kept.
+
+Without torchrun the one process there is does the same, for comparison, but for what fails in the end.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from toy import job
+
+from compressor import catalogue, processes
+from compressor.data import Data, open_data
+from compressor.demo import DigitsNet
+from compressor.errors import UsageError
+from compressor.journal import Journal
+from compressor.recipe import Recipe
+from compressor.report.schema import Epoch
+from compressor.run import check_needs
+from compressor.train import Training
+
+EPOCHS = 3
+NET = '''
+from torch import nn
+
+
+class Net(nn.Sequential):
+    """Without batch norm and dropout, so that a batch teaches what the parts of it teach: [n, 1, 8, 8] -> [n, 10]."""
+
+    def __init__(self, width=16):
+        super().__init__(
+            nn.Conv2d(1, width, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2), nn.ReLU(),
+            nn.Flatten(), nn.Linear(9 * width, 10),
+        )
+'''
+# The teacher is narrowed as by `prune`, its cut is repaired, and what is left is trained by a method of its own.
+DISTILL = ("distill", "--teacher", "net.pt", "--arch", "net.py:Net", "--rate", "0.5", "--epochs", "2", "--batch-size", "151")
+RUN = (*DISTILL, "--data", "digits", "--device", "cpu", "--out", "run")
+
+
+def write_project(folder: Path) -> None:
+    """net.py, and net.pt with weights for it."""
+    (folder / "net.py").write_text(NET)
+    torch.manual_seed(0)
+    torch.save(make_net().state_dict(), folder / "net.pt")
+
+
+def make_net() -> nn.Module:
+    names: dict[str, type[nn.Module]] = {}
+    exec(compile(NET, "net.py", "exec"), names)
+    return names["Net"]()
+
+
+class Drowsy(DigitsNet):
+    """With batch norms, and with dropout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.2, self.training))
+
+
+class Stop(Journal):
+    """Ends the training after its last epoch but one, when that is saved."""
+
+    def epoch_ended(self, epoch: Epoch, epochs: int) -> None:
+        if epoch.epoch == EPOCHS - 1:
+            raise KeyboardInterrupt
+
+
+def begun(name: str, model: nn.Module, data: Data, state: Path | None = None, **recipe: Any) -> Training:
+    """A training of the method `name`, which has cut by now if that comes first."""
+    torch.manual_seed(0)
+    method = catalogue.create(catalogue.catalogue()[name], job("filters=40%", model, data.shape), {})
+    method.prepare()
+    return Training(method, data, Recipe(epochs=EPOCHS, batch_size=201, lr=0.1, **recipe), torch.device("cpu"), state)
+
+
+def keep(folder: Path, name: str, training: Training) -> None:
+    """What each process has in the end."""
+    history = [(row.losses, row.held_out_top1) for row in training.history]
+    torch.save((training.method.state_dict(), history), folder / f"{name}-{processes.index()}.pt")
+
+
+def train(folder: Path) -> None:
+    """Trainings of several kinds of methods, and one that is taken up again."""
+    data = open_data("digits")
+    torch.manual_seed(1)
+    flat, normed, drowsy = make_net(), DigitsNet(8), Drowsy(8)
+    trainings = {
+        "parts": begun("pgmpf", flat, data, accumulate=2, ema_decay=0.5, cutout=0.25),
+        "norms": begun("sfp", normed, data, channels_last=True),
+        "dropout": begun("gdp", drowsy, data),
+        "shrunk": begun("ghfp", normed, data),
+    }
+    for name, training in trainings.items():
+        training.run(Journal())
+        keep(folder, name, training)
+    state = folder / f"state-{processes.index()}.pt"  # as on machines that have no disk in common
+    try:
+        begun("ghfp", normed, data, state).run(Stop())
+    except KeyboardInterrupt:
+        resumed = begun("ghfp", normed, data, state)
+        assert resumed.resume() and len(resumed.history) == EPOCHS - 1
+        resumed.run(Journal())
+        keep(folder, "resumed", resumed)
+
+
+def compress(*arguments: str) -> None:
+    """`compress ARGUMENTS`; does not come back from a failure."""
+    from compressor.cli import main
+
+    sys.argv = ["compress", *arguments]
+    try:
+        main()
+    except SystemExit as done:
+        if done.code:
+            raise
+
+
+def several(folder: Path) -> None:
+    os.chdir(folder)
+    compress(*RUN, "--json")
+    train(folder)
+    if processes.count() > 1:
+        try:
+            check_needs(catalogue.find("l_mcl", "distill"), 1, "digits")
+        except UsageError as error:
+            (folder / f"refused-{processes.index()}").write_text(str(error))
+        if processes.is_first():
+            (folder / "almost").touch()
+        compress(*RUN)  # which is there
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    several(Path(sys.argv[1]))
