@@ -25,6 +25,7 @@ _HOME = {
     "measure_sensitivity": "compressor.sensitivity",
     "open_data": "compressor.data",
     "prune": "compressor.pruning",
+    "quantize": "compressor.quantizing",
     "read_report": "compressor.report",
 }
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from compressor.evaluate import load
     from compressor.factoring import lowrank
     from compressor.pruning import prune
+    from compressor.quantizing import quantize
     from compressor.recipe import Recipe
     from compressor.report import Report, read_report
     from compressor.sensitivity import measure_sensitivity
@@ -53,6 +55,7 @@ __all__ = [
     "measure_sensitivity",
     "open_data",
     "prune",
+    "quantize",
     "read_report",
 ]
 
