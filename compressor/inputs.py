@@ -9,6 +9,7 @@ Shapes are those of one sample, without the batch. Functions that run a network 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,11 @@ class Inputs:
     def shapes(self) -> dict[str, list[int]]:
         """Name -> shape of one sample, for reports."""
         return {name: list(entry.shape) for name, entry in zip(self.names, self.each, strict=True)}
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers one sample has, of all inputs."""
+        return sum(math.prod(entry.shape) for entry in self.each)
 
     @staticmethod
     def of(inputs: Inputs | InputShapes) -> Inputs:

@@ -124,6 +124,24 @@ def outline(arch: str, args: Mapping[str, object] | None = None) -> nn.Module:
         return build(arch, args)
 
 
+class Sparingly(TorchFunctionMode):
+    """While it is active, tensors of `most` bytes in all may be made. Raises ValueError before one is made that is too much."""
+
+    MADE = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = self.left = most
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch gives it no types
+        kwargs = kwargs or {}
+        if func in self.MADE:
+            self.left -= func(*args, **{**kwargs, "device": "meta"}).nbytes
+            if self.left < 0:
+                raise ValueError(f"its weights take more than {self.most:,} bytes")
+        return func(*args, **kwargs)
+
+
 class WithoutMemory(TorchFunctionMode):
     """While it is active, layers make their weights on the `meta` device: shapes without numbers.
 

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.arch import accepts, build, outline
+from compressor.checkpoint.exported import DTYPES
 from compressor.checkpoint.read import Tensors
 from compressor.checkpoint.weights import rename
 from compressor.errors import ArchitectureError, CheckpointError
 
+ORDINARY = frozenset(DTYPES.values())
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -89,7 +91,7 @@ def class_counts(difference: Difference) -> list[int]:
         return []
     counts = sorted({held[0] for _, held, _ in difference.reshaped})
     # A head's weight and bias say the same number, or a few of them; a network of another width differs everywhere.
-    return counts if len(counts) <= 2 else []
+    return counts if len(counts) <= 2 and counts[0] > 0 else []
 
 
 def shapes_of(tensors: Mapping[str, torch.Tensor]) -> Shapes:
@@ -126,10 +128,10 @@ def _other_count(arch: str, args: dict[str, object], tensors: Tensors, differenc
 
 def _load(model: nn.Module, tensors: Tensors) -> list[str]:
     """Copy every tensor into its place; the sentences say what was cast, and what was left alone."""
-    odd = next((name for name, tensor in tensors.items() if tensor.is_quantized or tensor.layout is not torch.strided), None)
-    if odd is not None:
+    if odd := next((name for name, tensor in tensors.items() if not _is_ordinary(tensor)), None):
         raise CheckpointError(
-            f"{odd} is quantised or sparse, but compressing starts from ordinary weights: give the checkpoint from before."
+            f"{odd} is quantised, sparse or without numbers ({str(tensors[odd].dtype)[6:]}), but compressing starts from "
+            "ordinary weights: give the checkpoint from before."
         )
     places = {name: place for name, place in model.state_dict().items() if isinstance(place, torch.Tensor)}
     notes = []
@@ -145,6 +147,10 @@ def _load(model: nn.Module, tensors: Tensors) -> list[str]:
     for name in places.keys() & tensors.keys():
         places[name].copy_(tensors[name])
     return notes
+
+
+def _is_ordinary(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in ORDINARY and tensor.layout is torch.strided and not tensor.is_meta
 
 
 def _upgrade(model: nn.Module, arch: str, tensors: Tensors, difference: Difference) -> None:

@@ -4,10 +4,11 @@ People call everything `.pth`: new and old `torch.save` files, safetensors, a ha
 place of the download. Nothing is unpickled or unpacked here; a few bytes and the list of a zip archive's members are enough.
 """
 
+import os
 import zipfile
 from pathlib import Path
 
-from compressor.errors import CheckpointError, did_you_mean
+from compressor.errors import CheckpointError, did_you_mean, printable
 
 LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the integer that files of torch < 1.6 begin with, as pickle writes it
 FOREIGN = {
@@ -77,10 +78,13 @@ def kind_of(path: str | Path) -> str:
 def check_archive(path: Path) -> None:
     """Raise CheckpointError for a zip archive that could grow when it is read.
 
-    `torch.save` stores its members as they are, so what an archive declares can never be more than the file holds.
+    `torch.save` stores its members as they are, so what an archive declares can never be more than the file holds. Its list of
+    members ends the file: behind a comment, or moved, torch could find another list than the one that is looked at here.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        if archive.comment or archive.start_dir != _start_of_list(path):
+            raise CheckpointError(f"{path} is an archive with something before or behind it: save the checkpoint again.")
     declared, size = sum(member.file_size for member in members), path.stat().st_size
     packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
     if packed or declared > size:
@@ -88,6 +92,17 @@ def check_archive(path: Path) -> None:
             f"{path} declares {declared:,} bytes in a file of {size:,}: refused, since unpacking could fill the memory. "
             "torch.save never packs its members: save the checkpoint again with it."
         )
+
+
+def _start_of_list(path: Path) -> int:
+    """Where the end of a zip archive says that its list of members begins."""
+    with path.open("rb") as file:
+        file.seek(-min(98, path.stat().st_size), os.SEEK_END)
+        end = file.read().rjust(
+            98, b"\0"
+        )  # a record and its locator, of archives that may be large, and the end of all archives
+    large = end[56:60] == b"PK\x06\x07"
+    return int.from_bytes(end[48:56] if large else end[92:96], "little")
 
 
 def _neighbour(path: Path) -> str:
@@ -103,7 +118,9 @@ def _kind_of_directory(path: Path) -> str:
     if (path / "plan.json").is_file():
         return "run"
     inside = sorted(
-        entry.name for entry in path.iterdir() if entry.suffix in {".pt", ".pth", ".th", ".ckpt", ".safetensors", ".bin"}
+        printable(entry.name)
+        for entry in path.iterdir()
+        if entry.suffix in {".pt", ".pth", ".th", ".ckpt", ".safetensors", ".bin"}
     )
     instead = f"Give one file in it, such as {inside[0]}" if inside else "Give a checkpoint file"
     raise CheckpointError(f"{path} is a directory without plan.json, so it is no run of compress. {instead}.")
@@ -129,7 +146,7 @@ def _kind_of_zip(path: Path) -> str:
             f"{path} holds NumPy arrays, not a PyTorch checkpoint: torch.save them as tensors under their names."
         )
     raise CheckpointError(
-        f"{path} is a zip archive but not one of torch.save: it holds {', '.join(names[:3]) or 'nothing'}. "
+        f"{path} is a zip archive but not one of torch.save: it holds {printable(', '.join(names[:3])) or 'nothing'}. "
         "If a checkpoint lies inside, unpack it and give that."
     )
 

@@ -21,33 +21,40 @@ from __future__ import annotations
 import ast
 import json
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from compressor.channels.surgery import Count, Cut, Spread, attach, set_counts
 from compressor.checkpoint import Loaded, build
-from compressor.checkpoint.arch import WithoutMemory
+from compressor.checkpoint.arch import Sparingly, WithoutMemory
+from compressor.checkpoint.fit import ORDINARY
 from compressor.checkpoint.kinds import in_one_line
-from compressor.errors import ArchitectureError, CheckpointError, UsageError
+from compressor.errors import ArchitectureError, CheckpointError, printable
 from compressor.files import write_text, write_whole
 from compressor.inputs import AnyInputs, Input, Inputs
 from compressor.measure import count_macs
 from compressor.parts import Chains, make, replaced
+from compressor.texts import read_text
 
 VERSION = 2
 KEYS = ("arch", "arch_args", "input_shape", "steps", "indices")
 CUT = ("counts", "scatter", "kept")
 BUILT_IN = ("torchvision", "timm")
-FROM_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}  # timm would open the files these name
+# timm would open the files that these name, or write into them
+FROM_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 OUR_OWN = ("compressor.demo:DigitsNet",)
+LARGEST_NETWORK = 2**31  # bytes; every run writes its original as one ONNX file, which holds no more
+LARGEST_INPUT = 2**26  # numbers of one sample
+LARGEST_INDEX = 2**26  # numbers, of all indices of all chains: they are computed from a few
 
 
 Step = Cut | Chains
@@ -122,16 +129,16 @@ def from_json(text: str, where: str) -> Plan:
         steps = tuple(_step(step, indices) for step in data["steps"])
         inputs = None if data["input_shape"] is None else _inputs(data["input_shape"])
         arch, arch_args = str(data["arch"]), dict(data["arch_args"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
+        _check_chains(step for step in steps if isinstance(step, Chains))
+    except Exception as error:  # the text may be anyone's: whatever goes wrong, it is no plan
         raise wrong(in_one_line(error)) from None
+    if not arch.isprintable():
+        raise wrong(f"{arch[:40]!r} is no name of code")
     return Plan(arch, arch_args, inputs, steps)
 
 
 def _step(data: dict[str, Any], indices: Mapping[str, list[int]]) -> Step:
     if "parts" in data:
-        with WithoutMemory():  # sizes that are not true cost nothing
-            for parts in data["parts"].values():
-                make(parts)
         return Chains(dict(data["parts"]))
     kept = {
         str(name): {int(dim): np.array(indices[index], np.int64) for dim, index in dims.items()}
@@ -139,6 +146,17 @@ def _step(data: dict[str, Any], indices: Mapping[str, list[int]]) -> Step:
     }
     counts = {str(module): _counts(changed) for module, changed in data["counts"].items()}
     return Cut(kept, counts, {str(module): _spread(row) for module, row in data["scatter"].items()})
+
+
+def _check_chains(steps: Iterable[Chains]) -> None:
+    """Raise one of many errors when parts cannot be made, or are larger than what is left of a network could be."""
+    with torch.device("meta"), warnings.catch_warnings():  # sizes that are not true cost nothing
+        warnings.simplefilter("ignore")  # of layers without weights, which are refused
+        made = [make(parts) for step in steps for parts in step.parts.values()]
+    if any(weight.numel() == 0 for part in made for weight in part.parameters()):
+        raise ValueError("a layer has no weights")
+    if sum(index.numel() for part in made for index in part.buffers()) > LARGEST_INDEX:
+        raise ValueError(f"its chains have indices of more than {LARGEST_INDEX:,} numbers")
 
 
 def _natural(value: Any) -> int:
@@ -164,9 +182,13 @@ def _written(inputs: Inputs) -> list[Any]:
 
 def _inputs(values: list[Any]) -> Inputs:
     if all(isinstance(entry, dict) for entry in values):
-        return Inputs(tuple(Input(tuple(entry["shape"]), entry["name"], entry["dtype"]) for entry in values))
-    channels, height, width = (_natural(value) for value in values)
-    return Inputs.of((channels, height, width))
+        inputs = Inputs(tuple(Input(tuple(entry["shape"]), entry["name"], entry["dtype"]) for entry in values))
+    else:
+        channels, height, width = (_natural(value) for value in values)
+        inputs = Inputs.of((channels, height, width))
+    if inputs.numbers > LARGEST_INPUT:
+        raise ValueError(f"inputs of more than {LARGEST_INPUT:,} numbers")
+    return inputs
 
 
 def _counts(changed: dict[str, Any]) -> dict[str, Count]:
@@ -211,9 +233,9 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
             _set(model, name, tensors[name], value)
         if plan.inputs is not None:
             count_macs(model.eval(), plan.inputs)  # one forward pass, of shapes alone where that is possible
-    except (AttributeError, KeyError, IndexError, RuntimeError, UsageError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except Exception as error:  # what a plan says may be anyone's, and fail anywhere
         raise CheckpointError(
             f"the plan does not belong to {plan.arch} ({in_one_line(error)}).\nName the code it was made from with --arch."
         ) from error
@@ -254,14 +276,14 @@ def _check_names(model: nn.Module, tensors: dict[str, Tensor], weights: Mapping[
     if unexpected or missing:
         raise CheckpointError(
             f"the weights do not belong to {arch}: {len(missing)} missing ({', '.join(missing[:3]) or 'none'}), "
-            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3]) or 'none'}).\n"
+            f"{len(unexpected)} unexpected ({printable(', '.join(unexpected[:3])) or 'none'}).\n"
             "Name the code it was made from with --arch."
         )
 
 
 def _check_shape(name: str, tensor: Tensor, value: Tensor, plan: Plan) -> None:
     """The weights must have the shapes that the plan makes, and be numbers of the same kind."""
-    if value.is_floating_point() != tensor.is_floating_point():
+    if value.is_floating_point() != tensor.is_floating_point() or value.dtype not in ORDINARY:
         raise CheckpointError(
             f"{name} holds {str(value.dtype)[6:]} and {plan.arch} {str(tensor.dtype)[6:]}. Make the run again."
         )
@@ -276,7 +298,7 @@ def read_plan(directory: Path) -> Plan:
     """The plan of a run directory. Raises CheckpointError."""
     path = directory / "plan.json"
     try:
-        return from_json(path.read_text(encoding="utf-8"), str(path))
+        return from_json(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{directory} is not a finished run: {path.name} cannot be read ({error}).") from None
 
@@ -291,10 +313,13 @@ def load_run(directory: Path, arch: str | None, arch_args: Mapping[str, object] 
     try:
         # Cloned, because memory that begins anywhere in a file is computed with more slowly, and rounded otherwise.
         weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # the bytes may be anyone's: whatever goes wrong, they are no tensors
         raise CheckpointError(f"{file} cannot be read: {in_one_line(error)}. Make the run again.") from None
     try:
-        model = rebuild(build(plan.arch, plan.arch_args), plan, weights)
+        with Sparingly(LARGEST_NETWORK), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers without weights
+            model = build(plan.arch, plan.arch_args)
+        model = rebuild(model, plan, weights)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from error
     inputs = None if plan.inputs is None else Inputs.of(plan.inputs)
@@ -316,10 +341,11 @@ def check_trusted(plan: Plan, directory: Path) -> None:
             "Name the code that builds the network: --arch path/to/file.py:NAME, or compressor.load(run, arch=...)."
         )
     here = Path.cwd().resolve()
-    for path in _files(where):
-        inside = path.is_relative_to(here) and not path.is_relative_to(directory.resolve())
-        if inside and path.is_file() and _defines(path, name, called_with=plan.arch_args):
-            return
+    with suppress(OSError, ValueError, RuntimeError):  # names that are too long, have no letters, or lead in a circle
+        for path in _files(where):
+            inside = path.is_relative_to(here) and not path.is_relative_to(directory.resolve())
+            if inside and path.is_file() and _defines(path, name, called_with=plan.arch_args):
+                return
     raise ArchitectureError(
         f"{directory} was made from {plan.arch}, which is no class or function of a file below {here}: "
         "code from elsewhere is not executed unasked.\n"

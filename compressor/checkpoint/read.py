@@ -22,17 +22,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-# Torch documents it as public in all but its path: shapes and storages without memory.
-from torch._subclasses.fake_tensor import FakeTensorMode
-
+from compressor.checkpoint.calls import Excessive, check_calls
 from compressor.checkpoint.exported import read_weights
 from compressor.checkpoint.kinds import check_archive, in_one_line, kind_of
 from compressor.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
+CONTENT = 3  # the number of a pickle in an old file
 
 
 class Closed:
@@ -82,7 +80,7 @@ def read(path: str | Path, *, trust_pickle: bool = False) -> Content:
         return Content(path, kind, _read_safetensors(path))
     if kind == "pt2":
         check_archive(path)
-        return Content(path, kind, read_weights(path))
+        return Content(path, kind, _checked(path, read_weights(path)))
     if kind == "torchscript":
         raise CheckpointError(
             f"{path} is a TorchScript archive: a finished program, without the source that compressing needs. "
@@ -101,7 +99,7 @@ def read(path: str | Path, *, trust_pickle: bool = False) -> Content:
 def _read_safetensors(path: Path) -> Tensors:
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the bytes may be anyone's: whatever goes wrong, they are no tensors
         raise CheckpointError(
             f"{path} begins like a safetensors file, but is truncated or damaged ({in_one_line(error)}). Download it again."
         ) from error
@@ -114,24 +112,25 @@ def _read_pickle(path: Path, kind: str, trust_pickle: bool) -> Content:
         return Content(path, kind, _open_trusted(path))
     try:
         closed = _blocked_names(path, kind)
-    except Exception as error:  # the bytes may be anyone's: whatever goes wrong, they are no checkpoint
+    except Excessive as error:
+        raise CheckpointError(
+            f"{path} is refused, since reading it could fill the memory or never end: {error}. "
+            "It is damaged or forged: download it again, or save model.state_dict() alone."
+        ) from error
+    except Exception as error:  # as above
         raise _unreadable(path, error) from error
     try:
         with torch.serialization.safe_globals([(_stand_in(name), name) for name in closed]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if kind == "legacy-checkpoint":
-                _check_declared(path)
             # Mapped, a zip's storages are pieces of the file: whatever size is declared, nothing is allocated.
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip-checkpoint")
-    except CheckpointError:
-        raise
     except pickle.UnpicklingError as error:
         if closed:
             raise refusal(path, closed, "a pickle") from error
         raise _unreadable(path, error) from error
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
-    return Content(path, kind, value, closed)
+    return Content(path, kind, _checked(path, value), closed)
 
 
 def refusal(path: Path, closed: tuple[str, ...], what: str) -> CheckpointError:
@@ -162,44 +161,60 @@ def _stand_in(name: str) -> type:
 
 
 def _blocked_names(path: Path, kind: str) -> tuple[str, ...]:
-    """The names in the pickle that torch does not know to be harmless; found without opening it."""
+    """The names in the pickle that torch does not know to be harmless; found without opening it.
+
+    Raises Excessive when it calls what could fill the memory.
+    """
     if kind == "zip-checkpoint":
-        return tuple(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
+        with zipfile.ZipFile(path) as archive:
+            # Torch does not look at the case of names.
+            (name,) = (name for name in archive.namelist() if name.lower().endswith("data.pkl"))
+            pickles = [archive.read(name)]
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    else:
+        pickles, shown = _old_pickles(path), io.BytesIO()
+        with zipfile.ZipFile(shown, "w") as archive:  # torch answers for zip files alone
+            archive.writestr("old/data.pkl", pickles[CONTENT])
+            archive.writestr("old/version", "3")
+        shown.seek(0)
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(shown)
+    closed = tuple(sorted(unsafe))
+    for pickled in pickles:
+        check_calls(pickled, closed, path.stat().st_size)
+    return closed
+
+
+def _old_pickles(path: Path) -> list[bytes]:
+    """Magic number, protocol, what machine wrote the file, its content, and the names of the storages that follow."""
+    pickles = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        for _ in range(3):  # magic number, protocol, and what machine wrote it
-            _skip_pickle(mapped)
-        start = mapped.tell()
-        _skip_pickle(mapped)
-        pickled = mapped[start : mapped.tell()]
-    # Torch answers for zip files alone, so the old file's pickle is shown to it in one.
-    shown = io.BytesIO()
-    with zipfile.ZipFile(shown, "w") as archive:
-        archive.writestr("old/data.pkl", pickled)
-        archive.writestr("old/version", "3")
-    shown.seek(0)
-    return tuple(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(shown)))
+        for _ in range(5):
+            start = mapped.tell()
+            for _ in pickletools.genops(mapped):  # type: ignore[arg-type]  # it reads files and maps alike
+                pass
+            pickles.append(mapped[start : mapped.tell()])
+    return pickles
 
 
-def _skip_pickle(file: mmap.mmap) -> None:
-    for _ in pickletools.genops(file):  # type: ignore[arg-type]  # it reads files and maps alike
-        pass
+def _checked(path: Path, value: Any) -> Any:
+    """`value` itself, without what a pickle may have hung on its parts. Raises CheckpointError for a tensor above the file.
+
+    Such a tensor is a view that shows a few numbers many times. A network that is built for it would take the memory.
+    """
+    size = path.stat().st_size
+    for part in _parts_of(value):
+        if isinstance(part, torch.Tensor | dict):
+            getattr(part, "__dict__", {}).clear()  # a name there would hide a method
+        if isinstance(part, torch.Tensor) and part.numel() > size:
+            raise CheckpointError(
+                f"{path} declares a tensor of {'x'.join(map(str, part.shape))} numbers in a file of {size:,} bytes: refused, "
+                "since a network of that size could fill the memory. Save it again with torch.save, each tensor cloned."
+            )
+    return value
 
 
-def _check_declared(path: Path) -> None:
-    """Raise CheckpointError when an old file declares more bytes than it has: torch would allocate them all at once."""
-    with FakeTensorMode():
-        value = torch.load(path, weights_only=True)
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _tensors_in(value)}
-    declared, size = sum(storages.values()), path.stat().st_size
-    if declared > size:
-        raise CheckpointError(
-            f"{path} declares {declared:,} bytes of tensors in a file of {size:,}: refused, reading it could fill the memory. "
-            "It is truncated or forged: download it again."
-        )
-
-
-def _tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """Every tensor inside dictionaries, lists and closed objects, however they refer to each other."""
+def _parts_of(value: object) -> Iterator[object]:
+    """Everything inside dictionaries, lists and closed objects, however they refer to each other, and these themselves."""
     seen: set[int] = set()
     waiting = [value]
     while waiting:
@@ -207,10 +222,9 @@ def _tensors_in(value: object) -> Iterator[torch.Tensor]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, dict):
-            waiting.extend(value.values())
+        yield value
+        if isinstance(value, dict):
+            waiting.extend(dict.values(value))
         elif isinstance(value, list | tuple | set):
             waiting.extend(value)
         elif isinstance(value, Closed):

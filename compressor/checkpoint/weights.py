@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.read import Closed, Content, Tensors, refusal
-from compressor.errors import CheckpointError, did_you_mean
+from compressor.errors import CheckpointError, did_you_mean, printable
 
 # In the order they are looked for.
 PLAIN_KEYS = (
@@ -154,8 +154,8 @@ CUTS: dict[str, Callable[[str, str], str | None]] = {
 
 
 def _is_weights(value: object) -> bool:
-    """Whether it is a dictionary of named tensors, for the greater part, and at least one of them is more than a number."""
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+    """Whether it is a dictionary of tensors, for the greater part, under printable names, and one is no mere number."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in value):
         return False
     tensors = [item for item in value.values() if isinstance(item, torch.Tensor)]
     return 2 * len(tensors) >= len(value) and any(tensor.dim() for tensor in tensors)
@@ -237,7 +237,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def _keys(value: object) -> str:
     if not isinstance(value, Mapping):
         return _what(value)
-    names = [str(name) for name in value]
+    names = [printable(str(name)) for name in value]
     return f"the keys {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" if names else "an empty dictionary"
 
 

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from compressor import budget
 from compressor.channels import Cut, Residual, analyse, remove
 from compressor.checkpoint import build
 from compressor.checkpoint.plan import Plan, from_json, load_run, save_model, to_json
-from compressor.errors import ArchitectureError, CheckpointError
+from compressor.errors import ArchitectureError, CheckpointError, UsageError
 from compressor.filters import norms
 from compressor.inputs import Input, Inputs
 from compressor.parts import Chains, describe, make, replaced
@@ -248,6 +250,11 @@ CHAINS = {
     "a huge plane": [{"type": "Patches", "size": [9, 9], "kernel": [2**30, 2**30], "stride": [1, 1], "padding": [0, 0],
                       "dilation": [1, 1], "places": [0]}],
     "no list of parts": 3,
+    "a stride of nothing": [{"type": "Patches", "size": [9, 9], "kernel": [1, 1], "stride": [0, 0], "padding": [0, 0],
+                             "dilation": [1, 1], "places": [0]}],
+    "no channels at all": [{"type": "Linear", "in_features": 8, "out_features": 0}],
+    "many planes that are not quite huge": 9 * [{"type": "Patches", "size": [9, 9], "kernel": [8000, 8000], "stride": [1, 1],
+                                                 "padding": [9000, 9000], "dilation": [1, 1], "places": [0]}],
     "chains in chains in chains": [{"type": "Apart", "chains": [[{"type": "Apart", "chains": 3}]]}],
 }  # fmt: skip
 
@@ -399,6 +406,9 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "two sizes": (put("input_shape", value=[8, 8]), "is not a plan of ours"),
     "no input": (put("input_shape", value=[]), "is not a plan of ours"),
     "an input without a shape": (put("input_shape", value=[{"name": "x", "dtype": None}]), "is not a plan of ours"),
+    "an input that would fill the memory": (put("input_shape", value=[3, 2**16, 2**16]), "inputs of more than 67,108,864"),
+    "code whose name is none": (put("arch", value="a\x1b[2J\n.py:Net"), "is no name of code"),
+    "a stride below zero": (put("counts", "conv1", "stride", value=[0, 0]), "does not belong to net.py:Net"),
     "an input of a strange type": (
         put("input_shape", value=[{"name": "x", "shape": [3], "dtype": "load"}]),
         "is not a plan of ours",
@@ -416,7 +426,7 @@ def test_a_plan_that_is_wrong_is_told(here: Path, tmp_path: Path, kind: str) -> 
     assert str(caught.value).count("\n") <= 1 and len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"arch": "x"}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"arch": "x"}', "[" * 100_000, '{"version": 2' + "9" * 5000 + "}"])
 def test_what_is_no_plan_is_told(text: str) -> None:
     with pytest.raises(CheckpointError, match=r"here/plan\.json is not a plan of ours: it "):
         from_json(text, "here/plan.json")
@@ -440,6 +450,33 @@ def test_weights_that_are_wrong_are_told(here: Path, tmp_path: Path) -> None:
     (run / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
         compressor.load(run)
+
+
+@pytest.mark.parametrize("width", [20_000, 2**31])
+def test_a_network_that_no_run_could_have_written_is_not_built(here: Path, tmp_path: Path, width: int) -> None:
+    run = rewrite(here / "runs" / "coupled", tmp_path / "run", put("arch_args", value={"width": width}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ArchitectureError, match=r"its weights take more than 2,147,483,648 bytes"):
+        compressor.load(run)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+
+
+@pytest.mark.parametrize("where", ["\0", "x" * 5000, "a/" * 3000])
+def test_a_name_that_no_file_can_have_is_no_code(here: Path, tmp_path: Path, where: str) -> None:
+    run = rewrite(here / "runs" / "coupled", tmp_path / "run", put("arch", value=f"{where}.py:Net"))
+    with pytest.raises(UsageError, match=r"is no name of code|no class or function of a file below"):
+        compressor.load(run)
+
+
+def test_a_plan_that_is_a_pipe_or_endless_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "plan.json").write_bytes(b" " * 17_000_000)
+    with pytest.raises(CheckpointError, match="File too large"):
+        compressor.load(tmp_path)
+    (tmp_path / "plan.json").unlink()
+    os.mkfifo(tmp_path / "plan.json")
+    with pytest.raises(UsageError, match=r"is a directory without plan\.json"):
+        compressor.load(tmp_path)
 
 
 def test_code_of_another_network_is_told(here: Path) -> None:
