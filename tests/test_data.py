@@ -3,8 +3,11 @@
 import itertools
 import os
 import pickle
+import struct
 import sys
 import tarfile
+import tracemalloc
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -178,14 +181,19 @@ def test_cifar_is_read_where_torchvision_keeps_it(tmp_path: Path, monkeypatch: p
         assert pixels(data, images).equal(torch.from_numpy(stored))
 
 
-def test_fashionmnist_is_read_where_torchvision_keeps_it(tmp_path: Path):
-    folder = tmp_path / "FashionMNIST" / "raw"
+def write_fashion(root: Path) -> np.ndarray:
+    """Four pictures a file in the format of the real set."""
+    folder = root / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
     stored = np.random.default_rng(0).integers(0, 256, (4, 28, 28), dtype=np.uint8)
     for part in ("train", "t10k"):
-        sizes = b"".join(n.to_bytes(4, "big") for n in (4, 28, 28))
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + stored.tobytes())
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[:4] + bytes([3, 1, 3, 1]))
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, *stored.shape) + stored.tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, 4) + bytes([3, 1, 3, 1]))
+    return stored
+
+
+def test_fashionmnist_is_read_where_torchvision_keeps_it(tmp_path: Path):
+    stored = write_fashion(tmp_path)
     data = open_data(f"fashionmnist:{tmp_path}")
     images, targets, _ = gather(data, "test")
     assert data.shape == (1, 28, 28) and data.classes[3] == "Dress" and targets.tolist() == [3, 1, 3, 1]
@@ -641,6 +649,53 @@ def test_a_broken_image_is_named(pets: Path, path: dict, damage: str):
     assert message.startswith(f"{broken} cannot be read as an image: ")
 
 
+def declare(path: Path, width: int, height: int) -> None:
+    """A PNG file that says it has so many pixels, and a checksum that says that this is true."""
+    random_image(0).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+@PATHS
+@pytest.mark.parametrize("size", [(20_000, 20_000), (2**31 - 1, 2**31 - 1), (0, 5)])
+def test_an_image_of_endless_size_is_refused_before_it_is_read(pets: Path, path: dict, size: tuple[int, int]):
+    declare(pets / "train/dog/7.png", *size)
+    tracemalloc.start()
+    message = fails(pets, size=16, **path)
+    assert "train/dog/7.png cannot be read as an image" in message
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_a_line_of_pixels_is_refused_before_it_is_made_large(pets: Path):
+    Image.new("L", (60_000, 1)).save(pets / "train/dog/7.png")
+    assert "is 60000x1 pixels, and so narrow that at this size it would be 15360000 long" in fails(pets, size=224)
+
+
+def test_a_file_is_read_as_an_image_of_the_common_kinds_alone(pets: Path):
+    """To open others, Pillow starts programs: Ghostscript for this one."""
+    (pets / "train/dog/7.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 12\n%%EndComments\n")
+    assert "UnidentifiedImageError" in fails(pets)
+
+
+def test_links_that_lead_in_a_circle_are_followed_once(pets: Path):
+    for name in ("a", "b", "c"):
+        (pets / "train/dog" / name).symlink_to("..")
+        (pets / "train/dog" / f"{name}{name}").symlink_to("../cat")
+    data = open_data(str(pets))
+    assert data.counts["train"] + data.counts["held_out"] == 20 + 30 + 20
+
+
+def test_a_name_of_a_file_does_not_steer_the_terminal(pets: Path):
+    (pets / "train/dog" / "a\n::error::\x1b[2J.png").write_bytes(b"not an image")
+    (pets / "train/dog" / "b\n.txt").touch()
+    assert r"dog/a\n::error::\x1b[2J.png cannot be read" in fails(pets)
+    (pets / "train/dog" / "a\n::error::\x1b[2J.png").unlink()
+    assert open_data(str(pets)).notes[0].isprintable()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_vanishes_while_training_is_named(pets: Path, workers: int):
     data = open_data(str(pets), size=12, memory_limit=0, workers=workers)
@@ -664,6 +719,42 @@ def test_a_worker_that_dies_is_told(pets: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_set_that_is_not_downloaded_is_told(tmp_path: Path, kind: str, place: str):
     message = fails(f"{kind}:{tmp_path}")
     assert str(tmp_path / place) in message and "download=True" in message
+
+
+DAMAGE = {
+    "fewer labels": ("train-labels-idx1-ubyte", struct.pack(">2i", 2049, 3) + bytes(3)),
+    "a label too high": ("t10k-labels-idx1-ubyte", struct.pack(">2i", 2049, 4) + bytes([0, 10, 1, 2])),
+    "images of another size": ("train-images-idx3-ubyte", struct.pack(">4i", 2051, 4, 14, 56) + bytes(4 * 784)),
+    "images in a line": ("train-images-idx3-ubyte", struct.pack(">2i", 2049, 4 * 784) + bytes(4 * 784)),
+    "endless images": ("train-images-idx3-ubyte", struct.pack(">4i", 2051, 2**31 - 1, 2**31 - 1, 28)),
+    "no images": ("train-images-idx3-ubyte", struct.pack(">4i", 2051, 0, 28, 28)),
+    "half a head": ("train-images-idx3-ubyte", b"\0\0\x08"),
+    "another format": ("t10k-images-idx3-ubyte", bytes(99)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_fashionmnist_that_is_damaged_is_told(tmp_path: Path, kind: str):
+    write_fashion(tmp_path)
+    name, content = DAMAGE[kind]
+    (tmp_path / "FashionMNIST" / "raw" / name).write_bytes(content)
+    assert "FashionMNIST" in fails(f"fashionmnist:{tmp_path}")
+
+
+def test_fashionmnist_is_not_read_from_a_pickle(tmp_path: Path):
+    write_fashion(tmp_path)
+    (tmp_path / "FashionMNIST" / "processed").mkdir()
+    (tmp_path / "FashionMNIST" / "processed" / "training.pt").touch()
+    assert "is how torchvision kept these images before 2021" in fails(f"fashionmnist:{tmp_path}")
+
+
+def test_cifar_is_not_unpickled_without_its_checksum(tmp_path: Path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
+        (folder / name).write_bytes(f"cos\nmkdir\n(S'{tmp_path / 'flag'}'\ntR.".encode())
+    assert "its files are missing or damaged" in fails(f"cifar10:{tmp_path}")
+    assert not (tmp_path / "flag").exists()
 
 
 def test_cifar_in_class_folders_is_an_imagefolder(pets: Path):

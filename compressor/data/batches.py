@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compressor.data.cutout import Cutout
 from compressor.data.readers import Reader, seed_from
-from compressor.errors import DataError
+from compressor.errors import DataError, printable
 from compressor.method import Batch
 
 Split = Literal["train", "held_out", "test"]
@@ -158,7 +158,7 @@ def _by_class(positions: Tensor, labels: Tensor, batch_size: int, size: int, gen
 def check_classes(data: Data, outputs: int) -> None:
     """Raises DataError when a network with `outputs` answers is not for as many classes as `data` has."""
     if outputs != len(data.classes):
-        names = ", ".join(data.classes[:5]) + (", ..." if len(data.classes) > 5 else "")
+        names = printable(", ".join(data.classes[:5])) + (", ..." if len(data.classes) > 5 else "")
         raise DataError(
             f"The network answers {outputs} classes, but {data.spec} has {len(data.classes)} ({names}): "
             "give the data that the network was trained for, or a network trained on this data."

@@ -7,14 +7,14 @@ Files that are not images are left out, and a note tells so. Names that begin wi
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from compressor.data.images import ImageFiles
 from compressor.data.splits import TEST_SEED, TEST_SHARE, Source, cut, whole
-from compressor.errors import DataError, did_you_mean
+from compressor.errors import DataError, did_you_mean, printable
 
 VAL = ("val", "valid", "validation")
 
@@ -108,20 +108,32 @@ def _read_classes(folder: Path, classes: list[str], notes: list[str]) -> ImageFi
         ignored += others
     if ignored:
         files = "1 file that is not an image was" if len(ignored) == 1 else f"{len(ignored)} files that are not images were"
-        notes.append(f"{files} left out of {folder}, such as {ignored[0]}.")
+        notes.append(f"{files} left out of {folder}, such as {printable(ignored[0])}.")
     return ImageFiles(paths, labels)
 
 
 def _walk(folder: Path) -> tuple[list[str], list[str]]:
     """Image files and other files at any depth below `folder`, in the order that ImageFolder has."""
     images, others = [], []
-    for place, _, names in sorted(os.walk(folder, followlinks=True)):
+    for place, names in sorted(_places(folder)):
         for name in sorted(names):
             if name.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(name):
                 images.append(os.path.join(place, name))  # noqa: PTH118  # a Path for each of a million files takes seconds
             elif not _is_hidden(name):
                 others.append(os.path.join(place, name))  # noqa: PTH118  # as above
     return images, others
+
+
+def _places(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below, and the names in it. Links are followed, but into no folder twice: they may lead in a circle."""
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()  # so that it is always the same way that counts
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield place, names
 
 
 def _folders(folder: Path) -> list[str]:
@@ -139,4 +151,4 @@ def _is_hidden(name: str) -> bool:
 def _listed(names: Sequence[str]) -> str:
     if not names:
         return "no folder"
-    return ", ".join(f"{name}/" for name in names[:6]) + (f" and {len(names) - 6} others" if len(names) > 6 else "")
+    return ", ".join(f"{printable(name)}/" for name in names[:6]) + (f" and {len(names) - 6} others" if len(names) > 6 else "")

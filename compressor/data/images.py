@@ -4,7 +4,9 @@ An image is a tensor of bytes (uint8, 0 to 255), [channels, height, width], unti
 quarter of the memory of floats, and what the files hold anyway.
 """
 
+import logging
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +17,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from compressor.errors import DataError
+from compressor.errors import DataError, printable
 from compressor.runtime import first_line
 
+# Pillow tells of odd files in pages of lines, beside the error that it raises where it cannot go on.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # of all that Pillow reads; some others start programs
+LARGEST = Image.MAX_IMAGE_PIXELS or 2**26  # pixels; Pillow warns above
 SMALL = 64  # pixels; images up to this size are shown whole and are augmented by shifts, as is the custom for CIFAR
 CROP_SHARE = 0.875  # of a larger image's shorter side is seen in evaluation, as is the custom for ImageNet: 224 of 256
 
@@ -65,6 +73,11 @@ class Frame:
             return image
         scale = max(self.height / height, self.width / width) / (1 if self.small else CROP_SHARE)
         shorter = math.ceil(round(min(height, width) * scale, 6))  # rounded first: 256.00000001 is 256
+        if (longer := round(max(height, width) * scale)) * shorter > LARGEST:
+            raise DataError(
+                f"{name} is {width}x{height} pixels, and so narrow that at this size it would be {longer} long: "
+                "cut it, or take it out of its folder."
+            )
         middle: Tensor = TF.center_crop(TF.resize(image, [shorter], antialias=True), self.size)
         return middle
 
@@ -122,7 +135,7 @@ class ImageFiles(Images):
 
     def read(self, index: int) -> Tensor:
         try:
-            with Image.open(self.paths[index]) as image:
+            with self._opened(index) as image:
                 return to_pixels(image)
         except Exception as error:
             raise self._broken(index, error) from error
@@ -130,16 +143,24 @@ class ImageFiles(Images):
     def size(self, index: int) -> tuple[int, int]:
         """Height and width, from the head of the file alone."""
         try:
-            with Image.open(self.paths[index]) as image:
+            with self._opened(index) as image:
                 return image.height, image.width
         except Exception as error:
             raise self._broken(index, error) from error
 
     def name(self, index: int) -> str:
-        return self.paths[index]
+        return printable(self.paths[index])
+
+    def _opened(self, index: int) -> Image.Image:
+        """The head of the file. Raises ValueError when it says that there is no pixel, or more than a photograph has."""
+        image = Image.open(self.paths[index], formats=FORMATS)
+        if not 0 < image.width * image.height <= LARGEST:
+            image.close()
+            raise ValueError(f"it says that it has {image.width}x{image.height} pixels, and may have {LARGEST:,} in all")
+        return image
 
     def _broken(self, index: int, error: Exception) -> DataError:
-        path = self.paths[index]
+        path = self.name(index)
         if isinstance(error, FileNotFoundError):
             return DataError(
                 f"{path} was there when its folder was listed, but is gone now: keep the data in place during a run."

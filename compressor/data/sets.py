@@ -12,7 +12,7 @@ from torchvision import datasets
 
 from compressor.data.folders import check_folder
 from compressor.data.images import ImageTensor
-from compressor.data.splits import TEST_SEED, TEST_SHARE, Source, cut, whole
+from compressor.data.splits import TEST_SEED, TEST_SHARE, Part, Source, cut, whole
 from compressor.errors import DataError
 
 
@@ -40,8 +40,24 @@ def read_cifar100(root: Path) -> Source:
 def read_fashionmnist(root: Path) -> Source:
     """60,000 and 10,000 grey images of 28x28 pixels in 10 classes: Xiao et al., arXiv 1708.07747."""
     train, test = _open(datasets.FashionMNIST, root, Path("FashionMNIST", "raw"))
-    sets = [whole(ImageTensor(part.data[:, None], part.targets, "FashionMNIST")) for part in (train, test)]  # [n, 1, 28, 28]
+    sets = [_as_images(part, root) for part in (train, test)]
     return Source(train.classes, train=sets[0], test=sets[1], channels=1, flip=False, mean=0.286, std=0.353)
+
+
+def _as_images(part: Any, root: Path) -> Part:
+    """What torchvision read, [n, 28, 28] and labels [n]: unlike CIFAR's, these files are opened without a checksum."""
+    pixels, labels = part.data, part.targets
+    told = [f"{name} of {list(found.shape)}" for name, found in (("images", pixels), ("labels", labels))]
+    if (
+        pixels.dtype != torch.uint8
+        or pixels.shape != (len(labels), 28, 28)
+        or labels.shape != (len(labels),)
+        or not len(labels)
+    ):
+        raise DataError(f"FashionMNIST in {root} holds {' and '.join(told)}: its files are damaged, download them again.")
+    if int(labels.max()) >= len(part.classes) or int(labels.min()) < 0:
+        raise DataError(f"FashionMNIST in {root} has labels above {len(part.classes) - 1}: download its files again.")
+    return whole(ImageTensor(pixels[:, None], labels, "FashionMNIST"))  # [n, 1, 28, 28]
 
 
 def _read_cifar(kind: Any, root: Path) -> Source:
@@ -58,9 +74,11 @@ def _open(kind: Any, root: Path, files: Path) -> tuple[Any, Any]:
     if root.absolute().match(f"*/{files}"):
         root = root.absolute().parents[len(files.parts) - 1]
     check_folder(root)
+    if (pickled := root / files.parent / "processed" / "training.pt").exists():
+        raise DataError(f"{pickled} is how torchvision kept these images before 2021: take {pickled.parent} away.")
     try:
         return kind(root, train=True), kind(root, train=False)
-    except RuntimeError as error:
+    except Exception as error:  # torchvision checks the sizes of few files, and asserts the rest
         remedy = f"download them once with torchvision.datasets.{kind.__name__}({str(root)!r}, download=True)"
         if (root / "train").is_dir():
             remedy = f"for the images in its train/ give imagefolder:{root}"
