@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from typing import cast
 
 Setting = str | float | int | bool | list[str] | list[int] | list[float] | None
 
@@ -27,10 +28,18 @@ def first_change(before: str, now: str) -> str | None:
     """The first setting in which two config files differ: `lr was 0.1 and is 0.2`. None when they say the same."""
     try:
         old, new = tomllib.loads(before), tomllib.loads(now)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # the file may be anyone's
         return "its config.toml cannot be read"
     for key in [*old, *new]:
         if old.get(key) != new.get(key):
-            was, is_now = (_value(table[key]) if key in table else "not given" for table in (old, new))
+            was, is_now = (_shown(table[key]) if key in table else "not given" for table in (old, new))
             return f"{key} was {was} and is {is_now}"
     return None
+
+
+def _shown(value: object) -> str:
+    """As the file has it; of dates, tables, NaN and endless numbers, which no setting of ours is, the type alone."""
+    try:
+        return _value(cast(Setting, value))
+    except (TypeError, ValueError):
+        return f"a {type(value).__name__}"

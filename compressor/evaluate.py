@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,8 +18,9 @@ from compressor import budget, measure
 from compressor.channels import Channels, Heads, Residual, analyse
 from compressor.channels.drawing import FORMATS, Drawing, copies, draw, readers, shares
 from compressor.checkpoint import kind_of, load_model
+from compressor.checkpoint.plan import LARGEST_INPUT
 from compressor.data import Data, check_classes
-from compressor.errors import UsageError
+from compressor.errors import UsageError, printable
 from compressor.export import check_onnx, export_onnx
 from compressor.files import write_text, write_whole
 from compressor.inputs import WHOLE, Input, Inputs
@@ -118,6 +120,11 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
     if given is None and not fixed:
         raise UsageError(f"{path} takes images of several sizes: say with --input 3x224x224 which to measure, or give --data.")
     shapes = own if given is None else [entry.shape for entry in given.each]
+    if given is None and sum(map(math.prod, own)) > LARGEST_INPUT:
+        raise UsageError(
+            f"{path} says that it takes images of {', '.join(map(figures.shape, own))}, which would fill the memory: "
+            "say with --input what they are, if it is true."
+        )
     if len(shapes) != len(own) or (fixed and shapes != own):
         raise UsageError(
             f"{path} takes images of {', '.join(map(figures.shape, own))}, and was to be given "
@@ -127,7 +134,7 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
     inputs = Inputs(tuple(Input(shape, dtype=kind) for shape, kind in zip(shapes, whole, strict=True)))
     return Evaluation(
         model=str(path),
-        inputs={entry.name: list(shape) for entry, shape in zip(entries, shapes, strict=True)},
+        inputs={printable(entry.name): list(shape) for entry, shape in zip(entries, shapes, strict=True)},
         macs=None,
         params=None,
         size_bytes=path.stat().st_size,

@@ -22,7 +22,7 @@ _INPUT_TYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_,
 }  # fmt: skip
-_FATAL, _ERROR, _WARNING = 4, 3, 2  # ONNX Runtime's log levels
+_FATAL, _WARNING = 4, 2  # ONNX Runtime's log levels
 
 
 def open_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
@@ -36,7 +36,7 @@ def open_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = _ERROR
+    options.log_severity_level = _FATAL  # what is raised says all, and what is printed may hold any name from the file
     # Threads that wait for the next batch by spinning would slow down the network that is measured in turn with this.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     onnxruntime.set_default_logger_severity(_FATAL)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from compressor.run import Order
 from compressor.sources import Images, Opened, Source, check_answers, open_both, pick_device
 from compressor.stages import EVALUATION_BATCH
 from compressor.task import Classify
+from compressor.texts import read_text
 from compressor.train import seed_all
 
 RATES = (0.25, 0.5, 0.75)
@@ -102,11 +104,8 @@ class Sensitivity:
 
 
 def _curve(rows: Sequence[Row]) -> Curve:
-    return Curve(
-        rows[0].channels,
-        tuple(1 - row.kept / row.channels for row in rows),
-        tuple(rows[0].quality - row.quality for row in rows),
-    )
+    losses = {1 - row.kept / row.channels: rows[0].quality - row.quality for row in rows}  # few channels: two rates may be one
+    return Curve(rows[0].channels, tuple(losses), tuple(losses.values()))
 
 
 # The table as a file --------------------------------------------------------------------------------------------------
@@ -125,11 +124,14 @@ def read_sensitivity(path: str | Path) -> Sensitivity:
     """What `compress sensitivity` wrote. Raises UsageError when the file is not there, or is something else."""
     path = Path(path)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return Sensitivity([_parsed(line) for line in csv.DictReader(file)])
+        table = Sensitivity([_parsed(line) for line in csv.DictReader(io.StringIO(read_text(path), newline=""))])
+        for name, curve in table.curves.items():
+            if curve.rates[0] != 0 or len(curve.rates) < 2 or not all(a < b for a, b in pairwise(curve.rates)):
+                raise ValueError(f"the rates of {name} do not rise from 0")
+        return table
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read ({error}): give the {TABLE} of `compress sensitivity`.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UsageError(f"{path} is not a table of `compress sensitivity` ({error}): give its {TABLE}.") from error
 
 
@@ -149,7 +151,10 @@ def read_curves(path: str | Path, channels: Channels) -> dict[str, Curve]:
 def _parsed(line: Mapping[str, str]) -> Row:
     accuracy = float(line["accuracy"]) if line["accuracy"] else None
     shares = {name: float(line[name]) for name in ("rate", "agreement", "kl", "macs_removed", "params_removed")}
-    return Row(line["group"], int(line["channels"]), kept=int(line["kept"]), accuracy=accuracy, **shares)
+    row = Row(line["group"], int(line["channels"]), kept=int(line["kept"]), accuracy=accuracy, **shares)
+    if not 0 < row.kept <= row.channels or not all(map(math.isfinite, (accuracy or 0.0, *shares.values()))):
+        raise ValueError(f"no group has the row {','.join(line.values())}")
+    return row
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------

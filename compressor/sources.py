@@ -13,7 +13,7 @@ from torch import nn
 from compressor.checkpoint import Loaded, from_code, load_model
 from compressor.config import Setting
 from compressor.data import Data, check_classes, open_data
-from compressor.errors import UsageError
+from compressor.errors import UsageError, printable
 from compressor.inputs import Inputs
 from compressor.outputs import logits_of
 
@@ -108,7 +108,7 @@ def open_both(source: Source, images: Images, asked: Inputs | None, seed: int = 
     """
     loaded = source.load()
     data = images.open(_channels(loaded.model), seed)
-    notes = [*loaded.notes, *(data.notes if data is not None else [])]
+    notes = [printable(note) for note in (*loaded.notes, *(data.notes if data is not None else []))]
     if data is not None:
         return Opened(loaded, data, _for_images(data, asked, loaded), notes)
     inputs = asked or loaded.inputs

@@ -38,3 +38,16 @@ def test_a_path_that_is_no_text_can_be_written() -> None:
 )
 def test_the_first_change_is_named(before: str, now: str, change: str | None) -> None:
     assert first_change(before, now) == change
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5000, "a = \x00", "a = 1\na = 2", "é = 1"])
+def test_a_file_that_no_run_wrote_is_no_fault_of_ours(text: str) -> None:
+    assert first_change(text, "lr = 0.1\n") == "its config.toml cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [("1979-05-27T07:32:00Z", "datetime"), ("nan", "float"), ("{a = 1979-05-27}", "dict"), ("0x" + "f" * 5000, "int")],
+)
+def test_a_value_that_no_setting_has_is_told_by_its_type(value: str, kind: str) -> None:
+    assert first_change(f"lr = {value}\n", "lr = 0.1\n") == f"lr was a {kind} and is 0.1"

@@ -1,6 +1,7 @@
 """Each group is cut alone and measured on what is no test image; the table steers the budget; interrupted runs go on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -87,9 +88,27 @@ def test_the_budget_spares_sensitive_groups() -> None:
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    table = [*rows("a", 0.9, 0.8, 0.5), Row('b "x", y', 4, 0.0, 4, None, 1.0, 0.0, 0.0, 0.0)]
-    (tmp_path / "a.csv").write_text(to_csv(table))
-    assert read_sensitivity(tmp_path / "a.csv").rows == table
+    other = [Row('b "x", y', 4, rate, kept, None, 1.0, 0.0, 0.0, 0.0) for rate, kept in ((0.0, 4), (0.25, 3), (0.3, 3))]
+    (tmp_path / "a.csv").write_text(to_csv([*rows("a", 0.9, 0.8, 0.5), *other]))
+    found = read_sensitivity(tmp_path / "a.csv")
+    assert found.rows == [*rows("a", 0.9, 0.8, 0.5), *other]
+    assert found.curves['b "x", y'].rates == (0.0, 0.25)  # of two rates that are one
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(",8,", ",0,"),
+        lambda text: text.replace("0.9", "nan"),
+        lambda text: text.replace("a,8,0.25", "b,8,0.25"),
+        lambda text: f"{text}\n{'x' * 200_000},",
+        lambda text: f"{text}{'9' * 5000},8",
+    ],
+)
+def test_a_table_that_measures_nothing_is_refused(tmp_path: Path, change: Callable[[str], str]) -> None:
+    (tmp_path / "a.csv").write_text(change(to_csv(rows("a", 0.9, 0.8, 0.5))))
+    with pytest.raises(UsageError, match=r"is not a table of `compress sensitivity`"):
+        read_sensitivity(tmp_path / "a.csv")
 
 
 def test_curves_are_losses_of_the_groups_that_the_model_has(tmp_path: Path) -> None:

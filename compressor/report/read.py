@@ -10,7 +10,7 @@ import math
 from types import NoneType, UnionType
 from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 
-from compressor.errors import CompressError, UsageError, did_you_mean
+from compressor.errors import CompressError, UsageError, did_you_mean, printable
 from compressor.report.schema import VERSION, Latency, Report
 
 LARGEST = 1e100
@@ -40,7 +40,7 @@ def _leaves(value: object, path: str) -> list[tuple[str, object]]:
 
 
 def from_json(text: str) -> Report:
-    """Read what `to_json` wrote.
+    """Read what `to_json` wrote. Texts come back printable, in one line each: logs, pages and terminals are where they go.
 
     Raises UsageError naming the place: `baseline.accuracy.top1: expected a number, found "x"`.
     """
@@ -69,8 +69,8 @@ def _finite(word: str) -> float:
 
 
 def _whole(word: str) -> int:
-    """Raises UsageError for one of more digits than any count of operations has: floats could not hold it."""
-    if len(word) > 20:
+    """Raises UsageError for one above any count of operations: floats, or whole numbers of 64 bits, could not hold it."""
+    if len(word) > 20 or abs(int(word)) >= 2**63:
         raise UsageError(f"not a report: {word[:20]}... is not a measurement")
     return int(word)
 
@@ -94,7 +94,8 @@ def _read(kind: Any, value: Any, path: str) -> Any:
         return [_read(item, part, f"{path}[{i}]") for i, part in enumerate(_expect(list, "a list", value, path))]
     if get_origin(kind) is dict:
         _, item = get_args(kind)
-        return {key: _read(item, part, _below(path, key)) for key, part in _expect(dict, "an object", value, path).items()}
+        entries = _expect(dict, "an object", value, path).items()
+        return {printable(key): _read(item, part, _below(path, key)) for key, part in entries}
     if get_origin(kind) is UnionType:
         return _read_union(get_args(kind), value, path)
     if kind is float and type(value) is int:
@@ -106,7 +107,9 @@ def _read_dataclass(kind: type, value: dict[str, Any], path: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in value:
         if key not in fields:
-            raise UsageError(f'{path or "report"}: unknown key "{key}"{did_you_mean(key, fields.keys() - value.keys())}')
+            raise UsageError(
+                f'{path or "report"}: unknown key "{printable(key)}"{did_you_mean(key, fields.keys() - value.keys())}'
+            )
     hints = get_type_hints(kind)
     for name, field in fields.items():
         if name not in value and _is_required(field):
@@ -120,7 +123,7 @@ def _read_dataclass(kind: type, value: dict[str, Any], path: str) -> Any:
 def _read_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
     """Plain types are told apart by the JSON type; beside them a union here only ever holds one other type and null."""
     if type(value) in kinds:
-        return value
+        return printable(value) if isinstance(value, str) else value
     others = [kind for kind in kinds if kind is not NoneType]
     if len(others) == 1 and others[0] not in _WORDS:
         return _read(others[0], value, path)
@@ -133,7 +136,7 @@ def _expect(kind: type, words: str, value: Any, path: str) -> Any:
     """Exactly this type: `True` is no number here, although Python takes it for one."""
     if type(value) is not kind:
         raise UsageError(f"{path}: expected {words}, found {_found(value)}")
-    return value
+    return printable(value) if isinstance(value, str) else value
 
 
 def _found(value: object) -> str:

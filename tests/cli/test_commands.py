@@ -69,6 +69,21 @@ def test_inputs_of_an_onnx_file_may_have_any_name(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["inputs"] == {"input.1": [4], "ids": [2]}
 
 
+def test_what_an_onnx_file_says_is_not_believed_or_obeyed(tmp_path: Path) -> None:
+    def write(shape: str, name: str = "x") -> Path:
+        model = onnx.parser.parse_model(
+            f'<ir_version: 8, opset_import: ["" : 18]> net (float[n, {shape}] x) => (float y) {{ y = Relu(x) }}'
+        )
+        model.graph.input[0].name = model.graph.node[0].input[0] = name
+        onnx.save(model, tmp_path / "a.onnx")
+        return tmp_path / "a.onnx"
+
+    result = compress("eval", write("3, 30000, 30000"))
+    assert (result.exit_code, result.stdout) == (2, "") and "3x30000x30000, which would fill the memory" in result.stderr
+    result = compress("eval", write("4", "a\x1b[2J\n::error::b"))
+    assert result.exit_code == 0 and r"a\x1b[2J\n::error::b 4" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

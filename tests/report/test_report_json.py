@@ -38,6 +38,16 @@ def test_a_whole_number_is_read_where_a_number_is_expected() -> None:
     assert type(accuracy.top1) is float
 
 
+def test_a_text_does_not_steer_what_it_is_printed_on() -> None:
+    def spoil(data: dict[str, Any]) -> None:
+        data.update(name="a\x1b[2J\r\n::error::x\u202e\ud800é")
+        data["versions"]["b\n"] = data["stages"][0]["note"] = "\0"
+
+    report = from_json(edited(spoil))
+    assert report.name == r"a\x1b[2J\r\n::error::x\u202e\ud800é"
+    assert report.versions[r"b\n"] == report.stages[0].note == r"\x00"
+
+
 def test_keys_with_a_default_may_be_absent() -> None:
     text = edited(lambda data: data["baseline"].pop("latency"))
     assert from_json(text).baseline.latency == []
