@@ -11,6 +11,7 @@ from compressor.report import figures
 from compressor.report.schema import Accuracy, Change, Latency, Layer, Profile, Report, Stage, Target, Teaching, Verification
 
 FASTER = 1.05  # a smaller gain is lost in the noise of timing
+SMALLER = 0.01  # a smaller change of a file is one of names in it
 NOT_MEASURED = "not measured"
 
 Tone = Literal["good", "bad", "plain"]
@@ -88,15 +89,23 @@ def verdict(baseline: Profile, compressed: Profile, verification: Verification) 
     40.8 M -> 20.3 M MACs (-50.2 %), top-1 87.96 % -> 87.10 % (-0.86, n = 10,000),
     CPU 1.93 ms -> 1.31 ms at batch 1 (1.5x), checks passed
     """
-    macs = f"{figures.count(baseline.macs)} -> {figures.count(compressed.macs)} MACs"
     return ", ".join(
         [
-            f"{macs} ({figures.change(compressed.macs / baseline.macs)})",
+            _cost_verdict(baseline, compressed),
             _accuracy_verdict(baseline.accuracy, compressed.accuracy),
             _latency_verdict(baseline, compressed),
             checks_verdict(verification),
         ]
     )
+
+
+def _cost_verdict(baseline: Profile, compressed: Profile) -> str:
+    """MACs; or the size of the ONNX file, where that alone has changed."""
+    before, after = baseline.size_bytes, compressed.size_bytes
+    if baseline.macs == compressed.macs and before and after and abs(after / before - 1) > SMALLER:
+        return f"{figures.size(before)} -> {figures.size(after)} ONNX file ({figures.change(after / before)})"
+    macs = f"{figures.count(baseline.macs)} -> {figures.count(compressed.macs)} MACs"
+    return f"{macs} ({figures.change(compressed.macs / baseline.macs)})"
 
 
 def _accuracy_verdict(before: Accuracy | None, after: Accuracy | None) -> str:

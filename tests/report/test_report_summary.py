@@ -29,6 +29,12 @@ def test_a_whole_verdict() -> None:
     )
 
 
+def test_a_file_that_alone_became_smaller_is_what_a_verdict_tells() -> None:
+    after = replace(BEFORE, size_bytes=320_000)
+    assert verdict(BEFORE, after, GOOD).startswith("1.10 MB -> 320 kB ONNX file (-70.9 %), top-1 87.96 %")
+    assert verdict(BEFORE, BEFORE, GOOD).startswith("40.8 M -> 40.8 M MACs (0.0 %)")
+
+
 @pytest.mark.parametrize(
     ("median", "words"),
     [
