@@ -32,5 +32,6 @@ def export(
     print(f"{out}: {made.arch}, {figures.inputs(made.inputs)}, {figures.size(out.stat().st_size)}")
     for note in made.notes:
         print(f"  {note}")
-    worst = max(made.differences.values())
-    print(f"ONNX Runtime answers as PyTorch does at batch {', '.join(made.differences)} (largest difference {worst:.1e})")
+    if made.differences:
+        worst = max(made.differences.values())
+        print(f"ONNX Runtime answers as PyTorch does at batch {', '.join(made.differences)} (largest difference {worst:.1e})")
