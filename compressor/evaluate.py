@@ -43,7 +43,7 @@ def load(run: str | Path, arch: str | None = None, arch_args: Mapping[str, objec
 
 @dataclass(frozen=True)
 class Exported:
-    """A network that was written as ONNX, and by batch size how far its answers are from PyTorch's, where they were compared."""
+    """A network that was written as ONNX; by batch size, how far its answers are from PyTorch's, where that was seen now."""
 
     arch: str
     inputs: dict[str, list[int]]  # name -> shape of one sample

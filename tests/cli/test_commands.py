@@ -112,12 +112,18 @@ def test_what_cannot_be_measured_is_told(
 
 
 def test_a_model_is_exported_and_checked(here: Path, tmp_path: Path) -> None:
-    result = compress("export", "half", "--out", tmp_path / "new" / "a.onnx")
+    result = compress("export", *NET, "--input", "1x8x8", "--out", tmp_path / "new" / "a.onnx")
     assert result.exit_code == 0, result.output
     onnx.checker.check_model(tmp_path / "new" / "a.onnx", full_check=True)
     assert "a.onnx: net.py:Net, images 1x8x8" in result.stdout
     assert "ONNX Runtime answers as PyTorch does at batch 1, 2, 3 (largest difference " in result.stdout
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.onnx"]
+
+
+def test_a_run_has_an_exported_file_already(here: Path, tmp_path: Path) -> None:
+    result = compress("export", "half", "--out", tmp_path / "a.onnx")
+    assert result.exit_code == 0 and "a copy of half/model.onnx, checked when it was made" in result.stdout
+    assert (tmp_path / "a.onnx").read_bytes() == (here / "half" / "model.onnx").read_bytes()
 
 
 def test_a_file_is_replaced_with_force_alone_and_a_wrong_one_never_written(
