@@ -218,7 +218,7 @@ def ending_together() -> Iterator[None]:
         if not _is_loss(error):
             raise
         raise Stopped(
-            "another of the processes ended before its time; if it said why, that stands here, too.\n"
+            "another of the processes ended before its time: what it said of that, if anything, stands near this.\n"
             "--resume goes on after the last finished epoch."
         ) from error
 
