@@ -70,7 +70,7 @@ def join(device: str = "auto") -> None:
             f"{started()} processes were started, and they train together by means of Accelerate, which is not installed: "
             "pip install 'compressor[distributed]'."
         ) from None
-    on_gpu = local(device).startswith("cuda")
+    on_gpu = place(device).startswith("cuda")
     _engine = Accelerator(
         cpu=not on_gpu,
         mixed_precision="no",  # the training loop sees to precision
@@ -104,9 +104,12 @@ def is_first() -> bool:
 
 
 def local(device: str) -> str:
-    """What `device` of --device is called in this process. Raises UsageError when it is not one for each."""
-    if started() == 1:
-        return device
+    """The device of this process: `device`, or that with which it has joined others."""
+    return device if _engine is None else str(_engine.device)
+
+
+def place(device: str) -> str:
+    """What `device` of --device is for one of several processes. Raises UsageError when it is not one for each."""
     import torch
 
     if device not in ("auto", "cpu", "cuda"):

@@ -148,11 +148,11 @@ def test_without_accelerate_one_is_told_what_to_install(started: pytest.MonkeyPa
 
 def test_a_device_is_one_for_each_process(started: pytest.MonkeyPatch) -> None:
     started.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [processes.local(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    assert [processes.place(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
     with pytest.raises(UsageError, match="--device cuda:1 is one device, and 2 processes were started"):
-        processes.local("cuda:1")
+        processes.place("cuda:1")
     started.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match="2 processes were started on a machine with 1 GPUs"):
-        processes.local("auto")
+        processes.place("auto")
     started.setattr(torch.cuda, "device_count", lambda: 0)
-    assert processes.local("auto") == "cpu"
+    assert processes.place("auto") == "cpu"
