@@ -104,8 +104,8 @@ def is_first() -> bool:
 
 
 def local(device: str) -> str:
-    """The device of this process: `device`, or that with which it has joined others."""
-    return device if _engine is None else str(_engine.device)
+    """What `device` of --device is in this process, alone or not."""
+    return device if _engine is None else place(device)
 
 
 def place(device: str) -> str:
