@@ -8,7 +8,7 @@ network in float32, as it came.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -112,6 +112,7 @@ class Quantizing(Run):
         return {name: value for name, value in super().settings.items() if name not in training}
 
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
+        _check_keep(opened.loaded.model, self.wish.keep)
         return Unchanged(Job(opened.loaded.model, opened.inputs, None, self._goal, Classify())).to(device)
 
     @property
@@ -205,11 +206,16 @@ class Quantizing(Run):
         return found
 
 
-def _kept(layers: Mapping[str, Sequence[NodeProto]], patterns: Sequence[str]) -> dict[str, str]:
-    """The layers to leave in float32, and why. Raises UsageError for a pattern that matches none."""
+def _check_keep(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Raise UsageError for a pattern that matches no layer."""
+    layers = [name for name, module in model.named_modules() if any(p.dim() > 1 for p in module.parameters(recurse=False))]
     for pattern in patterns:
         if not any(fnmatch(layer, pattern) for layer in layers):
             raise UsageError(f"--keep {pattern!r} matches no layer{did_you_mean(pattern, layers)}: see `compress inspect`.")
+
+
+def _kept(layers: Iterable[str], patterns: Sequence[str]) -> dict[str, str]:
+    """The layers to leave in float32, and why."""
     chosen = {layer: next((pattern for pattern in patterns if fnmatch(layer, pattern)), None) for layer in layers}
     return {layer: f"kept as asked (--keep {pattern})" for layer, pattern in chosen.items() if pattern is not None}
 
