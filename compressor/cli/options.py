@@ -208,7 +208,7 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
 
         def answered(**given: Any) -> None:
             try:
-                if RUN in shared:
+                if RUN in shared and RECIPE in shared:  # it trains
                     processes.join(given["device"])
                 else:
                     processes.refuse(function.__name__)
