@@ -17,6 +17,7 @@ from compressor.cli.inspect import inspect
 from compressor.cli.lowrank import lowrank
 from compressor.cli.methods import methods
 from compressor.cli.prune import prune
+from compressor.cli.quantize import quantize
 from compressor.cli.report import report
 from compressor.cli.run import run
 from compressor.cli.sensitivity import sensitivity
@@ -37,6 +38,7 @@ app.command()(sensitivity)
 app.command()(prune)
 app.command()(lowrank)
 app.command()(distill)
+app.command()(quantize)
 app.command()(run)
 app.command()(check)
 app.command()(compare)
