@@ -142,7 +142,7 @@ def to_int8(
         lambda out: quantize_static(
             file,
             out,
-            _Reader(proto.graph.input[0].name, images),
+            Reader(proto.graph.input[0].name, images),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             op_types_to_quantize=[*WEIGHTED] if transformer else None,
@@ -156,7 +156,7 @@ def to_int8(
     )
 
 
-class _Reader:
+class Reader:
     """Gives images to ONNX Runtime, batch by batch, as its `CalibrationDataReader` does."""
 
     def __init__(self, name: str, images: Batches) -> None:

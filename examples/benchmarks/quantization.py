@@ -1,0 +1,165 @@
+"""Pruned and INT8, against INT8 alone: size, speed and accuracy of a ResNet-20's ONNX files, and what the defaults rest on.
+
+    python examples/benchmarks/quantization.py resnet20-jpeg.pt --data imagefolder:cifar10 --work DIR
+        [--rate 0.5] [--epochs 2] [--seed 0] [--rounds 5] [--out FILE]
+
+The checkpoint is of `examples/cifar/resnet.py`, named after its network. `compress prune` halves its MACs and trains it for
+`--epochs`; `compress quantize` writes it and the original in INT8, with 512 training images. `top1` is of all test images,
+through ONNX Runtime; nothing was chosen by it. All files take turns on one thread, `--rounds` times: a figure is the median of
+the rounds' medians, with the least and the largest.
+
+`choices` are other ways to quantize the original, compared on held-out images, which trained the checkpoint: they tell by how
+much answers differ from those in float32 (`agreement` of the top-1, mean KL divergence), and how long they take. Runs that are
+in `--work` already are not made again.
+"""
+
+import argparse
+import json
+import platform
+import re
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
+
+import compressor
+from compressor import quantizer
+from compressor.checkpoint import load_model
+from compressor.data import Data, open_data
+from compressor.export import export_onnx, quiet
+from compressor.files import write_text
+from compressor.measure import accuracy, compare_latency, fidelity, onnx_predict
+from compressor.quantizing import LOOKED_AT
+from compressor.recipe import Recipe
+from compressor.report import read_report
+
+ARCH = Path(__file__).parents[1] / "cifar/resnet.py"
+Row = dict[str, Any]
+
+
+def runs(arguments: argparse.Namespace, arch: str) -> dict[str, Path]:
+    """Name -> ONNX file, each of a whole run but the first."""
+    work: Path = arguments.work
+    file = work / "float.onnx"
+    data = open_data(arguments.data)
+    export_onnx(load_model(arguments.model, arch=arch).model, data.shape, file)
+    pruned = work / "pruned"
+    if not (pruned / "report.json").exists():
+        recipe = Recipe(epochs=arguments.epochs, seed=arguments.seed)
+        compressor.prune(
+            arguments.model, arch=arch, rate=arguments.rate, data=arguments.data, recipe=recipe, out=pruned, force=True
+        )
+    for name, model in {"int8": arguments.model, "pruned-int8": str(pruned)}.items():
+        if not (work / name / "report.json").exists():
+            compressor.quantize(model, arch=arch, data=arguments.data, seed=arguments.seed, out=work / name, force=True)
+    files = {"float32": file, "INT8": work / "int8", "pruned": pruned, "pruned, INT8": work / "pruned-int8"}
+    return {name: place / "model.onnx" if place.is_dir() else place for name, place in files.items()}
+
+
+def choices(file: Path, data: Data, work: Path, seed: int) -> dict[str, Path]:
+    """Name -> the float network of `file`, quantized in another way."""
+    ready = work / "ready.onnx"
+    quantizer.prepare(file, ready)
+
+    def images() -> Any:
+        return data.batches("train", batch_size=LOOKED_AT, device="cpu", augment=False, seed=seed, limit=512)
+
+    def signed(out: Path) -> None:
+        quantize_static(
+            ready,
+            out,
+            quantizer.Reader("images", images()),
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            extra_options={"CalibStridedMinMax": 1},
+        )
+
+    ways: dict[str, Any] = {
+        "static": lambda out: quantizer.to_int8(ready, out, images()),
+        "static, entropy": lambda out: quantizer.to_int8(ready, out, images(), ranges="entropy"),
+        "static, percentile": lambda out: quantizer.to_int8(ready, out, images(), ranges="percentile"),
+        "static, weights of 7 bits": lambda out: quantizer.to_int8(ready, out, images(), reduce_range=True),
+        "static, signed activations": signed,
+        "dynamic, linear layers": lambda out: quantizer.to_int8(ready, out, None),
+        "dynamic, convolutions too": lambda out: quantize_dynamic(ready, out, weight_type=QuantType.QUInt8),
+        "FP16": lambda out: quantizer.to_fp16(ready, out),
+    }
+    files = {name: work / f"choice-{i}.onnx" for i, name in enumerate(ways)}
+    for name, way in ways.items():
+        with quiet():
+            way(files[name])
+    return files
+
+
+def timed(files: dict[str, Path], shape: tuple[int, ...], rounds: int) -> dict[str, Row]:
+    """Milliseconds by batch size: median, least and largest of the rounds' medians."""
+    found = [compare_latency(list(files.values()), shape, seconds=2.0 * len(files)) for _ in range(rounds)]
+    table: dict[str, Row] = {}
+    for i, name in enumerate(files):
+        by_batch: dict[str, list[float]] = {}
+        for one in found:
+            for latency in one[i]:
+                by_batch.setdefault(str(latency.batch), []).append(latency.median_ms)
+        table[name] = {batch: [statistics.median(ms), min(ms), max(ms)] for batch, ms in by_batch.items()}
+    return table
+
+
+def processor() -> str:
+    """Its name, and whether it has VNNI."""
+    text = Path("/proc/cpuinfo").read_text()
+    name = re.search(r"model name\s*: (.*)", text)
+    return f"{name[1] if name else platform.machine()}, {'with' if 'vnni' in text else 'without'} VNNI"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rate", type=float, default=0.5)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    data = open_data(arguments.data)
+    made = runs(arguments, f"{ARCH}:{Path(arguments.model).stem.split('-')[0]}")
+    others = choices(made["float32"], data, arguments.work, arguments.seed)
+    files = made | others
+    times = timed(files, data.shape, arguments.rounds)
+
+    def row(name: str, part: Any) -> Row:
+        ask, of_float = (onnx_predict(files[which], threads=1) for which in (name, "float32"))
+        found = accuracy(ask, data.batches(part, batch_size=250, device="cpu"))
+        close = fidelity(of_float, ask, data.batches(part, batch_size=250, device="cpu"), part)
+        told = {"top1": found.top1, "low": found.low, "high": found.high, "n": found.n}
+        answers = {"agreement": close.agreement, "mean_kl": close.mean_kl}
+        return {"name": name, "size_bytes": files[name].stat().st_size, **told, **answers, "ms": times[name]}
+
+    report = read_report(arguments.work / "pruned")
+    words = [re.sub(r"[^:\s]*/", "", word) for word in sys.argv[1:]]  # without the places of files
+    written = {
+        "command": shlex.join(["python", "examples/benchmarks/quantization.py", *words]),
+        "rows": [row(name, "test") for name in made],
+        "choices": [row(name, "held_out") for name in others],
+        "macs": [report.baseline.macs, report.compressed.macs],
+        "params": [report.baseline.params, report.compressed.params],
+        "epochs": arguments.epochs,
+        "seed": arguments.seed,
+        "rounds": arguments.rounds,
+        "processor": processor(),
+        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
+    }
+    write_text(arguments.out, json.dumps(written, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
