@@ -60,6 +60,7 @@ def kill() -> None:
 
 def _compress(folder: Path, arguments: tuple[str, ...], die_at: int | None) -> None:
     os.setpgid(0, 0)
+    multiprocessing.set_start_method(None, force=True)  # as in a program that nobody's server has forked
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, as in CI, ignore Ctrl-C
     os.chdir(folder)
     for number, name in ((1, "stdout"), (2, "stderr")):

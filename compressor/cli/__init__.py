@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 
 import typer
 
@@ -65,6 +67,26 @@ def main() -> None:
     """`compress`, as a process: SIGTERM, with which schedulers stop a job, is as Ctrl-C. Of several, the first one tells so."""
     if processes.speaks():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)  # see _interrupt_again
+        sys.unraisablehook = _interrupt_again
+        os.register_at_fork(after_in_child=_leave_all_to_the_first)
     else:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     app()
+
+
+def _leave_all_to_the_first() -> None:
+    """A terminal sends Ctrl-C to the processes that read images, too. They are ended by the one that began them, and tell it
+    alone what went wrong."""
+    for number in (signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = lambda *_: None
+
+
+def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Python ignores what is raised while it begins another process, or throws something away: Ctrl-C must not be lost there.
+
+    Whatever else it ignores is of no use to a user, such as what Ctrl-C caught half made.
+    """
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
