@@ -37,7 +37,7 @@ from torch import nn
 
 from compressor import __version__
 from compressor.data import Batches
-from compressor.errors import Infeasible, VerificationFailed
+from compressor.errors import CompressError, Infeasible, OutputError, VerificationFailed
 from compressor.export import quiet
 from compressor.files import write_whole
 from compressor.runtime import first_line, open_session
@@ -117,7 +117,8 @@ def to_int8(
     `ranges` says how an activation's range follows from its values: the least and largest, the range with the nearest
     distribution, or all but one in 100,000 values. `reduce_range` takes 7 bits for weights, for x86 processors without VNNI,
     whose sums of products of 8 bits can overflow.
-    Raises Infeasible when ONNX Runtime cannot do it, and OutputError when the file cannot be written.
+    Raises Infeasible when ONNX Runtime cannot do it, DataError when an image is broken, and OutputError when the file cannot be
+    written.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
@@ -208,6 +209,10 @@ def _rewrite(into: Path, write: Callable[[Path], object]) -> None:
                 write(made)
                 onnx.checker.check_model(made, full_check=True)
                 proto = onnx.load(made)
+        except CompressError:  # of the images
+            raise
+        except OSError as error:
+            raise OutputError(f"{folder} has no room for the files that quantizing needs: {error.strerror}.") from error
         except Exception as error:
             raise Infeasible(
                 "ONNX Runtime cannot quantize this network; --keep PATTERN leaves layers in float32.\n" + first_line(error)
@@ -229,9 +234,9 @@ def check_opens(file: Path) -> None:
     Networks of mixed precision lead it along paths that few have gone, and it was seen to end in a segmentation fault.
     """
     code = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
-    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(file)], capture_output=True, text=True)
     if done.returncode:
-        how = "ends it" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["no reason given"])[-1][:300]
+        how = f"It crashes (signal {-done.returncode})." if done.returncode < 0 else done.stderr.strip().splitlines()[-1][:300]
         raise VerificationFailed(
             f"ONNX Runtime cannot open the network that it quantized: --keep PATTERN leaves layers in float32.\n{how}"
         )

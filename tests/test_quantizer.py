@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from compressor import quantizer
-from compressor.errors import Infeasible, VerificationFailed
+from compressor.errors import DataError, Infeasible, VerificationFailed
 from compressor.export import check_onnx, export_onnx
 from compressor.method import Batch
 
@@ -224,6 +224,16 @@ def test_what_onnx_runtime_cannot_open_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"no network")
     with pytest.raises(VerificationFailed, match=r"cannot open the network that it quantized: --keep PATTERN.*\n.*INVALID"):
         quantizer.check_opens(tmp_path / "a.onnx")
+
+
+def test_a_broken_image_is_told_as_such(convolutional: Network, tmp_path: Path) -> None:
+    class Broken(Images):
+        def __iter__(self) -> Iterator[Batch]:
+            raise DataError("cat.jpeg is broken")
+            yield
+
+    with pytest.raises(DataError, match=r"cat\.jpeg is broken"):
+        quantizer.to_int8(convolutional.file, tmp_path / "a.onnx", Broken(images()))
 
 
 def test_what_it_cannot_quantize_is_told(convolutional: Network, tmp_path: Path) -> None:
