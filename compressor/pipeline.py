@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,7 +167,6 @@ class Pipeline:
         made_from, record = self._print(step), self._record
         going_on = record.get(step.name, {}).get("begun") == made_from and RunDirectory(step.place, "").can_resume
         if not going_on:
-            shutil.rmtree(step.place / "state", ignore_errors=True)  # of a run that was begun with something else
             self._note(step.name, {"begun": made_from})
         status = perform(step.command, {**step.settings, "out": str(step.place), "resume" if going_on else "force": True}, None)
         if status == 0:

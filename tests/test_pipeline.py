@@ -11,6 +11,7 @@ from small import answers, assert_same_result, compress, interrupt_at, make_net,
 
 from compressor import pipeline
 from compressor.cli.configured import Configuration
+from compressor.directory import RunDirectory
 from compressor.errors import UsageError
 from compressor.pipeline import Pipeline, Step
 from compressor.report import Layer, read_report
@@ -230,6 +231,15 @@ def test_an_interrupted_step_is_taken_up(copied: Path, monkeypatch: pytest.Monke
     assert result.exit_code == 0, result.output
     assert "resumed after epoch 1 of 2" in result.stdout
     assert_same_result(Path("out/2-lowrank"), Path("expected/2-lowrank"))
+
+
+def test_two_at_a_time_do_not_share_a_step(copied: Path) -> None:
+    place = RunDirectory(Path("out/2-lowrank"), "")
+    configured(CUT + FACTORED.replace("0.1", "0.2"))
+    with place.claimed(force=True, resume=False):
+        result = compress("run", "--out", "out")
+        assert result.exit_code == 2 and "2-lowrank is being written by another run" in result.stderr
+        assert place.new.exists()
 
 
 def test_a_step_that_fails_ends_the_run_with_its_status(copied: Path) -> None:
