@@ -149,7 +149,7 @@ class Series:
         seed_all(0)
         opened = open_both(self.order.source, self.order.images, self.order.inputs, self.order.recipe.seed)
         record, now = self.out / MODEL, f"{opened.loaded.sha256}\n"
-        if not self.force and record.exists() and record.read_text(encoding="utf-8") != now:
+        if not self.force and record.exists() and record.read_bytes() != now.encode():
             raise UsageError(
                 f"{self.out} was begun with another file than the {self.order.source.model} of now, and one table is of one "
                 "model: --force starts anew, --out DIR goes elsewhere."

@@ -82,7 +82,7 @@ class RunDirectory:
         others = sorted(path.name for path in self.out.iterdir() if path.name not in {*RESULTS, "state"})
         if resume and (self.can_resume or self.is_finished):
             record = self._record if self.can_resume else self.out / "config.toml"
-            if change := first_change(record.read_text(encoding="utf-8"), self.config):
+            if change := first_change(record.read_bytes().decode(errors="replace"), self.config):
                 raise UsageError(
                     f"--resume: {self.out} was begun with other settings: {change}.\n"
                     "Use the same settings, or --force to start anew."

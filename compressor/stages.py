@@ -10,7 +10,6 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,8 @@ from compressor.journal import Journal
 from compressor.measure import Predict
 from compressor.method import Batch
 from compressor.report import Accuracy, Fidelity, Stage, figures
+from compressor.report.read import stage_from
+from compressor.texts import read_text
 
 EVALUATION_BATCH = 250
 
@@ -99,15 +100,14 @@ class Stages:
     def _read(self) -> dict[str, Stage]:
         if not self.file.exists():
             return {}
-        saved = json.loads(self.file.read_text(encoding="utf-8"))
-        if saved["identity"] != self.identity:
+        try:
+            saved = json.loads(read_text(self.file))
+            stages, identity = [stage_from(row) for row in saved["stages"]], saved["identity"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
+            raise UsageError(f"--resume: {self.file} is damaged. --force starts the run anew.") from None
+        if identity != self.identity:
             raise UsageError("--resume: the model's file is not the one this run was begun with. --force starts anew.")
-        return {row["name"]: _stage(row) for row in saved["stages"]}
-
-
-def _stage(row: dict[str, Any]) -> Stage:
-    accuracy = row["accuracy"]
-    return Stage(**{**row, "accuracy": None if accuracy is None else Accuracy(**accuracy)})
+        return {stage.name: stage for stage in stages}
 
 
 def _remembering(predict: Predict, answers: list[Tensor]) -> Predict:

@@ -11,6 +11,7 @@ times are told as if the yardstick had always taken as long as it did at first.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from functools import cached_property
@@ -20,17 +21,30 @@ import numpy as np
 from torch import nn
 
 from compressor import measure
+from compressor.errors import UsageError
 from compressor.export import export_onnx
 from compressor.files import write_text
 from compressor.inputs import Inputs
 from compressor.parts import Part, describe, make
 from compressor.runtime import bound_run, open_session
+from compressor.texts import read_text
 
 RUNS, SECONDS, WARMUP = 30, 2.0, 3  # at most, of each measurement
 YARDSTICK, SIZE = nn.Conv2d(32, 32, 3, padding=1), (32, 28, 28)
 LISTS = ("index", "places")  # which places are taken matters little, only how many
 
 Shape = tuple[int, ...]
+
+
+def _read(file: Path) -> dict[str, float]:
+    """What was measured. Raises UsageError when it cannot be read."""
+    try:
+        known = {str(key): float(ms) for key, ms in json.loads(read_text(file)).items()}
+        if all(0 < ms < math.inf for ms in known.values()):
+            return known
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        pass
+    raise UsageError(f"--resume: {file} is damaged. --force starts the run anew.")
 
 
 class Clock:
@@ -42,7 +56,7 @@ class Clock:
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
-        self.known: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else {}
+        self.known = _read(file) if file and file.exists() else {}
 
     def __call__(self, module: nn.Module, shape: Shape) -> float:
         key = json.dumps([_kind(describe(module)), list(shape)])

@@ -137,6 +137,14 @@ def test_resuming_with_other_settings_names_the_first(tmp_path: Path, finished: 
         RunDirectory(tmp_path / "a", "lr = 0.2\n").check(force=False, resume=True)
 
 
+@pytest.mark.parametrize("record", [b"\x80", b"[" * 100_000, b"a = 1\0"])
+def test_settings_that_are_damaged_are_told(tmp_path: Path, record: bytes) -> None:
+    finish(tmp_path / "a")
+    (tmp_path / "a" / "config.toml").write_bytes(record)
+    with pytest.raises(UsageError, match=r"begun with other settings: its config\.toml cannot be read"):
+        RunDirectory(tmp_path / "a", "lr = 0.2\n").check(force=False, resume=True)
+
+
 def test_going_on_and_starting_anew_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give one of the two"):
         RunDirectory(tmp_path / "a", CONFIG).check(force=True, resume=True)

@@ -106,3 +106,12 @@ def test_measurements_of_another_model_are_refused(digits: Data, tmp_path: Path)
     assert json.loads((tmp_path / "stages.json").read_text(encoding="utf-8"))["identity"] == "abc"
     with pytest.raises(UsageError, match="the model's file is not the one this run was begun with"):
         make_stages(tmp_path, None, identity="other")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[" * 100_000, "[]", "{}", '{"identity": "abc", "stages": [{"name": 3}]}', "9" * 5000, "\x80"]
+)
+def test_stages_that_are_damaged_are_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "stages.json").write_text(text, encoding="latin1")
+    with pytest.raises(UsageError, match=r"stages\.json is damaged\. --force starts the run anew"):
+        make_stages(tmp_path, None)

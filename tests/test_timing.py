@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+from compressor.errors import UsageError
 from compressor.masks import Rows, perforate
 from compressor.timing import Clock
 
@@ -30,3 +32,10 @@ def test_which_places_are_taken_makes_no_difference_but_how_many(tmp_path: Path)
     assert clock.known == known
     clock(three, (1, 3, 8, 8))
     assert len(clock.known) == 3
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": "x"}', '{"a": NaN}', '{"a": 0}', "[" * 100_000, "\x80"])
+def test_times_that_are_damaged_are_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "times.json").write_text(text, encoding="latin1")
+    with pytest.raises(UsageError, match=r"times\.json is damaged\. --force starts the run anew"):
+        Clock(tmp_path / "times.json")

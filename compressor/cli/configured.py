@@ -152,7 +152,7 @@ class Configuration:
         self.path, self.section = path, section
         try:
             table: Any = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits are no TOMLDecodeError
             raise UsageError(f"{path} is not TOML: {str(error)[:200]}") from None
         for key in section:
             table = table.get(key, {})

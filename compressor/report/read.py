@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 
 from compressor.errors import CompressError, UsageError, did_you_mean, printable
-from compressor.report.schema import VERSION, Latency, Report
+from compressor.report.schema import VERSION, Latency, Report, Stage
 
 LARGEST = 1e100
 SHORTEST = 1e-9  # ms; what is shown are ratios of times
@@ -54,6 +54,11 @@ def from_json(text: str) -> Report:
         raise UsageError(f"not a report: expected an object, found {_found(data)}")
     _check_version(data)
     return cast(Report, _read(Report, data, ""))
+
+
+def stage_from(data: object) -> Stage:
+    """A stage as `dataclasses.asdict` gives it. Raises UsageError naming the place."""
+    return cast(Stage, _read(Stage, data, "stage"))
 
 
 def _refuse_constant(word: str) -> NoReturn:
