@@ -158,7 +158,7 @@ def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """PyTorch's exporter and ONNX Runtime's quantizer log, warn and print on their way; what counts is raised or checked later."""
+    """PyTorch's exporter and ONNX Runtime's quantizer log, warn and print; what counts is raised or checked later."""
     disabled, heard = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
