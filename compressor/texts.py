@@ -4,7 +4,7 @@ import errno
 import os
 from pathlib import Path
 
-LARGEST = 16 * 2**20  # bytes; a value of JSON takes up to twenty times as many in memory
+LARGEST = 16 * 2**20  # bytes; in memory JSON takes up to twenty times as many. Reports of a thousand layers have half a million
 
 
 def read_text(path: Path) -> str:

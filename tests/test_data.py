@@ -680,6 +680,11 @@ def test_a_file_is_read_as_an_image_of_the_common_kinds_alone(pets: Path):
     assert "UnidentifiedImageError" in fails(pets)
 
 
+def test_a_pipe_is_not_waited_for(pets: Path):
+    os.mkfifo(pets / "train/dog/7.jpg")
+    assert "train/dog/7.jpg cannot be read as an image" in fails(pets)
+
+
 def test_links_that_lead_in_a_circle_are_followed_once(pets: Path):
     for name in ("a", "b", "c"):
         (pets / "train/dog" / name).symlink_to("..")

@@ -6,6 +6,8 @@ quarter of the memory of floats, and what the files hold anyway.
 
 import logging
 import math
+import os
+import stat
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -152,7 +154,12 @@ class ImageFiles(Images):
         return printable(self.paths[index])
 
     def _opened(self, index: int) -> Image.Image:
-        """The head of the file. Raises ValueError when it says that there is no pixel, or more than a photograph has."""
+        """The head of the file. Raises ValueError when it says that there is no pixel, or more than a photograph has.
+
+        And for what is no file: a pipe would be waited for without end.
+        """
+        if not stat.S_ISREG(os.stat(self.paths[index]).st_mode):  # noqa: PTH116  # a Path for each image takes long
+            raise ValueError("it is no file")
         image = Image.open(self.paths[index], formats=FORMATS)
         if not 0 < image.width * image.height <= LARGEST:
             image.close()

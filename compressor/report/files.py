@@ -17,8 +17,7 @@ from compressor.report.html import comparison_to_html, to_html
 from compressor.report.markdown import comparison_to_markdown, to_markdown
 from compressor.report.read import from_json, to_json
 from compressor.report.schema import Report
-
-LARGEST = 100_000_000  # bytes of a report; those of networks of a thousand layers have half a million
+from compressor.texts import read_text
 
 
 def write_reports(report: Report, directory: Path) -> None:
@@ -117,9 +116,7 @@ def read_report(path: Path) -> Report:
     """
     file = _report_file(path)
     try:
-        if file.stat().st_size > LARGEST:
-            raise UsageError(f"larger than {LARGEST:,} bytes, and so no report")
-        return from_json(file.read_text(encoding="utf-8"))
+        return from_json(read_text(file))
     except FileNotFoundError:
         raise UsageError(f"{file} does not exist: give the directory of a finished run, or its report.json") from None
     except UnicodeDecodeError:

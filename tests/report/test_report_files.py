@@ -50,10 +50,16 @@ def test_a_name_in_the_way_leaves_nothing_unfinished(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
-def test_a_path_that_is_no_text_survives(tmp_path: Path) -> None:
+def test_a_path_that_is_no_text_survives_in_a_form_that_can_be_printed(tmp_path: Path) -> None:
     report = replace(example.bare(), model="caf\udce9.pt")
     write_reports(report, tmp_path)
-    assert read_report(tmp_path) == report
+    assert read_report(tmp_path) == replace(report, model=r"caf\udce9.pt")
+
+
+def test_a_report_that_is_endless_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "report.json").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"report\.json cannot be read as a report: It is no file"):
+        read_report(tmp_path)
 
 
 def test_a_missing_report_is_told(tmp_path: Path) -> None:
