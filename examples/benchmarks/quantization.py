@@ -1,12 +1,13 @@
 """Pruned and INT8, against INT8 alone: size, speed and accuracy of a ResNet-20's ONNX files, and what the defaults rest on.
 
     python examples/benchmarks/quantization.py resnet20-jpeg.pt --data imagefolder:cifar10 --work DIR
-        [--rate 0.5] [--epochs 2] [--seed 0] [--rounds 5] [--out FILE]
+        [--epochs 2] [--seed 0] [--rounds 5] [--out FILE]
 
-The checkpoint is of `examples/cifar/resnet.py`, named after its network. `compress prune` halves its MACs and trains it for
-`--epochs`; `compress quantize` writes it and the original in INT8, with 512 training images. `top1` is of all test images,
-through ONNX Runtime; nothing was chosen by it. All files take turns on one thread, `--rounds` times: a figure is the median of
-the rounds' medians, with the least and the largest.
+The checkpoint is of `examples/cifar/resnet.py`, named after its network. `compress prune` halves its MACs, or takes
+as many as leave widths that are multiples of 16 (`CUTS`), and trains what is left for `--epochs`; `compress quantize` writes it
+and the original in INT8, with 512 training images. `top1` is of all test images, through ONNX Runtime; nothing was chosen by
+it. All files take turns on one thread, `--rounds` times: a figure is the median of the rounds' medians, with the least and the
+largest.
 
 `choices` are other ways to quantize the original, compared on held-out images, which trained the checkpoint: they tell by how
 much answers differ from those in float32 (`agreement` of the top-1, mean KL divergence), and how long they take. Runs that are
@@ -39,26 +40,36 @@ from compressor.recipe import Recipe
 from compressor.report import read_report
 
 ARCH = Path(__file__).parents[1] / "cifar/resnet.py"
+CUTS: dict[str, tuple[float, int | None]] = {  # name -> --rate and --round-to
+    "pruned": (0.5, None),
+    "pruned to multiples of 16": (0.39, 16),  # nearly all that can go then
+}
 Row = dict[str, Any]
 
 
 def runs(arguments: argparse.Namespace, arch: str) -> dict[str, Path]:
-    """Name -> ONNX file, each of a whole run but the first."""
+    """Name -> ONNX file: the network as it is, what pruning left, and each of these in INT8."""
     work: Path = arguments.work
     file = work / "float.onnx"
     data = open_data(arguments.data)
     export_onnx(load_model(arguments.model, arch=arch).model, data.shape, file)
-    pruned = work / "pruned"
-    if not (pruned / "report.json").exists():
-        recipe = Recipe(epochs=arguments.epochs, seed=arguments.seed)
-        compressor.prune(
-            arguments.model, arch=arch, rate=arguments.rate, data=arguments.data, recipe=recipe, out=pruned, force=True
-        )
-    for name, model in {"int8": arguments.model, "pruned-int8": str(pruned)}.items():
-        if not (work / name / "report.json").exists():
-            compressor.quantize(model, arch=arch, data=arguments.data, seed=arguments.seed, out=work / name, force=True)
-    files = {"float32": file, "INT8": work / "int8", "pruned": pruned, "pruned, INT8": work / "pruned-int8"}
-    return {name: place / "model.onnx" if place.is_dir() else place for name, place in files.items()}
+    shared: dict[str, Any] = {"arch": arch, "data": arguments.data, "force": True}
+    recipe = Recipe(epochs=arguments.epochs, seed=arguments.seed)
+    files, models = {"float32": file}, {"": arguments.model}
+    for name, (rate, round_to) in CUTS.items():
+        if not is_there(place := work / name):
+            compressor.prune(arguments.model, rate=rate, round_to=round_to, recipe=recipe, out=place, **shared)
+        files[name], models[name] = place / "model.onnx", str(place)
+    for name, model in models.items():
+        title = f"{name}, INT8".removeprefix(", ")
+        if not is_there(place := work / title):
+            compressor.quantize(model, seed=arguments.seed, out=place, **shared)
+        files[title] = place / "model.onnx"
+    return files
+
+
+def is_there(run: Path) -> bool:
+    return (run / "report.json").exists()
 
 
 def choices(file: Path, data: Data, work: Path, seed: int) -> dict[str, Path]:
@@ -122,7 +133,6 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5)
@@ -144,14 +154,13 @@ def main() -> None:
         answers = {"agreement": close.agreement, "mean_kl": close.mean_kl}
         return {"name": name, "size_bytes": files[name].stat().st_size, **told, **answers, "ms": times[name]}
 
-    report = read_report(arguments.work / "pruned")
+    reports = {name: read_report(arguments.work / name) for name in CUTS}
     words = [re.sub(r"[^:\s]*/", "", word) for word in sys.argv[1:]]  # without the places of files
     written = {
         "command": shlex.join(["python", "examples/benchmarks/quantization.py", *words]),
         "rows": [row(name, "test") for name in made],
         "choices": [row(name, "held_out") for name in others],
-        "macs": [report.baseline.macs, report.compressed.macs],
-        "params": [report.baseline.params, report.compressed.params],
+        "cuts": {name: {"macs_left": one.change.macs, "params_left": one.change.params} for name, one in reports.items()},
         "epochs": arguments.epochs,
         "seed": arguments.seed,
         "rounds": arguments.rounds,
