@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
@@ -296,6 +296,13 @@ def macs_at(channels: Channels, share: float) -> float:
     return 1 - channels.macs.total(kept) / channels.macs.total(channels.all_kept())
 
 
+def check_keep(patterns: Iterable[str], layers: Collection[str]) -> None:
+    """Raise UsageError for a pattern of --keep that matches none of the names of `layers`."""
+    for pattern in patterns:
+        if not any(fnmatch(layer, pattern) for layer in layers):
+            raise UsageError(f"--keep {pattern!r} matches no layer{did_you_mean(pattern, layers)}: see `compress inspect`.")
+
+
 def hold(channels: Channels, patterns: list[str]) -> Channels:
     """Keep whole every group that is the output of a layer whose name matches one of the shell patterns.
 
@@ -304,9 +311,8 @@ def hold(channels: Channels, patterns: list[str]) -> Channels:
     held: dict[str, str] = {}
     layers = {member.tensor.rpartition(".")[0] for group in channels.groups for member in group.members}
     layers |= {row.name for row in channels.frozen()}
+    check_keep(patterns, layers)
     for pattern in patterns:
-        if not any(fnmatch(layer, pattern) for layer in layers):
-            raise UsageError(f"--keep {pattern!r} matches no layer{did_you_mean(pattern, layers)}: see `compress inspect`.")
         for group in channels.groups:
             if any(fnmatch(member.tensor.rpartition(".")[0], pattern) for member in group.members if member.role != "in"):
                 held[group.name] = f"kept as asked (--keep {pattern})"

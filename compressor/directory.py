@@ -24,10 +24,9 @@ from compressor.errors import OutputError, UsageError
 from compressor.files import sync, write_text, write_whole
 
 # The report last: where it is, all the rest is.
+NETWORK = ("model.onnx", "model.safetensors", "plan.json")
 RESULTS = (
-    "model.onnx",
-    "model.safetensors",
-    "plan.json",
+    *NETWORK,
     "report.md",
     "report.html",
     "log.jsonl",

@@ -91,9 +91,7 @@ def layers(
     `keep` are patterns of layers to leave whole. Raises UsageError for one that matches none.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)}
-    for pattern in keep:
-        if not any(fnmatch(name, pattern) for name in linear):
-            raise UsageError(f"--keep {pattern!r} matches no layer{did_you_mean(pattern, linear)}: see `compress inspect`.")
+    budget.check_keep(keep, linear)
     read = _shapes_read(model, inputs, list(linear))
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))

@@ -6,9 +6,7 @@ and the ONNX file of every step take turns once more.
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,9 +14,8 @@ from functools import cached_property
 from pathlib import Path
 
 from compressor import measure, outcome
-from compressor.directory import RunDirectory
+from compressor.directory import NETWORK, RunDirectory
 from compressor.export import export_onnx
-from compressor.inputs import Inputs
 from compressor.journal import Journal
 from compressor.report import (
     Epoch,
@@ -37,8 +34,6 @@ from compressor.report import (
 from compressor.run import Run
 from compressor.sources import Opened, open_both
 from compressor.stages import EVALUATION_BATCH, on_random_images
-
-NETWORK = ("model.onnx", "model.safetensors", "plan.json")  # results of the last step, which are those of the whole
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
         verification=verification,
         warnings=[f"{part.title}: {warning}" for part in parts for warning in part.report.warnings if not _is_origin(warning)],
         versions=outcome.versions(),
-        command=shlex.join(["compress", *sys.argv[1:]]),
+        command=first.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=sum(report.seconds for report in reports),
         teaching=next((report.teaching for report in reversed(reports) if report.teaching), None),
@@ -181,6 +176,6 @@ def _verification(reports: Sequence[Report]) -> Verification:
 def _fidelity(files: Sequence[Path], opened: Opened, seed: int) -> Fidelity | None:
     before, after = measure.onnx_predict(files[0]), measure.onnx_predict(files[-1])
     if opened.data is None:
-        return on_random_images(before, after, Inputs.of(opened.inputs), seed)
+        return on_random_images(before, after, opened.inputs, seed)
     images = opened.data.batches("test", batch_size=EVALUATION_BATCH, device="cpu")
     return measure.fidelity(before, after, images, "test images")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor import __version__, catalogue
-from compressor.directory import RESULTS, RunDirectory
+from compressor.directory import NETWORK, RunDirectory
 from compressor.errors import UsageError
 from compressor.files import write_text
 from compressor.imported import code_of
@@ -141,7 +141,7 @@ class Pipeline:
     def run(self, perform: Perform, told: Told, *, force: bool = False) -> int:
         """Go through all steps. Returns the exit status of the first that fails, or 0. Raises a CompressError."""
         if force:
-            self._forget()
+            (self.out / RECORD).unlink(missing_ok=True)
         for step in self.steps:
             if step.place is None:
                 self._put_together(perform, told)
@@ -176,7 +176,7 @@ class Pipeline:
     def _put_together(self, perform: Perform, told: Told) -> None:
         """Make the results of the whole, from the original to the last run so far, unless they are there."""
         runs = [step for step in self.steps if step.place is not None and self._is_done(step)]
-        made_from = _hash([self._print(step) for step in runs])
+        made_from = _hash([self._record[step.name]["done"] for step in runs])
         if self._record.get("whole") == {"done": made_from} and (self.out / "report.json").is_file():
             return
         from compressor.overall import Part, put_together
@@ -215,9 +215,6 @@ class Pipeline:
 
     def _note(self, name: str, entry: dict[str, str]) -> None:
         write_text(self.out / RECORD, json.dumps({**self._record, name: entry}, indent=2) + "\n")
-
-    def _forget(self) -> None:
-        (self.out / RECORD).unlink(missing_ok=True)
 
 
 def _continued(last: Path | None, settings: Settings, own: frozenset[str]) -> Settings:
@@ -261,8 +258,7 @@ def _content(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if (path / "plan.json").is_file():
-        results = [path / name for name in RESULTS if name.startswith(("model", "plan"))]
-        return _hash([_content(result) for result in results if result.is_file()])
+        return _hash([_content(path / name) for name in NETWORK if (path / name).is_file()])
     files = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file())
     return _hash(files)
 

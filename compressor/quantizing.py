@@ -17,12 +17,12 @@ import torch
 from onnx import NodeProto
 from torch import nn
 
-from compressor import outcome, quantizer
+from compressor import budget, outcome, quantizer
 from compressor.budget import Goal
 from compressor.config import Setting
 from compressor.data import Batches, Data
 from compressor.directory import RunDirectory
-from compressor.errors import Infeasible, UsageError, VerificationFailed, did_you_mean
+from compressor.errors import Infeasible, UsageError, VerificationFailed
 from compressor.export import check_onnx
 from compressor.inputs import AnyInputs, Inputs
 from compressor.journal import Journal
@@ -209,9 +209,7 @@ class Quantizing(Run):
 def _check_keep(model: nn.Module, patterns: Sequence[str]) -> None:
     """Raise UsageError for a pattern that matches no layer."""
     layers = [name for name, module in model.named_modules() if any(p.dim() > 1 for p in module.parameters(recurse=False))]
-    for pattern in patterns:
-        if not any(fnmatch(layer, pattern) for layer in layers):
-            raise UsageError(f"--keep {pattern!r} matches no layer{did_you_mean(pattern, layers)}: see `compress inspect`.")
+    budget.check_keep(patterns, layers)
 
 
 def _kept(layers: Iterable[str], patterns: Sequence[str]) -> dict[str, str]:

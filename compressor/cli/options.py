@@ -21,7 +21,7 @@ from compressor.errors import CompressError, UsageError
 if TYPE_CHECKING:
     from compressor.inputs import Inputs
     from compressor.recipe import Recipe
-    from compressor.report import Comparison
+    from compressor.report import Comparison, Report
     from compressor.run import Order, Run
     from compressor.sources import Images, Source
 
@@ -324,7 +324,7 @@ class Asked:
             source,
             self.images,
             recipe,
-            out=self.options["out"] or Path("runs") / f"{Path(source.model.rpartition(':')[2]).stem}-{name}",
+            out=self.options["out"] or Path("runs") / f"{stem(source.model)}-{name}",
             device=self.options["device"],
             inputs=self.inputs,
             console=self._introduced(),
@@ -343,7 +343,7 @@ class Asked:
         if self.options["dry_run"]:
             self._foretell(run)
             return
-        from compressor.report import print_report, to_json
+        from compressor.report import to_json
 
         report, console = run.run(), run.console
         if not processes.speaks():
@@ -351,10 +351,7 @@ class Asked:
         if self.options["json"]:
             print(to_json(report))
         elif console is not None:
-            print_report(report, console)
-            console.print(
-                f"\nResults are in {run.out}: model.onnx, model.safetensors + plan.json, report.html", highlight=False
-            )
+            tell(report, run.out, console)
 
     def side_by_side(self, runs: Sequence[Path], out: Path | None) -> None:
         """Compare finished runs, and tell what came of it."""
@@ -381,6 +378,19 @@ class Asked:
             print(json_.dumps(dataclasses.asdict(foreseen), indent=2))
         else:
             print(f"{run.method}: {foreseen}")
+
+
+def tell(report: Report, out: Path, console: Console) -> None:
+    """What came of a run, in tables, and where it lies."""
+    from compressor.report import print_report
+
+    print_report(report, console)
+    console.print(f"\nResults are in {out}: model.onnx, model.safetensors + plan.json, report.html", highlight=False)
+
+
+def stem(model: str) -> str:
+    """What the results of a model are called: `nets/a.pt` and `timm:a` are `a`."""
+    return Path(model.rpartition(":")[2]).stem
 
 
 def numbers(name: str, text: str, form: str) -> tuple[float, ...]:

@@ -43,10 +43,11 @@ def run(
     if found is None:
         raise UsageError(f"There is no {configured.FILE} here, and no [tool.compress] in pyproject.toml: name the file.")
     from compressor.pipeline import Pipeline
+    from compressor.report import read_report
 
     settings = configured.read(found)
     steps = [(step.command, step.settings, step.own) for step in settings.steps]
-    place = out or settings.out or Path("runs") / Path((settings.model or "pipeline").rpartition(":")[2]).stem
+    place = out or settings.out or Path("runs") / options.stem(settings.model or "pipeline")
     pipeline = Pipeline(steps, place, settings.text, settings.model)
     console = Console(stderr=json, quiet=quiet, highlight=False, markup=False)
     silent = quiet or json or dry_run
@@ -66,7 +67,8 @@ def run(
         if json and status == 0:
             print((place / "report.json").read_text(encoding="utf-8"), end="")
         elif status == 0:
-            _tell(place, console)
+            console.print()
+            options.tell(read_report(place), place, console)
     raise typer.Exit(status)
 
 
@@ -79,11 +81,3 @@ def _show(plan: list[Foretold], json: bool) -> None:
     for row in plan:
         table.add_row(row.step, row.method, row.state, "" if row.foreseen is None else str(row.foreseen))
     Console(highlight=False, markup=False, soft_wrap=True).print(table)
-
-
-def _tell(place: Path, console: Console) -> None:
-    from compressor.report import print_report, read_report
-
-    console.print()
-    print_report(read_report(place), console)
-    console.print(f"\nResults are in {place}: model.onnx, model.safetensors + plan.json, report.html")
