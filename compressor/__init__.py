@@ -15,33 +15,33 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CompressError": "compressor.errors",
-    "Recipe": "compressor.recipe",
+    "Recipe": "compressor.training.recipe",
     "Report": "compressor.report",
     "analyse": "compressor.channels",
-    "compare": "compressor.comparison",
-    "distill": "compressor.distilling",
-    "load": "compressor.evaluate",
-    "lowrank": "compressor.factoring",
-    "measure_sensitivity": "compressor.sensitivity",
+    "compare": "compressor.runs.compare",
+    "distill": "compressor.runs.distill",
+    "load": "compressor.runs.evaluate",
+    "lowrank": "compressor.runs.lowrank",
+    "measure_sensitivity": "compressor.runs.sensitivity",
     "open_data": "compressor.data",
-    "prune": "compressor.pruning",
-    "quantize": "compressor.quantizing",
+    "prune": "compressor.runs.prune",
+    "quantize": "compressor.runs.quantize",
     "read_report": "compressor.report",
 }
 
 if TYPE_CHECKING:
     from compressor.channels import analyse
-    from compressor.comparison import compare
     from compressor.data import open_data
-    from compressor.distilling import distill
     from compressor.errors import CompressError
-    from compressor.evaluate import load
-    from compressor.factoring import lowrank
-    from compressor.pruning import prune
-    from compressor.quantizing import quantize
-    from compressor.recipe import Recipe
     from compressor.report import Report, read_report
-    from compressor.sensitivity import measure_sensitivity
+    from compressor.runs.compare import compare
+    from compressor.runs.distill import distill
+    from compressor.runs.evaluate import load
+    from compressor.runs.lowrank import lowrank
+    from compressor.runs.prune import prune
+    from compressor.runs.quantize import quantize
+    from compressor.runs.sensitivity import measure_sensitivity
+    from compressor.training.recipe import Recipe
 
 __all__ = [
     "CompressError",

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
 
-from compressor.catalogue import Entry, catalogue
+from compressor.methods.catalogue import Entry, catalogue
 from compressor.report import Accuracy, Report, figures, read_report, schema
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -68,7 +68,7 @@ machine.
 {_table(header, rows)}
 
 Refitting comes with statistics of its own, and measuring them anew takes some of its gain back: a run tries both. Absorbing,
-which looks at no image, is no help here: it is in the library (`compressor.repair.absorb`), and no run uses it."""
+which looks at no image, is no help here: it is in the library (`compressor.recovery.repair.absorb`), and no run uses it."""
 
 
 def _criteria() -> str:

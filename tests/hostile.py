@@ -49,20 +49,20 @@ from small import NET, make_net
 from torch import nn
 from typer.testing import CliRunner
 
-import compressor.evaluate
-import compressor.sensitivity
-from compressor import measure
+import compressor.runs.evaluate
+import compressor.runs.sensitivity
 from compressor.channels import analyse, remove
 from compressor.checkpoint import build, load_model
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.cli import app
-from compressor.config import first_change
 from compressor.data import open_data
 from compressor.errors import CompressError, UsageError
-from compressor.parts import Chains, describe, make, replaced
+from compressor.network import cost
+from compressor.network.parts import Chains, describe, make, replaced
 from compressor.report import print_report, read_report, to_json
 from compressor.report.markdown import to_markdown
-from compressor.sensitivity import Row, read_sensitivity, to_csv
+from compressor.runs.sensitivity import Row, read_sensitivity, to_csv
+from compressor.runs.settings import first_change
 
 sys.path.append(str(Path(__file__).parent / "report"))
 import example
@@ -683,8 +683,8 @@ def _restrict(said: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ.update({"GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": "out/output", "GITHUB_STEP_SUMMARY": "out/summary"})
-    real = measure.compare_latency
-    measure.compare_latency = lambda *a, seconds, **k: real(*a, **{**k, "seconds": 0.0})  # figures are not looked at
+    real = cost.compare_latency
+    cost.compare_latency = lambda *a, seconds, **k: real(*a, **{**k, "seconds": 0.0})  # figures are not looked at
 
 
 def _memory(name: str) -> int:

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from toy import job
 
-from compressor import catalogue, processes
 from compressor.data import Data, open_data
 from compressor.demo import DigitsNet
 from compressor.errors import UsageError
-from compressor.journal import Journal
-from compressor.recipe import Recipe
+from compressor.methods import catalogue
 from compressor.report.schema import Epoch
-from compressor.run import check_needs
-from compressor.train import Training
+from compressor.runs.journal import Journal
+from compressor.runs.run import check_needs
+from compressor.training import processes
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training
 
 EPOCHS = 3
 NET = '''

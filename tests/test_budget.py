@@ -13,10 +13,21 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from compressor import budget
-from compressor.budget import WITHIN, Goal, Shelf, choose, hold, parse_rate, parse_target, reached, uniform, units
 from compressor.channels import Channels, analyse
 from compressor.errors import Infeasible, UsageError
+from compressor.methods.widths import (
+    WITHIN,
+    Goal,
+    Quantity,
+    Shelf,
+    choose,
+    hold,
+    parse_rate,
+    parse_target,
+    reached,
+    uniform,
+    units,
+)
 
 SHAPE = (3, 8, 8)
 
@@ -151,7 +162,7 @@ def resnet() -> Channels:
 
 @pytest.mark.parametrize("quantity", ["macs", "params", "size"])
 @pytest.mark.parametrize("round_to", [None, 1])
-def test_a_share_is_met_within_a_point(resnet: Channels, quantity: budget.Quantity, round_to: int | None) -> None:
+def test_a_share_is_met_within_a_point(resnet: Channels, quantity: Quantity, round_to: int | None) -> None:
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         goal = Goal(quantity, "", share=share)
         mask = choose(resnet, scores(resnet), goal, round_to=round_to)

@@ -14,10 +14,10 @@ import torch
 from small import compress, make_net, write_project
 
 import compressor
-from compressor import comparison
 from compressor.errors import UsageError
-from compressor.method import Method
 from compressor.report import Report, read_report
+from compressor.runs import compare
+from compressor.training.method import Method
 
 NET = ("compare", "net.pt", "--arch", "net.py:Net")
 ALIKE = (*NET, "--data", "digits", "--epochs", "1", "--lr", "0.1")
@@ -132,15 +132,15 @@ def test_other_settings_and_another_model_are_told(copied: Path) -> None:
 def test_an_interrupted_comparison_has_a_table_and_goes_on(project: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (*ALIKE, "--methods", "magnitude,sfp", "--rates", "0.6", "--no-dense", "--out", "out")
     with monkeypatch.context() as patched:
-        real, made = comparison.Pruning.run, []
+        real, made = compare.Pruning.run, []
 
-        def run(self: comparison.Pruning) -> Report:
+        def run(self: compare.Pruning) -> Report:
             if made:
                 raise KeyboardInterrupt
             made.append(self)
             return real(self)
 
-        patched.setattr(comparison.Pruning, "run", run)
+        patched.setattr(compare.Pruning, "run", run)
         assert compress(*arguments).exit_code == 130
     found = read(project / "out")
     assert [point["run"] for point in found["points"]] == ["magnitude-0.6-seed0"]
@@ -167,7 +167,7 @@ def test_a_run_that_was_interrupted_in_its_training_is_taken_up(project: Path, m
         "a",
     )
     with monkeypatch.context() as patched:
-        patched.setattr("compressor.run.check_onnx", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("compressor.runs.run.check_onnx", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert compress(*arguments).exit_code == 130
     assert compress(*arguments, "--dry-run").stdout == "magnitude-0.5-seed0: interrupted\n"
     result = compress(*arguments)
@@ -190,12 +190,12 @@ def test_a_run_that_fails_is_a_row_and_leaves_the_others(project: Path) -> None:
 
 
 def test_a_fault_of_ours_is_told_and_logged(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = comparison.Pruning.run
+    real = compare.Pruning.run
 
-    def run(self: comparison.Pruning) -> Report:
+    def run(self: compare.Pruning) -> Report:
         return real(self) if self.wish.method == "magnitude" else 1 // 0
 
-    monkeypatch.setattr(comparison.Pruning, "run", run)
+    monkeypatch.setattr(compare.Pruning, "run", run)
     settings = ("--data", "digits", "--epochs", "1", "--methods", "sfp,magnitude", "--rates", "0.5", "--no-dense")
     result = compress(*NET, *settings, "--out", "out", "-q")
     assert result.exit_code == 5 and len(read(project / "out")["points"]) == 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.config import Setting, first_change, to_toml
+from compressor.runs.settings import Setting, first_change, to_toml
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

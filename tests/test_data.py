@@ -25,7 +25,7 @@ from compressor.data.images import Frame, ImageFiles, ImageTensor, to_pixels
 from compressor.data.readers import InMemory, move
 from compressor.data.splits import cut, whole
 from compressor.errors import DataError
-from compressor.method import Batch
+from compressor.training.method import Batch
 
 # Python 3.12 and 3.13 warn of what torch's loader does by default: to fork a process that has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from processes import count_steps, kill
 
-from compressor.directory import RESULTS, RunDirectory
 from compressor.errors import OutputError, UsageError
 from compressor.files import write_text
+from compressor.runs.directory import RESULTS, RunDirectory
 
 CONFIG = "lr = 0.1\n"
 

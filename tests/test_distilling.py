@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from small import answers, assert_same_result, compress, interrupt_at, same, stages_of
 
 import compressor
-from compressor import measure
 from compressor.demo import DigitsNet
-from compressor.recipe import Recipe
+from compressor.network import cost
 from compressor.report import Report, read_report
-from compressor.train import Training
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training
 
 SHAPE = (1, 8, 8)
 DIGITS, WIDTH = "compressor.demo:DigitsNet", {"width": 16}
@@ -34,7 +34,7 @@ def test_without_a_student_the_teacher_is_narrowed(trained: Path, tmp_path: Path
     report = distill(trained, tmp_path / "a", rate=0.4)
     assert stages_of(report) == ["original", "cut", "recalibrated", "repaired", "fine-tuned", "ONNX"]
     assert report.target.asked == 0.4 and report.target.reached == pytest.approx(0.4, abs=0.03)
-    assert measure.count_macs(compressor.load(tmp_path / "a"), SHAPE) == report.compressed.macs
+    assert cost.count_macs(compressor.load(tmp_path / "a"), SHAPE) == report.compressed.macs
     assert set(report.epochs[0].losses) == {"cross_entropy", "kd"}
     assert report.compressed.accuracy is not None and report.compressed.accuracy.top1 > 0.9
     assert (report.method, report.settings["teacher"], report.settings["rate"]) == ("kd", str(trained), 0.4)
@@ -45,8 +45,8 @@ def test_without_a_student_the_teacher_is_narrowed(trained: Path, tmp_path: Path
 def test_a_student_of_another_build_has_new_weights_and_a_plan_of_its_own(trained: Path, tmp_path: Path) -> None:
     report = distill(trained, tmp_path / "a", student_arch=DIGITS, student_arch_args={"width": 8})
     assert stages_of(report) == ["original", "student", "trained", "ONNX"]
-    assert report.baseline.macs == measure.count_macs(DigitsNet(16), SHAPE)
-    assert report.compressed.macs == measure.count_macs(DigitsNet(8), SHAPE)
+    assert report.baseline.macs == cost.count_macs(DigitsNet(16), SHAPE)
+    assert report.compressed.macs == cost.count_macs(DigitsNet(8), SHAPE)
     assert load_file(tmp_path / "a/model.safetensors").keys() == DigitsNet(8).state_dict().keys(), "nothing else"
     assert json.loads((tmp_path / "a/plan.json").read_text())["arch_args"] == {"width": 8}
     assert report.change.latency, "another network takes another time"

@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer, mobilenet_v3_small, squeezenet1_1
 from toy import SHAPE, Toy, Wide, batches, job, optimizer, train
 
-from compressor.catalogue import Entry, Value, catalogue, create
-from compressor.export import check_onnx, export_onnx
-from compressor.factor import LowRank
-from compressor.filters import FilterPruning
-from compressor.method import Job, Method, Progress
-from compressor.parts import Chains, make, replaced
-from compressor.teaching import Distillation
+from compressor.methods.catalogue import Entry, Value, catalogue, create
+from compressor.methods.distill.teaching import Distillation
+from compressor.methods.lowrank.factor import LowRank
+from compressor.methods.prune.filters import FilterPruning
+from compressor.network.parts import Chains, make, replaced
+from compressor.onnx.export import check_onnx, export_onnx
+from compressor.training.method import Job, Method, Progress
 
 EPOCHS = 2
 every_method = pytest.mark.parametrize("entry", catalogue().values(), ids=lambda entry: entry.name)

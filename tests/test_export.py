@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.transforms.functional import normalize, to_tensor
 
-from compressor import export
 from compressor.channels.surgery import Spread, attach
 from compressor.errors import CompressError, Infeasible, OutputError, VerificationFailed
-from compressor.export import check_onnx, export_onnx
-from compressor.inputs import Input, Inputs
-from compressor.measure import accuracy, onnx_predict, weight_bytes
-from compressor.method import Batch
+from compressor.network.cost import accuracy, onnx_predict, weight_bytes
+from compressor.network.inputs import Input, Inputs
+from compressor.onnx import export
+from compressor.onnx.export import check_onnx, export_onnx
+from compressor.training.method import Batch
 
 SHAPE = (1, 8, 8)
 QUICK = ["shufflenet_v2_x1_0", "mobilenet_v3_small"]

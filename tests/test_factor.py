@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from toy import SHAPE, Random, Wide, batches, job
 
-from compressor import budget
-from compressor.budget import Goal
 from compressor.errors import Infeasible, UsageError
-from compressor.factor import LowRank, Site, cost, difference, layers
-from compressor.measure import count_macs, count_params
-from compressor.method import Batch, Job
-from compressor.methods.lowrank.svd import Svd
+from compressor.methods import widths
+from compressor.methods.lowrank.decompositions import SPLITS, Layer, Split
+from compressor.methods.lowrank.factor import LowRank, Site, cost, difference, layers
+from compressor.methods.lowrank.papers.svd import Svd
+from compressor.methods.widths import Goal
+from compressor.network.cost import count_macs, count_params
 from compressor.report.schema import Frozen
-from compressor.splits import SPLITS, Layer, Split
-from compressor.task import Classify
+from compressor.tasks.classify import Classify
+from compressor.training.method import Batch, Job
 
 
 class Ways(LowRank):
@@ -113,7 +113,7 @@ def test_a_network_that_branches_on_values_is_followed_too() -> None:
 
 
 def test_what_no_way_fits_is_left_with_the_reason_and_reported() -> None:
-    method = prepared(wish(budget.parse_target("params=10%"), Odd(), (6, 4, 4)), "channel")
+    method = prepared(wish(widths.parse_target("params=10%"), Odd(), (6, 4, 4)), "channel")
     assert method.left["grouped"] == "grouped"
     assert method.left["fc"] == "the method leaves such layers whole"
     made = method.made()
@@ -152,7 +152,7 @@ def test_a_linear_layer_is_counted_at_each_token() -> None:
 )
 def test_no_rank_is_thought_of_unless_macs_and_parameters_fall(way: str, stride: int, highest: int) -> None:
     conv = nn.Conv2d(16, 16, 3, stride=stride, padding=1)
-    task = wish(budget.parse_rate(0.2), nn.Sequential(conv, nn.Flatten()), (16, 8, 8), round_to=1)
+    task = wish(widths.parse_rate(0.2), nn.Sequential(conv, nn.Flatten()), (16, 8, 8), round_to=1)
     site = sites_of(Ways(task, way))["0"]
     assert site.ladder.ranks.tolist() == list(range(1, highest + 1))
     whole = cost(conv, site.shapes)
@@ -162,14 +162,14 @@ def test_no_rank_is_thought_of_unless_macs_and_parameters_fall(way: str, stride:
 
 
 def test_a_layer_in_which_no_rank_saves_anything_is_left() -> None:
-    method = prepared(wish(budget.parse_rate(0.3), round_to=8))
+    method = prepared(wish(widths.parse_rate(0.3), round_to=8))
     assert method.left["head"] == "no rank would save both MACs and parameters"
     assert all(rank % 8 == 0 for rank in method.ranks.values())
 
 
 @pytest.mark.parametrize("target", ["macs=40%", "params=60%", "params<=60K", "size=50%", "size<=300KB"])
 def test_a_budget_is_met_and_used(target: str) -> None:
-    task = wish(budget.parse_target(target), overhead=20_000, round_to=1)
+    task = wish(widths.parse_target(target), overhead=20_000, round_to=1)
     method = prepared(task)
     params, macs = count_params(method.model), count_macs(method.model, SHAPE)
     assert method.planned == {"macs": macs, "params": params}
@@ -188,7 +188,7 @@ def test_a_budget_is_met_and_used(target: str) -> None:
 
 
 def test_each_layer_keeps_as_few_ranks_as_hold_the_energy() -> None:
-    method = Ways(wish(budget.parse_energy(0.8), round_to=1))
+    method = Ways(wish(widths.parse_energy(0.8), round_to=1))
     sites = list(sites_of(method).values())
     choice = method.choose(sites)
     lost = []
@@ -201,7 +201,7 @@ def test_each_layer_keeps_as_few_ranks_as_hold_the_energy() -> None:
 
 
 def test_each_layer_has_at_most_the_rank_asked_for() -> None:
-    method = prepared(wish(budget.parse_rank(8), keep=("head",)))
+    method = prepared(wish(widths.parse_rank(8), keep=("head",)))
     assert method.ranks == {"stem": 8, "conv": 8, "fc1": 8, "fc2": 8}
     most = {"stem": 16, "conv": 32, "fc1": 288, "fc2": 256}
     assert method.asked == pytest.approx(1 - 4 * 8 / sum(most.values()))
@@ -210,8 +210,8 @@ def test_each_layer_has_at_most_the_rank_asked_for() -> None:
 
 def test_the_rank_asked_for_is_on_every_ladder() -> None:
     keep = ("head", "stem", "conv")
-    assert prepared(wish(budget.parse_rank(63), keep=keep)).ranks == {"fc1": 63, "fc2": 63}
-    assert prepared(wish(budget.parse_rank(63), keep=keep, round_to=4)).ranks == {"fc1": 60, "fc2": 60}
+    assert prepared(wish(widths.parse_rank(63), keep=keep)).ranks == {"fc1": 63, "fc2": 63}
+    assert prepared(wish(widths.parse_rank(63), keep=keep, round_to=4)).ranks == {"fc1": 60, "fc2": 60}
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
@@ -219,17 +219,17 @@ def test_the_rank_asked_for_is_on_every_ladder() -> None:
 
 def test_a_goal_out_of_reach_is_refused_and_told_what_could_be() -> None:
     with pytest.raises(Infeasible, match=r"--rate 0.99 asks for 99.0% fewer MACs.* hold 9\d.\d% of them.*lowest ranks 8\d.\d%"):
-        prepared(wish(budget.parse_rate(0.99), keep=("head", "stem")))
+        prepared(wish(widths.parse_rate(0.99), keep=("head", "stem")))
 
 
 def test_a_network_without_a_layer_to_factor_is_refused_with_the_reasons() -> None:
     with pytest.raises(Infeasible, match=r"no layer can be factored. Left whole: 5 x kept as asked \(--keep \*\)."):
-        prepared(wish(budget.parse_rate(0.5), keep=("*",)))
+        prepared(wish(widths.parse_rate(0.5), keep=("*",)))
 
 
 def test_a_goal_that_factors_nothing_is_refused() -> None:
     with pytest.raises(Infeasible, match=r"--energy 0.9999: every layer would stay whole. Ask for more."):
-        prepared(wish(budget.parse_energy(0.9999), images=None))
+        prepared(wish(widths.parse_energy(0.9999), images=None))
 
 
 def test_an_unknown_rule_is_refused_with_the_nearest() -> None:
@@ -265,7 +265,7 @@ def test_images_decide_unless_told_otherwise() -> None:
             return (batch._replace(images=batch.images * scale) for batch in super().batches(*args, **more))
 
     images = Uneven((12, 4, 4), 64)
-    goal = budget.parse_target("macs=40%")
+    goal = widths.parse_target("macs=40%")
     made = [prepared(wish(goal, model, (12, 4, 4), images=images), "input", whiten=whiten) for whiten in (True, False)]
     x = torch.cat([batch.images for batch in images.batches("train", batch_size=64)])
     seen, unseen = (lost(model, method.model.eval(), x) for method in made)
@@ -288,12 +288,12 @@ class Twins(nn.Module):
 
 
 def test_errors_count_as_the_answers_suffer_from_them() -> None:
-    task = wish(budget.parse_rate(0.5), Twins(), (3, 4, 4))
+    task = wish(widths.parse_rate(0.5), Twins(), (3, 4, 4))
     sites = sites_of(Ways(task))
     assert sites["heard"].ladder.weight > 100 * sites["faint"].ladder.weight
     ranks = prepared(task).ranks
     assert ranks["faint"] < ranks.get("heard", 48)
-    even = prepared(wish(budget.parse_rate(0.5), Twins(), (3, 4, 4), images=None)).ranks
+    even = prepared(wish(widths.parse_rate(0.5), Twins(), (3, 4, 4), images=None)).ranks
     assert abs(even["heard"] - even["faint"]) <= 4
 
 
@@ -303,13 +303,13 @@ def test_of_several_ways_the_one_is_taken_that_hurts_least() -> None:
     for layer, way, rank in ((model[0], "separable", 10), (model[1], "channel", 6)):
         layer.weight.data = SPLITS[way].dense(SPLITS[way].factor(layer, rank)).float()
     for images in (Random((16, 4, 4)), None):
-        task = wish(budget.parse_rate(0.3), model, (16, 4, 4), images=images)
+        task = wish(widths.parse_rate(0.3), model, (16, 4, 4), images=images)
         sites = sites_of(Ways(task, "input", "separable", "channel"))
         assert {name: site.split.name for name, site in sites.items()} == {"0": "separable", "1": "channel"}
 
 
 def test_the_network_stays_in_its_mode_and_answers_as_its_chains_say() -> None:
-    task = wish(budget.parse_rate(0.3))
+    task = wish(widths.parse_rate(0.3))
     task.model.eval()
     method = prepared(task)
     assert not any(module.training for module in method.model.modules())
@@ -321,7 +321,7 @@ def test_the_network_stays_in_its_mode_and_answers_as_its_chains_say() -> None:
 
 
 def in_time(clock: Callable[[nn.Module, tuple[int, ...]], float] | None, cost: str = "latency") -> Svd:
-    method = Svd(wish(budget.parse_rate(0.3), clock=clock, round_to=1), cost=cost)
+    method = Svd(wish(widths.parse_rate(0.3), clock=clock, round_to=1), cost=cost)
     method.prepare()
     return method
 
@@ -332,7 +332,7 @@ def by_size(chain: nn.Module, shape: tuple[int, ...]) -> float:
 
 def test_ranks_go_where_they_save_time() -> None:
     """Fully-connected layers would give more, but here they take the same time, however they are factored."""
-    by_macs = Svd(wish(budget.parse_rate(0.3)))
+    by_macs = Svd(wish(widths.parse_rate(0.3)))
     by_macs.prepare()
     assert by_macs.ranks.keys() == {"fc1", "fc2"} and not by_macs.made().times
     method = in_time(lambda chain, shape: 1.0 if len(shape) == 2 else by_size(chain, shape))

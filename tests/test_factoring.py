@@ -7,10 +7,10 @@ import pytest
 from small import answers, assert_same_result, compress, interrupt_at, stages_of
 
 import compressor
-from compressor import measure
-from compressor.recipe import Recipe
+from compressor.network import cost
 from compressor.report import Report, read_report
-from compressor.train import Training
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training
 
 SHAPE = (1, 8, 8)
 NETWORK = ("--arch", "compressor.demo:DigitsNet", "--arch-arg", "width=16")
@@ -43,8 +43,8 @@ def test_it_goes_through_six_stages(factored: Path) -> None:
 def test_half_of_the_macs_are_gone_and_parameters_with_them(factored: Path) -> None:
     report, network = read_report(factored), compressor.load(factored)
     assert report.target.asked == 0.5 and report.target.reached == pytest.approx(0.5, abs=0.02)
-    assert measure.count_macs(network, SHAPE) == report.compressed.macs
-    assert measure.count_params(network) == report.compressed.params < report.baseline.params
+    assert cost.count_macs(network, SHAPE) == report.compressed.macs
+    assert cost.count_params(network) == report.compressed.params < report.baseline.params
     assert report.verification.masked is not None and report.verification.masked < 1e-10
     assert max(report.verification.onnx.values()) < 1e-4
 
@@ -110,7 +110,7 @@ def test_a_pruned_network_is_factored_and_a_factored_one_pruned(trained: Path, t
         assert result.exit_code == 0, result.output
         first[command], second[command] = read_report(one), read_report(two)
         assert second[command].baseline.macs == first[command].compressed.macs
-        assert measure.count_macs(compressor.load(two), SHAPE) == second[command].compressed.macs
+        assert cost.count_macs(compressor.load(two), SHAPE) == second[command].compressed.macs
         assert second[command].change.macs == pytest.approx(0.7, abs=0.03)
         assert answers(two).shape == (5, 10)
 

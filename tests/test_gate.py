@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from compressor import gate
 from compressor.errors import UsageError
-from compressor.gate import Budget, Finding, Limit
-from compressor.report import Latency, Profile, Report
+from compressor.report import Latency, Profile, Report, gate
+from compressor.report.gate import Budget, Finding, Limit
 
 sys.path.append(str(Path(__file__).parent / "report"))
 import example

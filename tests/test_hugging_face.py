@@ -9,7 +9,7 @@ import torch
 from small import compress
 
 import compressor
-from compressor.outputs import tensors_in
+from compressor.network.outputs import tensors_in
 from compressor.report import read_report
 
 NETS = """

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from toy import SHAPE, Random, Toy, batches, job
 
-from compressor.importance import first_order, gates, gather, savings
-from compressor.task import Classify
+from compressor.methods.prune.importance import first_order, gates, gather, savings
+from compressor.tasks.classify import Classify
 
 
 def plain() -> nn.Sequential:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from compressor.channels import analyse, remove
 from compressor.errors import UsageError
-from compressor.inputs import Input, Inputs
+from compressor.network.inputs import Input, Inputs
 
 
 class Meeting(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from compressor.errors import OutputError
-from compressor.journal import Journal
 from compressor.report.schema import Epoch
+from compressor.runs.journal import Journal
 
 FIRST, LAST = (
     Epoch(number, 0.1, {"cross_entropy": 1.25, "auxiliary": 0.5}, None, held_out, 40.0, 1000.0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compressor.losses import contrast, softened, standardised
+from compressor.methods.distill.losses import contrast, softened, standardised
 
 LN2, LN3 = math.log(2), math.log(3)
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compressor.export import check_onnx, export_onnx
-from compressor.masks import Grid, Kept, Places, Rows, impact, nearest, perforate, plane, strongest
-from compressor.method import Batch
-from compressor.parts import describe, make
-from compressor.task import Classify
+from compressor.methods.lowrank.perforated import Grid, Kept, Places, Rows, impact, nearest, perforate, plane, strongest
+from compressor.network.parts import describe, make
+from compressor.onnx.export import check_onnx, export_onnx
+from compressor.tasks.classify import Classify
+from compressor.training.method import Batch
 
 C, K, N = 3, 4, 5  # channels in, rank, channels out
 

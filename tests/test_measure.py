@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ViT_B_16_Weights, get_model
 
 from compressor.errors import DataError, UsageError, VerificationFailed
-from compressor.export import export_onnx
-from compressor.measure import (
+from compressor.network.cost import (
     accuracy,
     compare_latency,
     count_macs,
@@ -25,7 +24,8 @@ from compressor.measure import (
     weight_bytes,
     wilson,
 )
-from compressor.method import Batch
+from compressor.onnx.export import export_onnx
+from compressor.training.method import Batch
 
 
 class Small(nn.Module):

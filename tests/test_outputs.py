@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import UsageError
-from compressor.outputs import logits_of, main_first, tensors_in
+from compressor.network.outputs import logits_of, main_first, tensors_in
 
 A, B, C = (torch.full((1,), float(i)) for i in range(3))
 Pair = namedtuple("Pair", "first second")

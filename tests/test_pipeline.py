@@ -9,13 +9,13 @@ import pytest
 import torch
 from small import answers, assert_same_result, compress, interrupt_at, make_net, write_project
 
-from compressor import pipeline
 from compressor.cli.configured import Configuration
-from compressor.directory import RunDirectory
 from compressor.errors import UsageError
-from compressor.pipeline import Pipeline, Step
 from compressor.report import Layer, read_report
-from compressor.train import Training
+from compressor.runs import pipeline
+from compressor.runs.directory import RunDirectory
+from compressor.runs.pipeline import Pipeline, Step
+from compressor.training.train import Training
 
 ABOVE = """\
 model = "net.pt"
@@ -139,7 +139,7 @@ def test_layers_are_told_from_the_original_to_the_end(whole: Path) -> None:
 
 
 def test_layers_that_took_the_place_of_one_count_as_that_one() -> None:
-    from compressor.overall import _after
+    from compressor.runs.combined import _after
 
     layer = Layer("conv", "Conv2d", [8, 4, 3, 3], [8, 4, 3, 3], 100, 100, 50, 50)
     heirs = [

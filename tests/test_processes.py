@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from small import compress, stages_of
 
-from compressor import processes
 from compressor.errors import UsageError
 from compressor.report import read_report
+from compressor.training import processes
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from compressor import quantizer
 from compressor.errors import DataError, Infeasible, VerificationFailed
-from compressor.export import check_onnx, export_onnx
-from compressor.method import Batch
+from compressor.onnx import quantizer
+from compressor.onnx.export import check_onnx, export_onnx
+from compressor.training.method import Batch
 
 SHAPE = (1, 8, 8)
 ANY = torch.finfo(torch.float32).max

@@ -11,11 +11,11 @@ from small import compress, same, stages_of
 
 import compressor
 from compressor.data import open_data
-from compressor.quantizing import LOOKED_AT, Quantizing, Wish
-from compressor.recipe import Recipe
 from compressor.report import Report, read_report
-from compressor.run import Order
-from compressor.sources import Images, Source
+from compressor.runs.quantize import LOOKED_AT, Quantizing, Wish
+from compressor.runs.run import Order
+from compressor.runs.sources import Images, Source
+from compressor.training.recipe import Recipe
 
 NETWORK = ("--arch", "compressor.demo:DigitsNet", "--arch-arg", "width=16")
 INPUT = ("--input", "1x8x8")

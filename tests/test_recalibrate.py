@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.method import Batch
-from compressor.recalibrate import recalibrate
+from compressor.recovery.recalibrate import recalibrate
+from compressor.training.method import Batch
 
 
 def network() -> nn.Sequential:

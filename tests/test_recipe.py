@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from small import make_net, prune
 
-from compressor.catalogue import catalogue
 from compressor.errors import UsageError
-from compressor.recipe import Recipe
+from compressor.methods.catalogue import catalogue
 from compressor.report import read_report
+from compressor.training.recipe import Recipe
 
 # Rates ----------------------------------------------------------------------------------------------------------------
 

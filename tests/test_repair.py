@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from toy import SHAPE, Toy
 
 from compressor.channels import Channels, Mask, Residual, Verified, analyse, remove
-from compressor.inputs import AnyInputs
-from compressor.method import Batch
-from compressor.outputs import logits_of
-from compressor.repair import Repaired, absorb, refit
+from compressor.network.inputs import AnyInputs
+from compressor.network.outputs import logits_of
+from compressor.recovery.repair import Repaired, absorb, refit
+from compressor.training.method import Batch
 
 
 def cut(model: nn.Module, inputs: AnyInputs, residual: Residual = "coupled", **gone: Sequence[int]) -> Verified:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from toy import SHAPE, Toy, batches, job, optimizer, train
 
 from compressor.errors import UsageError
-from compressor.rotations import Heads, JointTeacher, Told, joint_labels, rotated
-from compressor.taps import Anatomy, Answer
+from compressor.methods.distill.rotations import Heads, JointTeacher, Told, joint_labels, rotated
+from compressor.methods.distill.taps import Anatomy, Answer
 
 CLASSES = 5
 

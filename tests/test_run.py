@@ -14,13 +14,13 @@ from small import TRAINED, compress, prune, same, stages_of
 from torch import nn
 
 import compressor
-from compressor import measure
 from compressor.channels import surgery, verify
 from compressor.checkpoint import build
-from compressor.directory import RESULTS
 from compressor.errors import UsageError
-from compressor.export import export_onnx
+from compressor.network import cost
+from compressor.onnx.export import export_onnx
 from compressor.report import read_report
+from compressor.runs.directory import RESULTS
 
 # A run with images ----------------------------------------------------------------------------------------------------
 
@@ -40,8 +40,8 @@ def test_half_of_the_macs_are_gone_from_the_network_itself(finished: Path) -> No
     report = read_report(finished / "half")
     assert report.target.asked == 0.5 and report.target.reached == pytest.approx(0.5, abs=0.01)
     small = load_below(finished)
-    assert measure.count_macs(small, (1, 8, 8)) == report.compressed.macs
-    assert measure.count_params(small) == report.compressed.params
+    assert cost.count_macs(small, (1, 8, 8)) == report.compressed.macs
+    assert cost.count_params(small) == report.compressed.params
     assert report.change.macs == report.compressed.macs / report.baseline.macs
     assert report.compressed.size_bytes == (finished / "half" / "model.onnx").stat().st_size
 
@@ -200,7 +200,7 @@ def test_a_run_of_a_run_is_one_plan_from_the_original(project: Path) -> None:
     small = compressor.load("twice")
     weights = load_file("twice/model.safetensors")
     assert same(weights, {name: tensor for name, tensor in small.state_dict().items() if name in weights})
-    assert measure.count_macs(small, (1, 8, 8)) == twice.compressed.macs
+    assert cost.count_macs(small, (1, 8, 8)) == twice.compressed.macs
     session = onnxruntime.InferenceSession("twice/model.onnx")
     images = torch.randn(3, 1, 8, 8)
     with torch.no_grad():

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from compressor.errors import UsageError
-from compressor.runtime import bound_run, first_line, open_session, run_session
+from compressor.onnx.runtime import bound_run, first_line, open_session, run_session
 
 
 def write(path: Path, inputs: str, graph: str) -> Path:

@@ -11,15 +11,16 @@ import torch
 from small import compress, make_net, prune
 from torch import Tensor, nn
 
-from compressor import measure_sensitivity, sensitivity
-from compressor.budget import Curve, by_sensitivity, choose, parse_rate
+from compressor import measure_sensitivity
 from compressor.channels import Channels, analyse, remove
 from compressor.data import open_data
 from compressor.errors import UsageError
-from compressor.filters import norms
-from compressor.measure import accuracy, torch_predict
+from compressor.methods.prune.filters import norms
+from compressor.methods.widths import Curve, by_sensitivity, choose, parse_rate
+from compressor.network.cost import accuracy, torch_predict
 from compressor.report import read_report
-from compressor.sensitivity import Row, Sensitivity, read_curves, read_sensitivity, to_csv
+from compressor.runs import sensitivity
+from compressor.runs.sensitivity import Row, Sensitivity, read_curves, read_sensitivity, to_csv
 
 SHAPE = (3, 8, 8)
 NET = ("net.pt", "--arch", "net.py:Net")

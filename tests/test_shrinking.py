@@ -6,15 +6,15 @@ import pytest
 import torch
 from toy import SHAPE, Toy, job
 
-from compressor.catalogue import catalogue, create
 from compressor.channels import Residual
 from compressor.data import open_data
 from compressor.demo import DigitsNet
-from compressor.filters import FilterPruning
-from compressor.journal import Journal
-from compressor.method import Progress
-from compressor.recipe import Recipe
-from compressor.train import Training
+from compressor.methods.catalogue import catalogue, create
+from compressor.methods.prune.filters import FilterPruning
+from compressor.runs.journal import Journal
+from compressor.training.method import Progress
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training
 
 EPOCHS = 5
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.export import check_onnx, export_onnx
-from compressor.masks import Grid, Kept, Rows, perforate
-from compressor.parts import Take
-from compressor.sink import sink_fills
+from compressor.methods.lowrank.perforated import Grid, Kept, Rows, perforate
+from compressor.network.parts import Take
+from compressor.onnx.export import check_onnx, export_onnx
+from compressor.onnx.sink import sink_fills
 
 SHAPE = (4, 9, 9)
 ROWS = Rows((1, 4, 5))

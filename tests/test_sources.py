@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from compressor.errors import DataError, UsageError
-from compressor.inputs import Inputs
-from compressor.sources import Images, Source, check_answers, open_both, pick_device
+from compressor.network.inputs import Inputs
+from compressor.runs.sources import Images, Source, check_answers, open_both, pick_device
 
 NET = Source("net.pt", "net.py:Net")
 GREY = Inputs.of((1, 8, 8))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import UsageError
-from compressor.measure import count_macs
-from compressor.method import Batch
-from compressor.parts import describe
-from compressor.splits import ROWS, SPLITS, Layer, Moments, Seen, watch
+from compressor.methods.lowrank.decompositions import ROWS, SPLITS, Layer, Moments, Seen, watch
+from compressor.network.cost import count_macs
+from compressor.network.parts import describe
+from compressor.training.method import Batch
 
 CONVS = ["channel", "input", "separable", "tucker", "cp"]
 MATRICES = ["linear", "channel", "input", "separable"]

@@ -9,12 +9,12 @@ import torch
 from small import make_net
 from torch import Tensor, nn
 
-from compressor import measure
 from compressor.data import Data, open_data
 from compressor.errors import UsageError
-from compressor.export import export_onnx
-from compressor.journal import Journal
-from compressor.stages import Stages
+from compressor.network import cost
+from compressor.onnx.export import export_onnx
+from compressor.runs.journal import Journal
+from compressor.runs.stages import Stages
 
 SHAPE = (1, 8, 8)
 
@@ -57,7 +57,7 @@ def test_a_stage_is_accuracy_and_cost(digits: Data, tmp_path: Path) -> None:
     first, second = stages.rows
     assert (first.name, second.name, second.note) == ("original", "cut", "why")
     assert first.accuracy == second.accuracy and first.accuracy is not None
-    assert (first.accuracy.n, first.macs) == (359, measure.count_macs(model, SHAPE))
+    assert (first.accuracy.n, first.macs) == (359, cost.count_macs(model, SHAPE))
 
 
 def test_the_original_is_asked_once(digits: Data, tmp_path: Path) -> None:

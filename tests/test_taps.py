@@ -12,7 +12,7 @@ from toy import SHAPE, Toy, Wide
 
 from compressor.demo import DigitsNet
 from compressor.errors import UsageError
-from compressor.taps import Anatomy, Branch, Rest, Separable, Tail, ask, fresh, near
+from compressor.methods.distill.taps import Anatomy, Branch, Rest, Separable, Tail, ask, fresh, near
 
 DIGITS = (1, 8, 8)
 

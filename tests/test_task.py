@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compressor.losses import TEMPERATURE
-from compressor.method import Batch
-from compressor.task import AUXILIARY, Classify
+from compressor.methods.distill.losses import TEMPERATURE
+from compressor.tasks.classify import AUXILIARY, Classify
+from compressor.training.method import Batch
 
 LOGITS, AUX, HIDDEN = torch.randn(4, 5), torch.randn(4, 5), torch.randn(4, 9)
 TARGETS = torch.tensor([0, 1, 2, 4])

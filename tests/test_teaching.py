@@ -8,7 +8,7 @@ from torch import nn
 from toy import SHAPE, Toy, batches, job
 
 from compressor.errors import UsageError
-from compressor.teaching import Branched, Distillation, Frozen, Teacher, ordered_pairs
+from compressor.methods.distill.teaching import Branched, Distillation, Frozen, Teacher, ordered_pairs
 
 
 def test_a_frozen_network_is_found_by_nobody_and_stays_as_it_is() -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from compressor.errors import UsageError
-from compressor.masks import Rows, perforate
-from compressor.timing import Clock
+from compressor.methods.lowrank.perforated import Rows, perforate
+from compressor.onnx.layer_latency import Clock
 
 
 def test_what_was_measured_is_kept_and_asked_for_once(tmp_path: Path) -> None:

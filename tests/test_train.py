@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from small import make_net, same
 from torch import Tensor, nn
 
-import compressor.train
-from compressor import budget, catalogue
+import compressor.training.train
 from compressor.channels import analyse
 from compressor.data import Data, open_data
 from compressor.errors import CheckpointError, UsageError
-from compressor.method import Batch, Job, Method, Progress
-from compressor.recipe import Recipe
+from compressor.methods import catalogue, widths
 from compressor.report.schema import Epoch
-from compressor.task import Classify
-from compressor.train import Precision, Training, averaged, seed_all, top1
+from compressor.tasks.classify import Classify
+from compressor.training.method import Batch, Job, Method, Progress
+from compressor.training.recipe import Recipe
+from compressor.training.train import Precision, Training, averaged, seed_all, top1
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
@@ -41,7 +41,7 @@ class Silent:
 def make_method(kind: type[Method] = Method, build: Callable[[], nn.Module] = make_net, smoothing: float = 0.0) -> Method:
     torch.manual_seed(0)
     model = build()
-    return kind(Job(model, SHAPE, analyse(model, SHAPE), budget.parse_rate(0.5), Classify(smoothing)))
+    return kind(Job(model, SHAPE, analyse(model, SHAPE), widths.parse_rate(0.5), Classify(smoothing)))
 
 
 def train(method: Method, data: Data, **recipe: object) -> dict[str, Tensor]:
@@ -244,7 +244,7 @@ def test_a_diverged_training_is_not_finished_for_hours(digits: Data, monkeypatch
             self.batches += 1
             return {"cross_entropy": super().loss(batch)["cross_entropy"] * math.nan}
 
-    monkeypatch.setattr(compressor.train, "LOOK_EVERY", 4)
+    monkeypatch.setattr(compressor.training.train, "LOOK_EVERY", 4)
     method = make_method(Broken)
     with pytest.raises(UsageError, match="diverged"):
         Training(method, digits, Recipe(epochs=1, batch_size=16), CPU).run(Silent())
@@ -259,7 +259,7 @@ def make_pruning(name: str) -> Method:
     torch.manual_seed(0)
     model = make_net()
     method = catalogue.create(
-        catalogue.find(name, "prune"), Job(model, SHAPE, analyse(model, SHAPE), budget.parse_rate(0.4), Classify()), {}
+        catalogue.find(name, "prune"), Job(model, SHAPE, analyse(model, SHAPE), widths.parse_rate(0.4), Classify()), {}
     )
     method.prepare()
     method.model.requires_grad_(True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from toy import job
 
-from compressor.factor import gap_between
-from compressor.methods.lowrank.svd import Svd
-from compressor.parts import describe, make, replaced
-from compressor.unpack import unpacked
+from compressor.methods.lowrank.factor import gap_between
+from compressor.methods.lowrank.papers.svd import Svd
+from compressor.network.parts import describe, make, replaced
+from compressor.network.unpack import unpacked
 
 SHAPE = (3, 8, 8)
 

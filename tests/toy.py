@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.budget import parse_target
 from compressor.channels import Residual, analyse
-from compressor.measure import count_macs
-from compressor.method import Batch, Job, Method, Progress
-from compressor.task import Classify
+from compressor.methods.widths import parse_target
+from compressor.network.cost import count_macs
+from compressor.tasks.classify import Classify
+from compressor.training.method import Batch, Job, Method, Progress
 
 SHAPE = (3, 12, 12)
 

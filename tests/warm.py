@@ -12,7 +12,7 @@ from tqdm import tqdm
 import compressor.cli
 import compressor.report.plots  # noqa: F401
 from compressor.demo import DigitsNet
-from compressor.export import export_onnx
+from compressor.onnx.export import export_onnx
 
 tqdm.monitor_interval = 0  # the exporter's progress bars would start a thread
 

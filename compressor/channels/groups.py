@@ -31,7 +31,7 @@ from torch import nn
 from compressor.channels.labels import Split, Step, Trace
 from compressor.channels.sizes import Attribute, Ids, solve
 from compressor.channels.trace import trace_model
-from compressor.inputs import AnyInputs
+from compressor.network.inputs import AnyInputs
 from compressor.report.schema import Frozen
 
 Residual = Literal["coupled", "scatter"]

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from compressor.channels.sizes import Attribute, Ids, Shape, Size, Width
-from compressor.outputs import tensors_in
+from compressor.network.outputs import tensors_in
 
 Labels = list[Ids | None]
 Split = int  # the number of a view that parts channels, in the order of the passes

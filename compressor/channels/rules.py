@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compressor.channels.labels import Call, Labels, Rule, Trace
 from compressor.channels.sizes import Ids
-from compressor.outputs import tensors_in
+from compressor.network.outputs import tensors_in
 
 RULES: dict[str, Rule] = {}
 

@@ -26,9 +26,9 @@ from compressor.channels.labels import Call, Rule, Split, Trace
 from compressor.channels.rules import RULES, unknown
 from compressor.channels.sizes import Size, mark_attributes
 from compressor.errors import UsageError
-from compressor.inputs import AnyInputs, Inputs
-from compressor.meta import meta_copy, separate_attention
-from compressor.outputs import tensors_in
+from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.meta import meta_copy, separate_attention
+from compressor.network.outputs import tensors_in
 
 VIEWS = {
     "aten.t.default", "aten.transpose.int", "aten.permute.default", "aten.view.default", "aten._unsafe_view.default",

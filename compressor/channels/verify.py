@@ -27,9 +27,9 @@ from compressor.channels.sizes import Ids
 from compressor.channels.surgery import Cut
 from compressor.channels.trace import plain_attention
 from compressor.errors import VerificationFailed
-from compressor.inputs import AnyInputs, Inputs
-from compressor.meta import meta_copy
-from compressor.outputs import tensors_in
+from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.meta import meta_copy
+from compressor.network.outputs import tensors_in
 
 TOLERANCE = 1e-5  # largest difference over largest output; float64 gives about 1e-15, float32 about 1e-6
 SILENT = 1e-3  # a parameter that is nowhere larger hides what it is multiplied with

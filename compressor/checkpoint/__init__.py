@@ -22,7 +22,7 @@ from compressor.checkpoint.read import Content, read
 from compressor.checkpoint.recognise import Recognised, recognise
 from compressor.checkpoint.weights import find_weights
 from compressor.errors import CheckpointError, UsageError
-from compressor.inputs import Inputs
+from compressor.network.inputs import Inputs
 
 if TYPE_CHECKING:
     from compressor.checkpoint.plan import Plan

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.checkpoint.kinds import in_one_line
 from compressor.errors import ArchitectureError, UsageError, did_you_mean
-from compressor.inputs import Inputs
+from compressor.network.inputs import Inputs
 
 FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:NAME or package.module:NAME"
 WORDS = {"true": True, "false": False, "null": None, "none": None}

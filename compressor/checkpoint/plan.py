@@ -10,7 +10,7 @@
         scatter     module -> {kept, width, dim}: where a narrow output is put back into a wide stream
         kept        tensor -> dimension -> name of a list in `indices`: which places remain of what was there before the step
     or layers were replaced:
-        parts       module -> the plain layers that take its place, one after the other (compressor/parts.py)
+        parts       module -> the plain layers that take its place, one after the other (parts.py)
     indices     the lists
 
 Building the network again needs no pickle and executes nothing but the code that builds the original.
@@ -40,9 +40,9 @@ from compressor.checkpoint.fit import ORDINARY
 from compressor.checkpoint.kinds import in_one_line
 from compressor.errors import ArchitectureError, CheckpointError, printable
 from compressor.files import write_text, write_whole
-from compressor.inputs import AnyInputs, Input, Inputs
-from compressor.measure import count_macs
-from compressor.parts import Chains, make, replaced
+from compressor.network.cost import count_macs
+from compressor.network.inputs import AnyInputs, Input, Inputs
+from compressor.network.parts import Chains, make, replaced
 from compressor.texts import read_text
 
 VERSION = 2

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from compressor import __version__, processes
+from compressor import __version__
 from compressor.cli.check import check
 from compressor.cli.compare import compare
 from compressor.cli.demo import demo
@@ -23,6 +23,7 @@ from compressor.cli.quantize import quantize
 from compressor.cli.report import report
 from compressor.cli.run import run
 from compressor.cli.sensitivity import sensitivity
+from compressor.training import processes
 
 app = typer.Typer(
     name="compress",

@@ -69,8 +69,7 @@ def check(
 
     What was not measured counts as missed. On GitHub it annotates the build, and writes the summary and outputs of the step.
     """
-    from compressor import gate
-    from compressor.report import ci, read_report
+    from compressor.report import ci, gate, read_report
 
     json, quiet = context.params["json"], context.params["quiet"]
     earlier = None if baseline is None else read_report(baseline)

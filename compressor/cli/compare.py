@@ -13,7 +13,7 @@ from compressor.cli import options
 from compressor.errors import UsageError
 
 if TYPE_CHECKING:
-    from compressor.catalogue import Value
+    from compressor.methods.catalogue import Value
 
 CUT = "What to compare"
 
@@ -79,8 +79,8 @@ def compare(
     settings = _settings(names, set_ or [])
     shares, numbers = options.numbers("--rates", rates, "write shares, as in 0.3,0.5"), _seeds(seeds)
 
-    from compressor.comparison import Series
-    from compressor.recipe import Recipe
+    from compressor.runs.compare import Series
+    from compressor.training.recipe import Recipe
 
     alike = asked.recipe(Recipe.paper)  # without one paper's cutout, which would not be the same for all
     series = Series(
@@ -123,7 +123,7 @@ def _seeds(text: str) -> list[int]:
 
 def _settings(methods: list[str], pairs: list[str]) -> dict[str, dict[str, Value]]:
     """`["sfp.mask_norms=false"]` -> the settings of each method. Raises UsageError."""
-    from compressor import catalogue
+    from compressor.methods import catalogue
 
     own: dict[str, list[str]] = {name: [] for name in methods}
     for pair in pairs:

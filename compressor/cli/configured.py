@@ -26,8 +26,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer
 
-from compressor.config import to_toml
 from compressor.errors import UsageError, did_you_mean
+from compressor.runs.settings import to_toml
 
 FILE, PROJECT, SECTION = "compress.toml", "pyproject.toml", ("tool", "compress")
 STEPS = ("prune", "lowrank", "distill", "quantize", "export", "check")  # what a pipeline can consist of

@@ -86,16 +86,16 @@ def distill(
     trust_pickle: options.Trust = False,
 ) -> None:
     """Have a teacher train a smaller student, or networks train each other, and write a verified compact ONNX model."""
-    from compressor import catalogue
     from compressor.checkpoint import parse_arch_args
+    from compressor.methods import catalogue
 
     entry = catalogue.find(method, "distill")
     settings = catalogue.parse_settings(entry, set_ or [])
     if teacher_ is None and student_arch is None and arch is not None:
         raise UsageError("--arch is the teacher's code, and there is no teacher: give --student-arch.")
 
-    from compressor.distilling import Distilling, Wish, first_network, parse_goal, student_source
-    from compressor.recipe import Recipe
+    from compressor.runs.distill import Distilling, Wish, first_network, parse_goal, student_source
+    from compressor.training.recipe import Recipe
 
     given = student_source(student, student_arch, parse_arch_args(student_arch_arg or []), trust_pickle)
     asked = options.Asked(context)

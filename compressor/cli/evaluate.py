@@ -24,8 +24,8 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Measure accuracy, cost, size and latency, through PyTorch and ONNX Runtime."""
-    from compressor.evaluate import evaluate as measured
     from compressor.report import figures
+    from compressor.runs.evaluate import evaluate as measured
 
     asked = options.Asked(context)
     result = measured(asked.source(model), asked.images, asked.inputs, device)

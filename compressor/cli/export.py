@@ -22,8 +22,8 @@ def export(
     """Write a model as ONNX, and check it in ONNX Runtime against PyTorch at batch 1, 2 and 3."""
     if out.exists() and not force:
         raise OutputError(f"--out {out} exists: --force replaces it.")
-    from compressor.evaluate import export_checked
     from compressor.report import figures
+    from compressor.runs.evaluate import export_checked
 
     asked = options.Asked(context)
     made = export_checked(asked.source(model), asked.inputs, out)

@@ -46,13 +46,13 @@ def lowrank(
     ] = True,
 ) -> None:
     """Factor layers into smaller ones, fine-tune, and write a verified compact ONNX model with a report."""
-    from compressor import catalogue
+    from compressor.methods import catalogue
 
     entry = catalogue.find(method, "lowrank")
     settings = catalogue.parse_settings(entry, set_ or [])
 
-    from compressor.factoring import Factoring, Wish, parse_goal
-    from compressor.recipe import Recipe
+    from compressor.runs.lowrank import Factoring, Wish, parse_goal
+    from compressor.training.recipe import Recipe
 
     goal = parse_goal(rate, target, energy, rank)
     asked = options.Asked(context)

@@ -9,10 +9,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from compressor import catalogue
-from compressor.catalogue import Entry
 from compressor.cli import options
 from compressor.errors import UsageError, did_you_mean
+from compressor.methods import catalogue
+from compressor.methods.catalogue import Entry
 
 NEEDS = "Needs: nothing = weights alone, images = looks at training images, training = images and epochs. All gain by training."
 

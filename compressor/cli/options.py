@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from compressor import processes
 from compressor.cli import configured
 from compressor.errors import CompressError, UsageError
+from compressor.training import processes
 
 if TYPE_CHECKING:
-    from compressor.inputs import Inputs
-    from compressor.recipe import Recipe
+    from compressor.network.inputs import Inputs
     from compressor.report import Comparison, Report
-    from compressor.run import Order, Run
-    from compressor.sources import Images, Source
+    from compressor.runs.run import Order, Run
+    from compressor.runs.sources import Images, Source
+    from compressor.training.recipe import Recipe
 
 Model = Annotated[
     str,
@@ -256,14 +256,14 @@ class Asked:
     def source(self, model: str) -> Source:
         """How to read `model`."""
         from compressor.checkpoint import parse_arch_args
-        from compressor.sources import Source
+        from compressor.runs.sources import Source
 
         arch, arch_arg, key, ema, trust = (self.options[name] for name in ("arch", "arch_arg", "key", "ema", "trust_pickle"))
         return Source(model, arch, parse_arch_args(arch_arg or []), key, ema, trust)
 
     @property
     def images(self) -> Images:
-        from compressor.sources import Images
+        from compressor.runs.sources import Images
 
         form = "write one a channel, as in 0.485,0.456,0.406"
         mean, std = (
@@ -277,7 +277,7 @@ class Asked:
         texts = self.options["input_"]
         if not texts:
             return None
-        from compressor.inputs import Input, Inputs
+        from compressor.network.inputs import Input, Inputs
 
         return Inputs(tuple(map(Input.parse, texts)))
 
@@ -298,7 +298,7 @@ class Asked:
 
         `paper` gives the recipe of the papers, for images of so many pixels a side.
         """
-        from compressor.recipe import Recipe
+        from compressor.training.recipe import Recipe
 
         sources = {name: self.context.get_parameter_source(name) for name in self.options}
         given = {name: self.options[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
@@ -318,7 +318,7 @@ class Asked:
 
     def order(self, source: Source, recipe: Recipe, name: str) -> Order:
         """The order for a run that lies in runs/MODEL-`name` unless --out says otherwise."""
-        from compressor.run import Order
+        from compressor.runs.run import Order
 
         return Order(
             source,

@@ -57,16 +57,16 @@ def prune(
     ] = True,
 ) -> None:
     """Remove channels, fine-tune, and write a verified compact ONNX model with a report."""
-    from compressor import budget, catalogue
+    from compressor.methods import catalogue, widths
 
     if (rate is None) == (target is None):
         raise UsageError("Say how much is to go: give either --rate 0.5 (share of the MACs) or --target, see --help.")
-    goal = budget.parse_rate(rate) if rate is not None else budget.parse_target(str(target))
+    goal = widths.parse_rate(rate) if rate is not None else widths.parse_target(str(target))
     entry = catalogue.find(method, "prune")
     settings = catalogue.parse_settings(entry, set_ or [])
 
-    from compressor.pruning import Pruning, Wish
-    from compressor.recipe import Recipe
+    from compressor.runs.prune import Pruning, Wish
+    from compressor.training.recipe import Recipe
 
     asked = options.Asked(context)
     recipe = asked.recipe(lambda side: Recipe.paper(side, entry.cutout))

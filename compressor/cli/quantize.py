@@ -37,8 +37,8 @@ def quantize(
     ] = False,
 ) -> None:
     """Write the ONNX model in INT8 or FP16, as the last step, with a report of what it gained and what it cost."""
-    from compressor.quantizing import Quantizing, Wish
-    from compressor.recipe import Recipe
+    from compressor.runs.quantize import Quantizing, Wish
+    from compressor.training.recipe import Recipe
 
     asked = options.Asked(context)
     wish = Wish(to, tuple(keep or ()), calibrate, ranges, reduce_range)

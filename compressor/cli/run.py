@@ -16,8 +16,8 @@ from compressor.cli import configured, options
 from compressor.errors import UsageError
 
 if TYPE_CHECKING:
-    from compressor.pipeline import Foretold
-    from compressor.run import Run
+    from compressor.runs.pipeline import Foretold
+    from compressor.runs.run import Run
 
 
 @options.command()
@@ -42,8 +42,8 @@ def run(
     found = file or configured.find()
     if found is None:
         raise UsageError(f"There is no {configured.FILE} here, and no [tool.compress] in pyproject.toml: name the file.")
-    from compressor.pipeline import Pipeline
     from compressor.report import read_report
+    from compressor.runs.pipeline import Pipeline
 
     settings = configured.read(found)
     steps = [(step.command, step.settings, step.own) for step in settings.steps]

@@ -16,7 +16,7 @@ from compressor.cli import options
 from compressor.errors import UsageError
 
 if TYPE_CHECKING:
-    from compressor.sensitivity import Sensitivity
+    from compressor.runs.sensitivity import Sensitivity
 
 
 @options.command(options.DATA, options.READING, options.PLACE)
@@ -40,13 +40,13 @@ def sensitivity(
     json: options.Json = False,
 ) -> None:
     """Cut every group of coupled channels alone, and tell what each costs in accuracy."""
-    from compressor import catalogue
+    from compressor.methods import catalogue
 
     entry = catalogue.find(method, "prune")
     settings = catalogue.parse_settings(entry, set_ or [])
     shares = _shares(rates)
-    from compressor.recipe import Recipe
-    from compressor.sensitivity import PLOT, TABLE, Measurement
+    from compressor.runs.sensitivity import PLOT, TABLE, Measurement
+    from compressor.training.recipe import Recipe
 
     asked = options.Asked(context)
     order = asked.order(asked.source(model), Recipe(seed=seed), "sensitivity")

@@ -18,7 +18,7 @@ from torch import Tensor
 from compressor.data.cutout import Cutout
 from compressor.data.readers import Reader, seed_from
 from compressor.errors import DataError, printable
-from compressor.method import Batch
+from compressor.training.method import Batch
 
 Split = Literal["train", "held_out", "test"]
 

@@ -14,11 +14,10 @@ from xml.etree import ElementTree
 from rich.console import Console
 from rich.text import Text
 
-from compressor import gate
 from compressor.errors import OutputError
 from compressor.files import write_text
-from compressor.gate import Checked, Finding
-from compressor.report import figures
+from compressor.report import figures, gate
+from compressor.report.gate import Checked, Finding
 from compressor.report.markdown import check_to_markdown
 from compressor.report.schema import Profile, Report
 

@@ -35,13 +35,13 @@ from torch import nn
 from torchvision.models import get_model
 
 import compressor
-from compressor import budget
 from compressor.channels import analyse, surgery
 from compressor.channels.verify import difference
-from compressor.measure import count_macs
-from compressor.method import Job
-from compressor.methods.prune.magnitude import Magnitude
-from compressor.task import Classify
+from compressor.methods import widths
+from compressor.methods.prune.papers.magnitude import Magnitude
+from compressor.network.cost import count_macs
+from compressor.tasks.classify import Classify
+from compressor.training.method import Job
 
 NETWORKS = ("resnet50", "densenet201", "mobilenet_v2")
 SHAPE = (3, 224, 224)
@@ -60,10 +60,10 @@ def ours(model: nn.Module) -> tuple[nn.Module, Seconds]:
         return result
 
     channels = timed("analysis", lambda: analyse(model, SHAPE))
-    goal = budget.parse_rate(0.5)
+    goal = widths.parse_rate(0.5)
     method = Magnitude(Job(model, SHAPE, channels, goal, Classify()))  # it copies the model, which is no part of a cut
     scores = timed("scores", lambda: method.scores(channels))
-    mask = timed("choice", lambda: budget.choose(channels, scores, goal))
+    mask = timed("choice", lambda: widths.choose(channels, scores, goal))
     cut = timed("plan", lambda: surgery.plan(model, channels, mask))
     small = timed("surgery", lambda: surgery.apply(model, cut))
     gap = timed("verification", lambda: difference(model, small, cut, SHAPE))

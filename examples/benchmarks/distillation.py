@@ -27,18 +27,18 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from compressor import budget, catalogue
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.journal import Journal
-from compressor.measure import accuracy, count_params, torch_predict
-from compressor.method import Job, Method
-from compressor.recipe import Recipe
+from compressor.methods import catalogue, widths
+from compressor.methods.distill.taps import fresh
+from compressor.network.cost import accuracy, count_params, torch_predict
 from compressor.report import Epoch
-from compressor.taps import fresh
-from compressor.task import Classify
-from compressor.train import Training, seed_all
+from compressor.runs.journal import Journal
+from compressor.tasks.classify import Classify
+from compressor.training.method import Job, Method
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training, seed_all
 
 CPU = torch.device("cpu")
 ARCH = Path(__file__).parents[1] / "cifar/resnet.py"
@@ -71,7 +71,7 @@ def row(arguments: argparse.Namespace, data: Data, name: str, seed: int) -> dict
         fresh(student)
     needs = name != "none" and catalogue.find(name, "distill").teacher_is == "needed"
     settings = {key: float(value) for key, value in (pair.split("=") for pair in arguments.set)}
-    goal = budget.parse_rate(0.5)
+    goal = widths.parse_rate(0.5)
     job = Job(student, data.shape, None, goal, Classify(), images=data, teacher=teacher if needs else None)
     method = made(name, settings, job)
     recipe = Recipe(

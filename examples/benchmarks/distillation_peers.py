@@ -6,7 +6,7 @@
 
 A ResNet-56, the checkpoint, teaches a ResNet-20 with new weights; both are of `examples/cifar/resnet.py`.
 
-    ours     `compressor.train.Training` of the paper's class, as `compress distill` runs it
+    ours     `compressor.training.train.Training` of the paper's class, as `compress distill` runs it
     theirs   their `DistillationBox` of a configuration: their forward hooks at both heads, their `WeightedSumLoss` of their
              terms, their optimizer, their scheduler after each step, and what they do before and after an epoch and a step.
              The loop over the batches is in none of their modules; it is written here as their example for ImageNet has it,
@@ -43,19 +43,19 @@ import torch
 from torch import nn
 from torchdistill.core.distillation import DistillationBox
 
-from compressor import budget, catalogue
-from compressor.catalogue import Value
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.journal import Journal
-from compressor.measure import accuracy, torch_predict
-from compressor.method import Job
-from compressor.recipe import Recipe
+from compressor.methods import catalogue, widths
+from compressor.methods.catalogue import Value
+from compressor.methods.distill.taps import fresh
+from compressor.network.cost import accuracy, torch_predict
 from compressor.report import Epoch
-from compressor.taps import fresh
-from compressor.task import Classify
-from compressor.train import Training, seed_all
+from compressor.runs.journal import Journal
+from compressor.tasks.classify import Classify
+from compressor.training.method import Job
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training, seed_all
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
 from resnet import resnet20  # it lies beside this folder
@@ -195,7 +195,7 @@ def taught(loss: Loss, teacher: nn.Module, data: Data, epochs: int, seed: int) -
     """Both sides' training, and the student of each."""
     recipe = Recipe(epochs=epochs, batch_size=BATCH, lr=0.05, weight_decay=5e-4, amp="none", channels_last=True, seed=seed)
     student = new(seed)
-    job = Job(student, data.shape, None, budget.parse_rate(0.5), Classify(), images=data, teacher=teacher)
+    job = Job(student, data.shape, None, widths.parse_rate(0.5), Classify(), images=data, teacher=teacher)
     method = catalogue.create(catalogue.find(loss.method, "distill"), job, loss.settings)
     method.prepare()
     training, theirs = Training(method, data, recipe, CPU), Theirs(loss, teacher, student, data, recipe)

@@ -25,21 +25,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor import budget, outcome
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.errors import Infeasible
-from compressor.export import check_onnx, export_onnx
 from compressor.files import write_text
-from compressor.journal import Journal
-from compressor.measure import accuracy, compare_latency, count_macs, torch_predict
-from compressor.method import Job
-from compressor.methods.lowrank.espace import Espace
-from compressor.recalibrate import recalibrate
-from compressor.recipe import Recipe
-from compressor.recover import RECALIBRATION_IMAGES
-from compressor.timing import Clock
-from compressor.train import Training, classify, seed_all
+from compressor.methods import widths
+from compressor.methods.lowrank.papers.espace import Espace
+from compressor.network.cost import accuracy, compare_latency, count_macs, torch_predict
+from compressor.onnx.export import check_onnx, export_onnx
+from compressor.onnx.layer_latency import Clock
+from compressor.recovery.recalibrate import recalibrate
+from compressor.runs import findings
+from compressor.runs.journal import Journal
+from compressor.runs.recover import RECALIBRATION_IMAGES
+from compressor.training.method import Job
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training, classify, seed_all
 
 NETWORKS = Path(__file__).resolve().parents[1] / "cifar" / "vgg.py"
 SHAPE = (3, 32, 32)
@@ -64,7 +65,7 @@ class Bench:
     def made(self, fewer: float, recipe: Recipe, settings: dict[str, Any]) -> Espace:
         """The network with so many times fewer MACs, recalibrated. Raises Infeasible."""
         seed_all(0)
-        goal, task = budget.parse_rate(1 - 1 / fewer), classify(recipe, self.model, CPU)
+        goal, task = widths.parse_rate(1 - 1 / fewer), classify(recipe, self.model, CPU)
         method = Espace(
             Job(self.model, SHAPE, None, goal, task, macs=self.macs, images=self.data, clock=self.clock), **settings
         )
@@ -102,7 +103,7 @@ class Bench:
 
     def layers(self, method: Espace) -> list[dict[str, object]]:
         """Of the convolutions."""
-        rows = outcome.layers(self.model, method.model, SHAPE, method.made())
+        rows = findings.layers(self.model, method.model, SHAPE, method.made())
         return [
             {
                 "layer": row.name,
@@ -184,7 +185,7 @@ def about(options: argparse.Namespace, data: Data) -> dict[str, object]:
         "recipe": "SGD, lr 0.02, batches of 128, cosine, bf16, taught by the original; the last epoch counts",
         "images": data.counts,
         "machine": machine(),
-        "versions": outcome.versions(),
+        "versions": findings.versions(),
     }
 
 

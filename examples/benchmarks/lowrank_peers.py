@@ -35,23 +35,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor import budget, catalogue
-from compressor.catalogue import Value
 from compressor.channels import Cut
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
-from compressor.export import check_onnx, export_onnx
-from compressor.factor import LowRank
 from compressor.files import write_text
-from compressor.journal import Journal
-from compressor.measure import accuracy, compare_latency, count_macs, count_params, torch_predict
-from compressor.method import Batch, Job, Method
-from compressor.recalibrate import recalibrate
-from compressor.recipe import Recipe
-from compressor.recover import RECALIBRATION_IMAGES, REPAIR_IMAGES
-from compressor.repair import refit
-from compressor.task import Classify
-from compressor.train import HELD_OUT_BATCH, Training, seed_all, top1
+from compressor.methods import catalogue, widths
+from compressor.methods.catalogue import Value
+from compressor.methods.lowrank.factor import LowRank
+from compressor.network.cost import accuracy, compare_latency, count_macs, count_params, torch_predict
+from compressor.onnx.export import check_onnx, export_onnx
+from compressor.recovery.recalibrate import recalibrate
+from compressor.recovery.repair import refit
+from compressor.runs.journal import Journal
+from compressor.runs.recover import RECALIBRATION_IMAGES, REPAIR_IMAGES
+from compressor.tasks.classify import Classify
+from compressor.training.method import Batch, Job, Method
+from compressor.training.recipe import Recipe
+from compressor.training.train import HELD_OUT_BATCH, Training, seed_all, top1
 
 CPU = torch.device("cpu")
 ARCH = Path(__file__).parents[1] / "cifar/resnet.py"
@@ -79,7 +79,7 @@ class Drawn:
 def ours(model: nn.Module, data: Data, name: str, seed: int) -> LowRank:
     method, target, settings = OURS[name]
     macs, images = count_macs(model, data.shape), Drawn(data, seed)
-    job = Job(model, data.shape, None, budget.parse_target(target), Classify(), macs=macs, images=images)
+    job = Job(model, data.shape, None, widths.parse_target(target), Classify(), macs=macs, images=images)
     made = catalogue.create(catalogue.find(method, "lowrank"), job, settings)
     assert isinstance(made, LowRank)
     made.prepare()
@@ -138,7 +138,7 @@ def fine_tuned(model: nn.Module, data: Data, images: int, epochs: int, seed: int
     chosen = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:images]]
     few = replace(data, positions={**data.positions, "train": chosen})
     recipe = Recipe(epochs=epochs, amp="bf16", channels_last=True, teacher="none", seed=seed)
-    method = Method(Job(model, data.shape, None, budget.parse_rate(0.5), Classify()))
+    method = Method(Job(model, data.shape, None, widths.parse_rate(0.5), Classify()))
     seed_all(seed)
     Training(method, few, recipe, CPU).run(Journal(None))
     return method.model.to(memory_format=torch.contiguous_format).eval()

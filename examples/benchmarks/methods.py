@@ -23,19 +23,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
 import resnet
 
-from compressor import budget, catalogue
 from compressor.channels import analyse
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.filters import FilterPruning
-from compressor.journal import Journal
-from compressor.measure import accuracy, torch_predict
-from compressor.method import Job, Method, Progress
-from compressor.recalibrate import recalibrate
-from compressor.recipe import Recipe
-from compressor.task import Classify
-from compressor.train import Training, seed_all, top1
+from compressor.methods import catalogue, widths
+from compressor.methods.prune.filters import FilterPruning
+from compressor.network.cost import accuracy, torch_predict
+from compressor.recovery.recalibrate import recalibrate
+from compressor.runs.journal import Journal
+from compressor.tasks.classify import Classify
+from compressor.training.method import Job, Method, Progress
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training, seed_all, top1
 
 METHODS = "dense,hfp,sfp,asfp,asrfp,ghfp,pgmpf"
 CHOSEN = 2000  # held-out images, for the curves
@@ -105,7 +105,7 @@ def run(setting: dict[str, object], asked: argparse.Namespace, data: Data) -> di
     model = loaded.model.eval()
     residual = "coupled" if setting["method"] == "dense" else str(setting["residual"])
     channels = analyse(model, data.shape, residual)  # type: ignore[arg-type]  # one of the two
-    job = Job(model, data.shape, channels, budget.parse_target("filters=40%"), Classify(), images=data)
+    job = Job(model, data.shape, channels, widths.parse_target("filters=40%"), Classify(), images=data)
     seed_all(int(str(setting["seed"])))
     entry = None if setting["method"] == "dense" else catalogue.find(str(setting["method"]), "prune")
     method = Method(job) if entry is None else catalogue.create(entry, job, {})

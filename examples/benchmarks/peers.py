@@ -33,20 +33,20 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import get_model
 
-from compressor import budget, catalogue
 from compressor.channels import analyse
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.filters import FilterPruning
-from compressor.journal import Journal
-from compressor.measure import accuracy, count_macs, torch_predict
-from compressor.method import Batch, Job, Method
-from compressor.recalibrate import recalibrate
-from compressor.recipe import Recipe
-from compressor.repair import refit
-from compressor.task import Classify
-from compressor.train import Training, seed_all, top1
+from compressor.methods import catalogue, widths
+from compressor.methods.prune.filters import FilterPruning
+from compressor.network.cost import accuracy, count_macs, torch_predict
+from compressor.recovery.recalibrate import recalibrate
+from compressor.recovery.repair import refit
+from compressor.runs.journal import Journal
+from compressor.tasks.classify import Classify
+from compressor.training.method import Batch, Job, Method
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training, seed_all, top1
 
 CPU = torch.device("cpu")
 RESNET20 = Path(__file__).parents[1] / "cifar/resnet.py"
@@ -132,7 +132,7 @@ def compare(place: dict[str, object], asked: argparse.Namespace, data: Data, sid
         measured = {"side": side, "macs_gone": gone, "params_gone": params, "cut": cut, "recalibrated": recalibrated}
         return {**place, "few": asked.few, "test": asked.test, **measured, **more}
 
-    goal = budget.parse_rate(rate)
+    goal = widths.parse_rate(rate)
     job = Job(model, data.shape, analyse(model, data.shape), goal, Classify())
     method = catalogue.create(catalogue.find("magnitude", "prune"), job, {})
     assert isinstance(method, FilterPruning)
@@ -176,7 +176,7 @@ def held_out(model: nn.Module, data: Data) -> float:
 def fine_tune(model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None = None) -> None:
     """Train `model` itself, by the loop that trains ours."""
     channels = analyse(model, data.shape)
-    method = Method(Job(model, data.shape, channels, budget.parse_rate(0.5), Classify(teacher=teacher)))
+    method = Method(Job(model, data.shape, channels, widths.parse_rate(0.5), Classify(teacher=teacher)))
     seed_all(recipe.seed)
     Training(method, data, recipe, CPU).run(Journal(None))
     model.load_state_dict(method.model.state_dict())

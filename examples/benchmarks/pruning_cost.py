@@ -26,16 +26,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
 from resnet import resnet20
 
-from compressor import budget, catalogue
 from compressor.channels import analyse
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.filters import FilterPruning
-from compressor.journal import Journal
-from compressor.method import Job, Method
-from compressor.recipe import Recipe
-from compressor.task import Classify
-from compressor.train import Training, seed_all
+from compressor.methods import catalogue, widths
+from compressor.methods.prune.filters import FilterPruning
+from compressor.runs.journal import Journal
+from compressor.tasks.classify import Classify
+from compressor.training.method import Job, Method
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training, seed_all
 
 CPU = torch.device("cpu")
 HELD_OUT = 500
@@ -76,7 +76,7 @@ def main() -> None:
 def training(name: str, data: Data, epochs: int, shrink: bool) -> Training:
     seed_all(0)
     model = resnet20()
-    job = Job(model, data.shape, analyse(model, data.shape), budget.parse_rate(0.5), Classify())
+    job = Job(model, data.shape, analyse(model, data.shape), widths.parse_rate(0.5), Classify())
     method = Method(job) if name == "plain" else catalogue.create(catalogue.find(name, "prune"), job, {})
     method.prepare()
     return Training(method, data, Recipe(epochs=epochs, lr=0.05), CPU, shrink=shrink)

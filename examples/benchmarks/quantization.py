@@ -29,15 +29,15 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
 import compressor
-from compressor import quantizer
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
-from compressor.export import export_onnx, quiet
 from compressor.files import write_text
-from compressor.measure import accuracy, compare_latency, fidelity, onnx_predict
-from compressor.quantizing import LOOKED_AT
-from compressor.recipe import Recipe
+from compressor.network.cost import accuracy, compare_latency, fidelity, onnx_predict
+from compressor.onnx import quantizer
+from compressor.onnx.export import export_onnx, quiet
 from compressor.report import read_report
+from compressor.runs.quantize import LOOKED_AT
+from compressor.training.recipe import Recipe
 
 ARCH = Path(__file__).parents[1] / "cifar/resnet.py"
 CUTS: dict[str, tuple[float, int | None]] = {  # name -> --rate and --round-to

@@ -35,17 +35,17 @@ import torch
 from torch import nn
 
 import compressor
-from compressor import budget
 from compressor.channels import Verified, analyse, remove
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
-from compressor.filters import norms
-from compressor.measure import accuracy, count_macs, torch_predict
-from compressor.method import Batch, Job
-from compressor.methods.prune.magnitude import Magnitude
-from compressor.recalibrate import recalibrate
-from compressor.repair import absorb, refit
-from compressor.task import Classify
+from compressor.methods import widths
+from compressor.methods.prune.filters import norms
+from compressor.methods.prune.papers.magnitude import Magnitude
+from compressor.network.cost import accuracy, count_macs, torch_predict
+from compressor.recovery.recalibrate import recalibrate
+from compressor.recovery.repair import absorb, refit
+from compressor.tasks.classify import Classify
+from compressor.training.method import Batch, Job
 
 NETWORKS = Path(__file__).resolve().parents[1] / "cifar" / "resnet.py"
 SHAPE = (3, 32, 32)
@@ -54,15 +54,15 @@ Found = dict[str, dict[str, list[float]]]  # repair -> top1 and seconds -> one e
 
 
 def halved(model: nn.Module) -> Verified:
-    channels = budget.hold(analyse(model, SHAPE), ["conv1", "*.conv2"])
-    ranked = budget.uniform(channels, norms(model, channels))
-    half = budget.parse_target("filters=50%")
-    return remove(model, channels, lambda held: budget.choose(held, ranked, half), SHAPE)
+    channels = widths.hold(analyse(model, SHAPE), ["conv1", "*.conv2"])
+    ranked = widths.uniform(channels, norms(model, channels))
+    half = widths.parse_target("filters=50%")
+    return remove(model, channels, lambda held: widths.choose(held, ranked, half), SHAPE)
 
 
 def magnitude(model: nn.Module, residual: str) -> Verified:
     channels = analyse(model, SHAPE, residual)
-    method = Magnitude(Job(model, SHAPE, channels, budget.parse_rate(0.5), Classify()), largest=True)
+    method = Magnitude(Job(model, SHAPE, channels, widths.parse_rate(0.5), Classify()), largest=True)
     method.remove()
     return method.removed
 

@@ -4,7 +4,7 @@
 
 Three loops train a ResNet-20 for one epoch on the same images, in turn, several rounds in one process:
 
-    ours        `compressor.train.Training`: progress, loss terms, schedule, seeds and state kept as in `compress prune`
+    ours        `Training`, the loop of `compress`: progress, loss terms, schedule, seeds and state kept as in `compress prune`
     plain       the ten lines that anyone would write, over the same batches
     dataloader  the same ten lines over torchvision's ImageFolder, transforms v2 and a DataLoader, as most scripts are
 
@@ -30,14 +30,14 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
 import compressor
-from compressor import budget
 from compressor.channels import analyse
 from compressor.data import Data, open_data
-from compressor.journal import Journal
-from compressor.method import Job, Method
-from compressor.recipe import Recipe
-from compressor.task import Classify
-from compressor.train import Training, seed_all
+from compressor.methods import widths
+from compressor.runs.journal import Journal
+from compressor.tasks.classify import Classify
+from compressor.training.method import Job, Method
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training, seed_all
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
 from resnet import resnet20  # it lies beside this folder
@@ -47,7 +47,7 @@ BATCH, RATE = 128, 0.02
 
 def ours(data: Data, device: torch.device) -> Callable[[], int]:
     model = resnet20()
-    method = Method(Job(model, data.shape, analyse(model, data.shape), budget.parse_rate(0.5), Classify())).to(device)
+    method = Method(Job(model, data.shape, analyse(model, data.shape), widths.parse_rate(0.5), Classify())).to(device)
 
     def epoch() -> int:
         recipe = Recipe(epochs=1, batch_size=BATCH, lr=RATE, amp="none", channels_last=False)

@@ -28,18 +28,18 @@ import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor import budget
 from compressor.checkpoint import load_model
 from compressor.data import Batches, Data, open_data
 from compressor.files import write_text
-from compressor.measure import accuracy, count_macs, count_params, torch_predict
-from compressor.method import Batch, Job
-from compressor.methods.lowrank.svd import Svd
-from compressor.parts import replaced
-from compressor.recalibrate import recalibrate
-from compressor.recover import RECALIBRATION_IMAGES
-from compressor.task import Classify
-from compressor.unpack import unpacked
+from compressor.methods import widths
+from compressor.methods.lowrank.papers.svd import Svd
+from compressor.network.cost import accuracy, count_macs, count_params, torch_predict
+from compressor.network.parts import replaced
+from compressor.network.unpack import unpacked
+from compressor.recovery.recalibrate import recalibrate
+from compressor.runs.recover import RECALIBRATION_IMAGES
+from compressor.tasks.classify import Classify
+from compressor.training.method import Batch, Job
 
 CIFAR = Path(__file__).resolve().parents[1] / "cifar"
 SHAPE = (3, 32, 32)
@@ -54,7 +54,7 @@ def opened(file: Path) -> nn.Module:
 
 
 def three(model: nn.Module, data: Data, rate: float) -> Iterator[tuple[str, Svd]]:
-    looking = Job(model, SHAPE, None, budget.parse_rate(rate), Classify(), macs=count_macs(model, SHAPE), images=data)
+    looking = Job(model, SHAPE, None, widths.parse_rate(rate), Classify(), macs=count_macs(model, SHAPE), images=data)
     blind = replace(looking, images=None)
     plain = Svd(blind, split="channel")
     plain.prepare()

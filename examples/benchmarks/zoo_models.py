@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from torchvision import models
 
 from compressor.checkpoint import build
-from compressor.inputs import Inputs
+from compressor.network.inputs import Inputs
 
 HERE = Path(__file__).resolve()
 SEED = 0

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import torch
 
-from compressor.budget import parse_rate
 from compressor.channels import analyse
 from compressor.checkpoint import build
 from compressor.data import open_data
-from compressor.journal import Journal
-from compressor.measure import accuracy, torch_predict
-from compressor.method import Job, Method
-from compressor.recipe import Recipe
-from compressor.task import Classify
-from compressor.train import Training, seed_all
+from compressor.methods.widths import parse_rate
+from compressor.network.cost import accuracy, torch_predict
+from compressor.runs.journal import Journal
+from compressor.tasks.classify import Classify
+from compressor.training.method import Job, Method
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training, seed_all
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.channels import Channels, Mask, Residual, Verified, analyse, mask, remove
 from compressor.channels.trace import plain_attention
-from compressor.outputs import tensors_in
+from compressor.network.outputs import tensors_in
 
 EXACT = 1e-10  # of float64 arithmetic, beside how far the answers to two images lie apart
 ROUNDING = 1e-3  # of float32 arithmetic, likewise, in networks of up to two hundred layers

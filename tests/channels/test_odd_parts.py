@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations
 from torchvision.ops import FrozenBatchNorm2d
 
 from compressor.channels import Verified, analyse, remove
-from compressor.inputs import Input, Inputs
-from compressor.measure import weight_bytes
+from compressor.network.cost import weight_bytes
+from compressor.network.inputs import Input, Inputs
 
 
 def cut(model: nn.Module, *inputs: str) -> Verified:

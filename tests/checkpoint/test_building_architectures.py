@@ -13,7 +13,7 @@ from torch import nn
 from compressor.checkpoint import build, from_code, load_model, parse_arch_args
 from compressor.checkpoint.arch import outline
 from compressor.errors import ArchitectureError, CompressError, UsageError
-from compressor.inputs import Inputs
+from compressor.network.inputs import Inputs
 
 CODE = """
 import torch

@@ -19,14 +19,14 @@ from small import write_project
 from torch import nn
 
 import compressor
-from compressor import budget
 from compressor.channels import Cut, Residual, analyse, remove
 from compressor.checkpoint import build
 from compressor.checkpoint.plan import Plan, from_json, load_run, save_model, to_json
 from compressor.errors import ArchitectureError, CheckpointError, UsageError
-from compressor.filters import norms
-from compressor.inputs import Input, Inputs
-from compressor.parts import Chains, describe, make, replaced
+from compressor.methods import widths
+from compressor.methods.prune.filters import norms
+from compressor.network.inputs import Input, Inputs
+from compressor.network.parts import Chains, describe, make, replaced
 
 NETS = '''
 import os
@@ -83,8 +83,8 @@ RUNS: dict[str, tuple[str, dict[str, object], tuple[int, int, int], Residual]] =
 def cut(model: torch.nn.Module, shape: tuple[int, int, int], residual: Residual = "coupled") -> Any:
     """`model` without half of its MACs."""
     channels = analyse(model, shape, residual)
-    goal = budget.parse_rate(0.5)
-    return remove(model, channels, lambda left: budget.choose(left, norms(model, left), goal, round_to=1), shape)
+    goal = widths.parse_rate(0.5)
+    return remove(model, channels, lambda left: widths.choose(left, norms(model, left), goal, round_to=1), shape)
 
 
 @pytest.fixture(scope="module")

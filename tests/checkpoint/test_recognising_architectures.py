@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compressor.checkpoint import load_model, recognise
 from compressor.checkpoint.arch import outline
 from compressor.errors import CheckpointError
-from compressor.inputs import Inputs
+from compressor.network.inputs import Inputs
 
 
 def state(name: str, **args: object) -> dict[str, Tensor]:

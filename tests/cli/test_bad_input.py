@@ -15,7 +15,7 @@ from PIL import Image
 from small import compress, make_net, prune
 from typer.testing import Result
 
-import compressor.pruning
+import compressor.runs.prune
 
 FAST = ("--rate", "0.5", "--input", "1x8x8", "--out", "out")
 
@@ -212,7 +212,7 @@ def test_a_fault_of_ours_is_told_as_one(project: Path, monkeypatch: pytest.Monke
     def fault(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(compressor.pruning, "analyse", fault)
+    monkeypatch.setattr(compressor.runs.prune, "analyse", fault)
     result = prune(*FAST)
     assert_told(result, 5, "error: a fault of ours: ZeroDivisionError: division by zero", "Run it again with --debug")
     result = prune(*FAST, "--debug")

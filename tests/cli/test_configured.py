@@ -8,10 +8,10 @@ import pytest
 import typer
 from small import compress
 
-from compressor.catalogue import catalogue
 from compressor.cli import app
 from compressor.cli.configured import FILE, STEPS, Configuration, commands, json_schema, options_of
 from compressor.errors import UsageError
+from compressor.methods.catalogue import catalogue
 from compressor.report import read_report
 
 WHOLE = """\

@@ -19,9 +19,9 @@ from small import NET, TRAINED, assert_same_result, interrupt_at, make_net, prun
 from torch import nn
 from typer.testing import Result
 
-from compressor.method import Method, Progress
 from compressor.report import read_report
-from compressor.train import Training
+from compressor.training.method import Method, Progress
+from compressor.training.train import Training
 
 SFP = ("--method", "sfp", "--data", "digits", "--rate", "0.4", "--epochs", "3", "--ema-decay", "0.9", "--residual", "scatter")
 
@@ -53,7 +53,7 @@ def test_a_run_that_was_interrupted_after_its_training_does_not_train_again(
     project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("compressor.run.check_onnx", interrupt_at(1, print))
+        patched.setattr("compressor.runs.run.check_onnx", interrupt_at(1, print))
         assert prune(*TRAINED, "--out", "a").exit_code == 130
     asked = []
     with monkeypatch.context() as patched:

@@ -10,9 +10,9 @@ from torch import nn
 from toy import Toy, batches, job, optimizer, train
 
 from compressor.errors import UsageError
-from compressor.losses import softened
-from compressor.method import Progress
-from compressor.methods.distill.ahbf import AHBF, ramp
+from compressor.methods.distill.losses import softened
+from compressor.methods.distill.papers.ahbf import AHBF, ramp
+from compressor.training.method import Progress
 
 
 def test_the_ramp_ends_after_240_epochs() -> None:

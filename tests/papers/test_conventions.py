@@ -20,8 +20,8 @@ import torch
 import torchvision
 from torch import nn
 
-from compressor import budget
 from compressor.channels import Channels, Mask, analyse
+from compressor.methods import widths
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/cifar"))
 from resnet import ResNet  # found through the line above
@@ -33,7 +33,7 @@ AT_STEM = ("layer1.0.conv1",)
 
 def scattered(model: Callable[[], nn.Module], shape: tuple[int, int, int], keep: list[str]) -> Channels:
     with torch.device("meta"):
-        return budget.hold(analyse(model(), shape, "scatter"), keep)
+        return widths.hold(analyse(model(), shape, "scatter"), keep)
 
 
 def papers_cut(channels: Channels, gone: float, at_stem: tuple[str, ...] = (), left_out: tuple[str, ...] = ()) -> float:
@@ -46,7 +46,7 @@ def papers_cut(channels: Channels, gone: float, at_stem: tuple[str, ...] = (), l
 
 def whole(channels: Channels, gone: float) -> Mask:
     """What stays when every layer gives this share of its filters, rounded down."""
-    return budget.choose(channels, np.zeros(channels.atoms), budget.parse_target(f"filters={gone:.0%}"))
+    return widths.choose(channels, np.zeros(channels.atoms), widths.parse_target(f"filters={gone:.0%}"))
 
 
 def whole_cost(channels: Channels, mask: Mask, at_stem: tuple[str, ...] = ()) -> tuple[float, float]:
@@ -103,7 +103,7 @@ def test_with_whole_filters_about_two_points_less_go(cifar: dict[int, Channels])
 def test_ours_are_smaller_by_the_first_block_that_reads_the_stream(cifar: dict[int, Channels]) -> None:
     """The difference to the tables: up to 1.4 points in ResNet-20, less the deeper the network is."""
     assert [round(whole_cut(channels, 0.4), 1) for channels in cifar.values()] == [50.3, 50.1, 50.0, 49.9]
-    assert [round(100 * budget.macs_at(channels, 0.4), 1) for channels in cifar.values()] == [52.6, 52.3, 52.2, 52.1]
+    assert [round(100 * widths.macs_at(channels, 0.4), 1) for channels in cifar.values()] == [52.6, 52.3, 52.2, 52.1]
 
 
 @pytest.mark.parametrize(("depth", "cuts"), [(56, [14.6, 28.3, 40.8, 52.4, 62.9])])
@@ -151,7 +151,7 @@ def test_the_table_of_resnet_50_is_of_its_first_layout() -> None:
 def test_resnet_50_as_torchvision_has_it() -> None:
     channels = scattered(torchvision.models.resnet50, IMAGENET, PROJECTIONS)
     assert channels.macs.total(channels.all_kept()) / 1e9 == pytest.approx(4.089, abs=5e-4)
-    assert [round(100 * budget.macs_at(channels, gone), 1) for gone in (0.3, 0.4)] == [41.5, 52.7]
+    assert [round(100 * widths.macs_at(channels, gone), 1) for gone in (0.3, 0.4)] == [41.5, 52.7]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_vgg_16() -> None:
     channels = scattered(vgg16, CIFAR, [])
     full = channels.all_kept()
     assert (round(channels.macs.total(full) / 1e6, 1), round(channels.params.total(full) / 1e6, 2)) == (313.2, 14.72)
-    cuts = [round(100 * budget.macs_at(channels, gone / 10), 2) for gone in (1, 2, 3, 4, 5)]
+    cuts = [round(100 * widths.macs_at(channels, gone / 10), 2) for gone in (1, 2, 3, 4, 5)]
     assert cuts == [18.95, 35.91, 50.88, 63.86, 74.86]
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from toy import Wide, job, optimizer, train
 
-from compressor.budget import parse_rank
-from compressor.measure import count_macs
-from compressor.methods.lowrank.cp import CP
-from compressor.splits import SPLITS, Layer
+from compressor.methods.lowrank.decompositions import SPLITS, Layer
+from compressor.methods.lowrank.papers.cp import CP
+from compressor.methods.widths import parse_rank
+from compressor.network.cost import count_macs
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from toy import job
 
-from compressor.method import Job
-from compressor.methods.prune.cpmc import CPMC
+from compressor.methods.prune.papers.cpmc import CPMC
+from compressor.training.method import Job
 
 
 def two_groups() -> Job:

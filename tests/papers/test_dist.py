@@ -4,8 +4,8 @@ import pytest
 import torch
 from toy import Toy, batches, job
 
-from compressor.catalogue import create, find
-from compressor.methods.distill.dist import DIST, unlike
+from compressor.methods.catalogue import create, find
+from compressor.methods.distill.papers.dist import DIST, unlike
 
 ROW = torch.tensor([1.0, 2.0, 3.0])
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from toy import Toy, batches, job
 
-from compressor.catalogue import create, find
-from compressor.losses import softened
-from compressor.method import Progress
-from compressor.methods.distill.dkd import DKD, others, right_or_not
+from compressor.methods.catalogue import create, find
+from compressor.methods.distill.losses import softened
+from compressor.methods.distill.papers.dkd import DKD, others, right_or_not
+from compressor.training.method import Progress
 
 STUDENT, TEACHER = [[0.5, 0.25, 0.25]], [[0.8, 0.15, 0.05]]  # the first class is the right one
 TCKD = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)  # of (0.8, 0.2) and (0.5, 0.5)

@@ -7,7 +7,7 @@ import torch
 from toy import batches, job
 
 from compressor.errors import UsageError
-from compressor.methods.distill.dml import DML, mutual
+from compressor.methods.distill.papers.dml import DML, mutual
 
 EVEN, SURE = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
 TO_SURE = 0.9 * log(0.9 / 0.5) + 0.1 * log(0.1 / 0.5)  # KL(sure || even), what the even one loses

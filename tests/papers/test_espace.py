@@ -11,17 +11,17 @@ from small import compress, interrupt_at
 from torch import Tensor, nn
 from toy import SHAPE, Toy, Wide, batches, job
 
-from compressor import budget
 from compressor.errors import Infeasible, UsageError
-from compressor.export import check_onnx, export_onnx
-from compressor.factor import difference
-from compressor.masks import copied, plane
-from compressor.measure import count_macs
-from compressor.method import Job
-from compressor.methods.lowrank.espace import Espace
-from compressor.parts import describe
+from compressor.methods import widths
+from compressor.methods.lowrank.factor import difference
+from compressor.methods.lowrank.papers.espace import Espace
+from compressor.methods.lowrank.perforated import copied, plane
+from compressor.network.cost import count_macs
+from compressor.network.parts import describe
+from compressor.onnx.export import check_onnx, export_onnx
 from compressor.report import read_report
-from compressor.train import Training
+from compressor.training.method import Job
+from compressor.training.train import Training
 
 MASKS = ("grid", "rows", "places")
 
@@ -86,7 +86,7 @@ def test_what_one_part_cannot_save_is_left_to_the_other() -> None:
 
 
 def test_a_goal_of_ranks_leaves_masks_the_share_that_was_set() -> None:
-    task = replace(asked("macs=50%"), goal=budget.parse_rank(4))
+    task = replace(asked("macs=50%"), goal=widths.parse_rank(4))
     alone = prepared(task, lowrank=1.0)
     method = prepared(task, mask="rows", keep=0.5)
     assert method.ranks == alone.ranks and 4 in method.ranks.values()
@@ -102,7 +102,7 @@ def count(method: Espace, name: str) -> int:
 
 
 def test_all_places_are_the_network_of_low_rank() -> None:
-    task = replace(asked("macs=50%"), goal=budget.parse_energy(0.6))
+    task = replace(asked("macs=50%"), goal=widths.parse_energy(0.6))
     alone, all_kept = prepared(task, lowrank=1.0), prepared(task, keep=1.0)
     assert alone.ranks and not all_kept.kept
     assert alike(alone.model, all_kept.model)

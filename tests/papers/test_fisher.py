@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from toy import Random, Toy, job
 
-from compressor.importance import savings
-from compressor.methods.prune.fisher import Fisher
-from compressor.task import Classify
+from compressor.methods.prune.importance import savings
+from compressor.methods.prune.papers.fisher import Fisher
+from compressor.tasks.classify import Classify
 
 
 def test_each_image_is_squared_by_itself() -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from toy import Toy, job
 
-from compressor.method import Job
-from compressor.methods.prune.fpgm import FPGM
+from compressor.methods.prune.papers.fpgm import FPGM
+from compressor.training.method import Job
 
 
 def on_a_line(target: str = "filters=50%") -> Job:

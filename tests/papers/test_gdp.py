@@ -11,12 +11,12 @@ from toy import SHAPE, Random, Toy, batches, job, optimizer, train
 
 from compressor.data import open_data
 from compressor.demo import DigitsNet
-from compressor.importance import first_order
-from compressor.journal import Journal
-from compressor.method import Progress
-from compressor.methods.prune.gdp import GDP
-from compressor.recipe import Recipe
-from compressor.train import Training
+from compressor.methods.prune.importance import first_order
+from compressor.methods.prune.papers.gdp import GDP
+from compressor.runs.journal import Journal
+from compressor.training.method import Progress
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training
 
 
 def prepared(target: str = "macs=50%", residual: str = "coupled", **settings: Any) -> GDP:

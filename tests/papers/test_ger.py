@@ -14,9 +14,9 @@ from toy import Wide, batches, job, optimizer, train
 
 import compressor
 from compressor.errors import UsageError
-from compressor.method import Batch, Progress
-from compressor.methods.lowrank.ger import Ger
+from compressor.methods.lowrank.papers.ger import Ger
 from compressor.report import read_report
+from compressor.training.method import Batch, Progress
 
 
 class Dropping(Wide):

@@ -9,10 +9,10 @@ from torch import Tensor
 from toy import Toy, batches, job, optimizer, train
 
 from compressor.errors import UsageError
-from compressor.losses import softened
-from compressor.method import Job
-from compressor.methods.distill.hsakd import HSAKD
-from compressor.rotations import rotated
+from compressor.methods.distill.losses import softened
+from compressor.methods.distill.papers.hsakd import HSAKD
+from compressor.methods.distill.rotations import rotated
+from compressor.training.method import Job
 
 
 def prepared(task: Job | None = None, **settings: float | bool) -> HSAKD:

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from toy import Toy, batches, job, optimizer, train
 
 from compressor.errors import UsageError
-from compressor.losses import softened
-from compressor.methods.distill.hsakd import HSAKD
-from compressor.methods.distill.hssakd import HSSAKD
-from compressor.rotations import joint_labels, rotated
+from compressor.methods.distill.losses import softened
+from compressor.methods.distill.papers.hsakd import HSAKD
+from compressor.methods.distill.papers.hssakd import HSSAKD
+from compressor.methods.distill.rotations import joint_labels, rotated
 
 TERMS = {"cross_entropy", "joint_labels", "kd", "joint_kd"}
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from toy import Toy, batches, job
 
-from compressor.catalogue import create, find
 from compressor.errors import UsageError
-from compressor.methods.distill.kd import KD
+from compressor.methods.catalogue import create, find
+from compressor.methods.distill.papers.kd import KD
 
 
 def kl(student: Tensor, teacher: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from toy import Random, batches, job
 
 from compressor.errors import UsageError
-from compressor.losses import softened
-from compressor.method import Progress
-from compressor.methods.distill.kdcl import ENSEMBLES, KDCL, best, best_together, least, mixed, products, uncorrelated
+from compressor.methods.distill.losses import softened
+from compressor.methods.distill.papers.kdcl import ENSEMBLES, KDCL, best, best_together, least, mixed, products, uncorrelated
+from compressor.training.method import Progress
 
 FIRST, SECOND = [[4.0, 1.0, 0.0], [0.0, 1.0, 5.0]], [[3.0, 2.0, -4.0], [2.0, 4.0, 0.0]]
 LOGITS, TARGETS = torch.tensor([FIRST, SECOND]), torch.tensor([0, 1])

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from toy import Toy, batches, job, optimizer, train
 
-from compressor.losses import contrast, softened
-from compressor.method import Batch, Progress
-from compressor.methods.distill.l_mcl import LMCL
-from compressor.mutual import matched
+from compressor.methods.distill.contrast import matched
+from compressor.methods.distill.losses import contrast, softened
+from compressor.methods.distill.papers.l_mcl import LMCL
+from compressor.training.method import Batch, Progress
 
 TAPS = ("stages.0", "stages.1", "stages.2")
 

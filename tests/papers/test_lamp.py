@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from toy import job
 
-from compressor.methods.prune.lamp import LAMP, adapted
+from compressor.methods.prune.papers.lamp import LAMP, adapted
 
 
 def test_each_is_measured_by_what_would_remain_with_it() -> None:

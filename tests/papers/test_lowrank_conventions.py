@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from compressor.factor import cost, layers
-from compressor.splits import SPLITS
+from compressor.methods.lowrank.decompositions import SPLITS
+from compressor.methods.lowrank.factor import cost, layers
 
 IMAGENET = (3, 224, 224)
 

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 from toy import SHAPE, Random, Toy, Wide, batches, job, optimizer, train
 
-from compressor import budget
 from compressor.errors import UsageError
-from compressor.method import Job
-from compressor.methods.lowrank.lrdkt import Lrdkt
-from compressor.task import Classify, frozen
+from compressor.methods import widths
+from compressor.methods.lowrank.papers.lrdkt import Lrdkt
+from compressor.tasks.classify import Classify, frozen
+from compressor.training.method import Job
 
 
 def at_energy(energy: float, model: nn.Module, shape: tuple[int, ...], **more: int) -> Lrdkt:
-    method = Lrdkt(Job(model, shape, None, budget.parse_energy(energy), Classify(), images=Random(), **more))
+    method = Lrdkt(Job(model, shape, None, widths.parse_energy(energy), Classify(), images=Random(), **more))
     method.prepare()
     return method
 

@@ -9,8 +9,8 @@ from toy import Toy, job
 
 from compressor.channels import analyse
 from compressor.channels.surgery import apply, plan
-from compressor.filters import energies, norms
-from compressor.methods.prune.magnitude import Magnitude
+from compressor.methods.prune.filters import energies, norms
+from compressor.methods.prune.papers.magnitude import Magnitude
 
 
 def two_layers() -> nn.Sequential:

@@ -9,9 +9,9 @@ from torch import Tensor
 from toy import Toy, batches, job, optimizer, train
 
 from compressor.errors import UsageError
-from compressor.losses import softened
-from compressor.method import Batch
-from compressor.methods.distill.mcl import MCL
+from compressor.methods.distill.losses import softened
+from compressor.methods.distill.papers.mcl import MCL
+from compressor.training.method import Batch
 
 TARGETS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])  # two images of each class
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from toy import Random, batches, job, optimizer, train
 
 from compressor.errors import UsageError
-from compressor.losses import softened
-from compressor.method import Progress
-from compressor.methods.distill.mcl_okd import MCLOKD, nce
+from compressor.methods.distill.losses import softened
+from compressor.methods.distill.papers.mcl_okd import MCLOKD, nce
+from compressor.training.method import Progress
 
 
 @pytest.mark.parametrize("images", [50, 50_000])

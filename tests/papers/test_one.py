@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from toy import Toy, Wide, batches, job, optimizer, train
 
 from compressor.errors import UsageError
-from compressor.losses import softened
-from compressor.methods.distill.one import ONE, ensemble
-from compressor.taps import by_channel
+from compressor.methods.distill.losses import softened
+from compressor.methods.distill.papers.one import ONE, ensemble
+from compressor.methods.distill.taps import by_channel
 
 
 def test_the_gate_weighs_logits_image_by_image() -> None:

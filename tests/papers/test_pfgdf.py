@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from toy import Random, job
 
 from compressor.errors import UsageError
-from compressor.method import Job
-from compressor.methods.prune.pfgdf import PFGDF
+from compressor.methods.prune.papers.pfgdf import PFGDF
+from compressor.training.method import Job
 
 SHAPE = (1, 2, 2)
 SUMS = (1.0, 4.0, 5.0, 6.0, 9.0)  # of mean 5 and variance 6.8

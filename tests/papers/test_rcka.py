@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from toy import SHAPE, Toy, Wide, batches, job
 
-from compressor.catalogue import create, find
 from compressor.errors import UsageError
-from compressor.methods.distill.rcka import RCKA, alignment, gram
+from compressor.methods.catalogue import create, find
+from compressor.methods.distill.papers.rcka import RCKA, alignment, gram
 
 ROWS = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
 TERMS = ["cross_entropy", "intra", "inter", "feature", "kd"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from toy import SHAPE, Toy, batches, job, optimizer, train
 
-from compressor.method import Job, Progress
-from compressor.methods.prune.sfp import SFP
+from compressor.methods.prune.papers.sfp import SFP
+from compressor.training.method import Job, Progress
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/cifar"))
 from resnet import resnet20  # found through the line above

@@ -7,7 +7,7 @@ from torch import nn
 from toy import Toy, job
 
 from compressor.errors import UsageError
-from compressor.methods.prune.slimming import Slimming
+from compressor.methods.prune.papers.slimming import Slimming
 
 
 def test_channels_of_small_scale_go_whatever_their_sign_and_layer() -> None:

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from toy import job, optimizer, train
 
-from compressor.catalogue import catalogue, create
-from compressor.method import Method, Progress
-from compressor.methods.prune.ghfp import GHFP
-from compressor.methods.prune.pgmpf import PGMPF
-from compressor.soft import SoftPruning, asymptotic, cubic, decaying
+from compressor.methods.catalogue import catalogue, create
+from compressor.methods.prune.papers.ghfp import GHFP
+from compressor.methods.prune.papers.pgmpf import PGMPF
+from compressor.methods.prune.soft import SoftPruning, asymptotic, cubic, decaying
+from compressor.training.method import Method, Progress
 
 T = 100
 TABLE = {  # epoch: lambda, alpha, share of the filters that stays when 40 % go in the end; printed by the authors of PGMPF

@@ -8,8 +8,8 @@ from small import prune
 from torch import nn
 from toy import job, optimizer, train
 
-from compressor.measure import sparsity
-from compressor.methods.prune.srwp import SRWP
+from compressor.methods.prune.papers.srwp import SRWP
+from compressor.network.cost import sparsity
 from compressor.report import read_report
 
 

@@ -8,9 +8,9 @@ from torch import nn
 from toy import Random, Wide, job
 
 from compressor.errors import UsageError
-from compressor.measure import count_macs
-from compressor.methods.lowrank.svd import Svd
-from compressor.splits import SPLITS
+from compressor.methods.lowrank.decompositions import SPLITS
+from compressor.methods.lowrank.papers.svd import Svd
+from compressor.network.cost import count_macs
 
 
 def test_each_layer_may_be_split_in_every_way_unless_one_is_asked_for() -> None:

@@ -10,8 +10,8 @@ from torch import nn
 from toy import Random, Toy, batches, job
 
 from compressor.errors import UsageError
-from compressor.methods.prune.taylor import Taylor
-from compressor.task import Classify
+from compressor.methods.prune.papers.taylor import Taylor
+from compressor.tasks.classify import Classify
 
 
 def test_it_is_the_slope_of_the_loss_when_all_weights_of_a_channel_shrink() -> None:

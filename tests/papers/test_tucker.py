@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from toy import Wide, job
 
-from compressor.measure import count_macs
-from compressor.methods.lowrank.tucker import Tucker
-from compressor.splits import SPLITS, Layer
+from compressor.methods.lowrank.decompositions import SPLITS, Layer
+from compressor.methods.lowrank.papers.tucker import Tucker
+from compressor.network.cost import count_macs
 
 
 @pytest.mark.parametrize(

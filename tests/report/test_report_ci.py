@@ -12,10 +12,9 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from compressor import gate
 from compressor.errors import OutputError
-from compressor.gate import Checked
-from compressor.report import Latency, Report, ci
+from compressor.report import Latency, Report, ci, gate
+from compressor.report.gate import Checked
 from compressor.report.markdown import check_to_markdown
 
 BUDGETS = ["macs<=50%", "drop<=0.5", "latency<=1ms", "off: size<=1KB"]

@@ -1,0 +1,113 @@
+"""What networks that learn from each other by contrast share: embeddings, their comparison, and training that is only tried.
+
+project = projector(width)                              [n, width] -> unit vectors [n, 128]
+compared = contrasts(embeddings, targets, pairs, ...)   the four losses of MCL, image by image
+weights = unrolled(weights, [loss, loss], rate)         what SGD would make of weights, as a function of all that is in it
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor.methods.distill.losses import contrast
+
+WIDTH = 128  # of an embedding
+TERMS = ("vcl", "soft_vcl", "icl", "soft_icl")
+
+Named = Mapping[str, Tensor]
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two fully-connected layers: [n, inputs] -> [n, outputs]."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+class Projector(nn.Module):
+    """What the head reads [n, width] -> an embedding of length 1 [n, 128]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = mlp(width, WIDTH, WIDTH)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(_precise(self.layers(features)), dim=1)
+
+
+class Matcher(nn.Module):
+    """How much each of k layers has to tell each other one, image by image: sigmoid(cos(W_a x_a, W_b x_b)), [k, k, n].
+
+    Each layer has a matrix of its own for its features x [n, width].
+    """
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, WIDTH) for _ in range(layers))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        mapped = [F.normalize(_precise(layer(x)), dim=1) for layer, x in zip(self.layers, features, strict=True)]
+        return _inner("and,bnd->abn", torch.stack(mapped)).sigmoid()
+
+
+def _precise(values: Tensor) -> Tensor:
+    """In float32 at least: divided by a temperature of 0.1, half precision would be too coarse."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _inner(products: str, vectors: Tensor) -> Tensor:
+    with torch.autocast(vectors.device.type, enabled=False):
+        return torch.einsum(products, vectors, vectors)
+
+
+# The four losses ------------------------------------------------------------------------------------------------------
+
+
+def contrasts(
+    embeddings: Sequence[Tensor], targets: Tensor, pairs: Sequence[tuple[int, int]], tau: float, temperature: float
+) -> dict[str, Callable[[], Tensor]]:
+    """The losses of pairs (a, b) of the embeddings, each [n, d], by name; each gives [pairs, n], a number an anchor.
+
+        S_ab = e_a e_b^T / tau                               [n, n]: anchors of a, all images of b
+        vcl       contrast(S_aa)                             what a makes of a class
+        icl       contrast(S_ab)                             what a's anchors find in b
+        soft_vcl  T^2 KL(softmax(S_bb / T) || softmax(S_aa / T))
+        soft_icl  T^2 KL(softmax(S_ba / T) || softmax(S_ab / T))
+
+    Through the first argument of a KL, the target, goes no gradient. In the first two an image is no key of itself.
+    """
+    a, b = torch.tensor(pairs, device=targets.device).T
+    alike = _inner("and,bmd->abnm", torch.stack(list(embeddings))) / tau  # [k, k, n, n]
+    return {
+        "vcl": lambda: contrast(alike[a, a], targets),
+        "soft_vcl": lambda: matched(alike[a, a], alike[b, b].detach(), temperature),
+        "icl": lambda: contrast(alike[a, b], targets),
+        "soft_icl": lambda: matched(alike[a, b], alike[b, a].detach(), temperature),
+    }
+
+
+def matched(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) of the softened rows of similarities [..., n, n]: [..., n], without their mean."""
+    student, teacher = (F.log_softmax(rows / temperature, dim=-1) for rows in (student, teacher))
+    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+
+
+# Steps that are only tried --------------------------------------------------------------------------------------------
+
+
+def unrolled(
+    weights: Named, losses: Sequence[Callable[[Named], Tensor]], rate: float, momentum: float = 0.9, decay: float = 5e-4
+) -> dict[str, Tensor]:
+    """`weights`, which want gradients, after a step of SGD on each of `losses`: a function of all that the losses depend on.
+
+    As torch's SGD without Nesterov, from a momentum of zero. Every step is kept for the way back.
+    """
+    now = dict(weights)
+    speed: dict[str, Tensor | float] = dict.fromkeys(now, 0.0)
+    for loss in losses:
+        values = list(now.values())
+        gradients = torch.autograd.grad(loss(now), values, create_graph=True, allow_unused=True, materialize_grads=True)
+        for (name, value), gradient in zip(list(now.items()), gradients, strict=True):
+            speed[name] = momentum * speed[name] + gradient + decay * value
+            now[name] = value - rate * speed[name]
+    return now

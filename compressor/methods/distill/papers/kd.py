@@ -1,0 +1,55 @@
+"""Knowledge distillation: the student learns from the teacher's softened answers beside the labels.
+
+Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531, section 2, and, with
+`standardise=true`, Sun, Ren, Li, Wang, Cao: "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427.
+
+    p = softmax(z / T)
+    L = w_ce CE(z_s, y) + w_kd T^2 KL(p_t || p_s)
+
+The weights 0.1 and 0.9 and T = 4 are the custom for CIFAR-100 since Tian et al., ICLR 2020, arXiv 1910.10699. The second paper
+brings each row of logits to mean 0 and standard deviation 1 before it is divided by T, so that the student need not match the
+teacher's scale; it takes T = 2 and a weight of 9.
+"""
+
+from torch import Tensor
+
+from compressor.methods.distill.losses import softened, standardised
+from compressor.methods.distill.teaching import Distillation, above
+from compressor.training.method import Batch, Job
+
+
+class KD(Distillation):
+    """The student learns the teacher's softened class probabilities, and the labels.
+
+    cross_entropy: weight of the labels
+    kd: weight of the teacher's answers
+    temperature: what logits are divided by, T
+    standardise: bring each row of logits to mean 0 and standard deviation 1 first (with temperature=2 and kd=9 in its paper)
+    """
+
+    paper = "Hinton et al., 2015 (arXiv 1503.02531); Sun et al., CVPR 2024 (arXiv 2403.01427)"
+    teacher_is = "needed"
+    trains = True
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        cross_entropy: float = 0.1,
+        kd: float = 0.9,
+        temperature: float = 4.0,
+        standardise: bool = False,
+    ) -> None:
+        super().__init__(job, {"cross_entropy": cross_entropy, "kd": kd})
+        above(0, temperature=temperature)
+        self.temperature = temperature
+        self.scaled = standardised if standardise else lambda logits: logits
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        student, teacher = self.student.ask(self.model, batch.images), self.taught().logits(batch)
+        return self.weigh(
+            {
+                "cross_entropy": lambda: self.labels(student, batch),
+                "kd": lambda: softened(self.scaled(student.logits), self.scaled(teacher), self.temperature),
+            }
+        )

@@ -1,0 +1,77 @@
+"""ONE: branches of one network learn from their own gated ensemble.
+
+Lan, Zhu, Gong: "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, arXiv 1806.04606. Read were
+only the abstract and a version of it in the code of MCL-OKD, for CIFAR-100.
+
+The network's last stage and its classifier are there M times, with weights of their own; all before is shared. A gate reads
+the shared map F and says for each image how much each branch counts:
+
+    g = softmax(ReLU(BN(W mean of F over its positions)))            [M]
+    z_e = sum over m of g_m z_m
+    L = w_ce sum_m CE(z_m, y) + w_ensemble CE(z_e, y) + w_distillation sum_m T^2 KL(softmax(z_e / T) || softmax(z_m / T))
+
+The ensemble learns from the labels through gate and branches, but stands still where it teaches. T = 3. Interpretation: M = 3
+(from memory of the paper; the code has 4). The first branch is the network that was given, and is kept.
+
+Interpretation: which stages are shared is a setting. Where features are tokens, the mean is over tokens.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from compressor.methods.distill.losses import softened
+from compressor.methods.distill.taps import by_channel
+from compressor.methods.distill.teaching import Branched, above, total
+from compressor.training.method import Batch, Job
+
+
+class ONE(Branched):
+    """Branches of one network learn from the labels and from their ensemble, which a gate weighs for each image.
+
+    cross_entropy: weight of the labels for each branch
+    ensemble: weight of the labels for the ensemble
+    distillation: weight of the ensemble's answers for each branch
+    branches: how many branches learn together, M
+    share: how many stages they share; 0: all but the last
+    temperature: what logits are divided by, T
+    """
+
+    paper = "Lan et al., NeurIPS 2018 (arXiv 1806.04606)"
+    teacher_is = "none"
+    trains = True
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        cross_entropy: float = 1.0,
+        ensemble: float = 1.0,
+        distillation: float = 1.0,
+        branches: int = 3,
+        share: int = 0,
+        temperature: float = 3.0,
+    ) -> None:
+        weights = {"cross_entropy": cross_entropy, "ensemble": ensemble, "distillation": distillation}
+        super().__init__(job, weights, branches, share)
+        above(0, temperature=temperature)
+        self.temperature = temperature
+        width = self.student.widths(self.model)[self.shared]
+        self.gate = nn.Sequential(nn.Linear(width, branches), nn.BatchNorm1d(branches), nn.ReLU(), nn.Softmax(1))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        answers = self.answers(batch.images)
+        shares = self.gate(by_channel(answers[0].features[self.shared]).mean(2))  # [n, M]
+        mixed = ensemble(shares, torch.stack([answer.logits for answer in answers], 1))
+        together, teacher = answers[0]._replace(output=mixed, logits=mixed), mixed.detach()
+        return self.weigh(
+            {
+                "cross_entropy": lambda: total(self.labels(answer, batch) for answer in answers),
+                "ensemble": lambda: self.labels(together, batch),
+                "distillation": lambda: total(softened(answer.logits, teacher, self.temperature) for answer in answers),
+            }
+        )
+
+
+def ensemble(shares: Tensor, logits: Tensor) -> Tensor:
+    """Logits [n, M, classes], weighed for each image by shares [n, M]: [n, classes]."""
+    return (shares.float()[:, :, None] * logits).sum(1)

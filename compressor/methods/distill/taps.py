@@ -1,0 +1,473 @@
+"""Hidden features of an unmodified network: where its stages end, what it answers there, and what follows from there on.
+
+    anatomy = Anatomy.of(model, inputs)          taps "layer1", "layer2", "layer3"; head "linear"
+    answer = anatomy.ask(model, images)          logits, the embedding that the head reads, the features at each tap
+    rest = Rest(model, "layer2", inputs)         rest(answer.features[1]) is what model(images) is
+    branch = Branch(model, anatomy, "layer2")    the same with new weights, as papers add to a network while it trains
+
+A tap is a module through whose output everything goes: if its output were cut off, the answer would not depend on the image any
+more. Of these, the last one before the image gets smaller ends a stage. All of that is found out by forward passes on `meta`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import count, pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import UsageError, did_you_mean
+from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.meta import evaluating, meta_copy, separate_attention
+from compressor.network.outputs import logits_of
+from compressor.network.parts import replaced
+
+MOST = 4  # stages, counted from the last: what comes before is the stem
+GROUPS = 3  # taps of a network whose features never get smaller, such as a vision transformer
+SAME = 1e-4  # largest difference over largest answer between a network and its rest: the same operators in the same order
+
+
+class Answer(NamedTuple):
+    """What a network answers to n images."""
+
+    output: Any  # as the network gives it: logits, or a tuple or mapping that holds them
+    logits: Tensor  # float [n, classes]
+    embedding: Tensor  # [n, width], what the head reads; the logits where there is no such layer
+    features: list[Tensor]  # [n, ...] at each tap
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The names of a network's taps, of its head (None: it does not end in a fully-connected layer), and two sizes."""
+
+    inputs: Inputs
+    taps: tuple[str, ...]
+    head: str | None
+    classes: int
+    width: int  # of the embedding
+
+    @staticmethod
+    def of(model: nn.Module, inputs: AnyInputs, taps: Sequence[str] = ()) -> Anatomy:
+        """`taps` names modules; without, the ends of the stages. Raises UsageError for a name that is no tap."""
+        inputs = Inputs.of(inputs)
+        outline = _Outline(model, inputs)
+        for name in taps:
+            outline.check(name)
+        head = outline.head()
+        with evaluating(model), torch.no_grad():
+            answer = ask(model, inputs.random(2, like=model)[0], (), head)
+        if answer.logits.dim() != 2:
+            raise UsageError(f"Distillation is for networks that answer [images, classes]; found {list(answer.logits.shape)}.")
+        return Anatomy(inputs, tuple(taps or outline.stage_ends()), head, answer.logits.shape[1], answer.embedding.shape[1])
+
+    def ask(self, model: nn.Module, images: Tensor) -> Answer:
+        """What `model`, or another network of the same build, answers to images [n, channels, height, width]."""
+        return ask(model, images, self.taps, self.head)
+
+    def depth(self, model: nn.Module) -> int:
+        """How many blocks end the last stage, of the kind that `Branch` repeats there; 1 where there is none to repeat."""
+        return _Outline(model, self.inputs).depth(*self.taps[-2:])
+
+    def widths(self, model: nn.Module) -> list[int]:
+        """Channels at each tap of `model`."""
+        with evaluating(model), torch.no_grad():
+            answer = self.ask(model, self.inputs.random(2, like=model)[0])
+        return [by_channel(features).shape[1] for features in answer.features]
+
+
+def ask(model: nn.Module, images: Tensor, taps: Sequence[str] = (), head: str | None = None) -> Answer:
+    """The answer of `model` to images [n, channels, height, width], with the features at `taps` and what `head` reads."""
+    features: dict[str, Tensor] = {}
+    read: list[Tensor] = []
+    with ExitStack() as stack:
+        for name in taps:
+
+            def hear(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
+                features[name] = output
+
+            stack.callback(model.get_submodule(name).register_forward_hook(hear).remove)
+        if head is not None:
+            layer = model.get_submodule(head)
+            stack.callback(layer.register_forward_pre_hook(lambda module, args: read.append(args[0])).remove)
+        output = model(images)
+    logits = logits_of(output).float()
+    return Answer(output, logits, read[0] if read else logits, [features[name] for name in taps])
+
+
+def by_channel(features: Tensor) -> Tensor:
+    """[n, channels, positions] of maps [n, c, h, w] or [n, h, w, c], tokens [n, t, c] or vectors [n, c]."""
+    if features.dim() == 2:
+        return features[:, :, None]
+    last = features.dim() == 3 or channels_last(features.shape[1:])
+    return (features.movedim(-1, 1) if last else features).flatten(2)
+
+
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether a map of this shape is [height, width, channels], as Swin has it."""
+    return shape[0] == shape[1] != shape[2]
+
+
+# Where stages end -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One module that is called once and gives one tensor: when it began and ended, and the shapes of one image there."""
+
+    name: str
+    began: int
+    ended: int
+    reads: tuple[int, ...] | None
+    gives: tuple[int, ...]
+
+    @property
+    def positions(self) -> int:
+        """Pixels, or tokens: [channels, height, width], [height, width, channels] or [tokens, width]."""
+        if len(self.gives) == 3:
+            return math.prod(self.gives[:2] if channels_last(self.gives) else self.gives[1:])
+        return self.gives[0] if len(self.gives) == 2 else 1
+
+
+class _Outline:
+    """A network on `meta`, and in which order its modules are called."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.model, self.inputs = meta_copy(model).eval().requires_grad_(False), inputs
+        self.calls = self._record()
+
+    def stage_ends(self) -> list[str]:
+        """The last taps before the features get smaller; evenly spaced blocks where they never do."""
+        by_size: dict[int, list[_Call]] = {}
+        for call in self.calls.values():
+            by_size.setdefault(call.positions, []).append(call)
+        sizes = sorted((size for size in by_size if size > 1), reverse=True)
+        ends = []
+        for size, smaller in pairwise([*sizes, 0]):
+            last_of_outermost = sorted(by_size[size], key=lambda call: (call.name.count("."), -call.ended))
+            if smaller <= size / 2 and (end := next((c for c in last_of_outermost if self.is_tap(c.name)), None)):
+                ends.append(end.name)
+        return ends[-MOST:] if len(ends) > 1 else self._spaced(max(by_size.values(), key=len)) if sizes else []
+
+    def head(self) -> str | None:
+        """The last fully-connected layer, whose output is the answer."""
+        for call in reversed(self.calls.values()):
+            if isinstance(self.model.get_submodule(call.name), nn.Linear) and self.is_tap(call.name):
+                return call.name if call.gives == tuple(self._answer().shape[1:]) else None
+        return None
+
+    def check(self, name: str) -> None:
+        """Raise UsageError when `name` is no tap."""
+        if name not in self.calls:
+            near = did_you_mean(name, list(self.calls))
+            raise UsageError(f"--taps {name}: no such module gives one tensor, once an image{near or '.'}")
+        if not self.is_tap(name):
+            raise UsageError(f"--taps {name}: a part of the network goes around it: take the end of a whole block.")
+
+    def is_tap(self, name: str) -> bool:
+        """Whether everything goes through the output of this module: cut off there, the answer knows nothing of the image."""
+        handle = self.model.get_submodule(name).register_forward_hook(lambda module, args, output: output.detach())
+        try:
+            return not self._answer().requires_grad
+        finally:
+            handle.remove()
+
+    def block(self, tap: str) -> str | None:
+        """The last block whose output has the shape of its input and of the tap's output, before the tap ends."""
+        end = self.calls[tap]
+        for call in reversed(self.calls.values()):
+            block, same = self.model.get_submodule(call.name), call.reads == call.gives == end.gives
+            weighted = [m for m in block.modules() if next(m.parameters(recurse=False), None) is not None]
+            is_stage = isinstance(block, nn.Sequential) and any(next(part.children(), None) is not None for part in block)
+            if call.ended <= end.ended and same and len(weighted) > 1 and not is_stage and self.is_tap(call.name):
+                return call.name
+        return None
+
+    def depth(self, *taps: str) -> int:
+        """How many modules like the last one's block there are after the tap before it, and give what it gives."""
+        if (name := self.block(taps[-1])) is None:
+            return 1
+        began, end = self.calls[taps[0]].ended if len(taps) > 1 else 0, self.calls[taps[-1]]
+        kind = type(self.model.get_submodule(name))
+        stage = [c.name for c in self.calls.values() if began <= c.began and c.ended <= end.ended and c.gives == end.gives]
+        return sum(type(self.model.get_submodule(c)) is kind and not name.startswith(f"{c}.") for c in stage)
+
+    def _spaced(self, calls: list[_Call]) -> list[str]:
+        """Of the blocks of one kind that there are most of, every third, sixth, ..."""
+        kinds = {call.name: type(self.model.get_submodule(call.name)) for call in calls if call.reads == call.gives}
+        leaves = {type(module) for module in self.model.modules() if not list(module.children())}
+        common = Counter(kind for kind in kinds.values() if kind not in leaves and kind is not nn.Sequential).most_common()
+        for kind, many in common:
+            names = [name for name in kinds if kinds[name] is kind]
+            if many >= GROUPS and self.is_tap(names[0]):
+                return [names[math.ceil((i + 1) * many / GROUPS) - 1] for i in range(GROUPS)]
+        return [call.name for call in reversed(calls) if self.is_tap(call.name)][:1]
+
+    def _answer(self) -> Tensor:
+        samples = self.inputs.random(1, like=self.model)
+        for sample in samples:
+            if sample.is_floating_point():
+                sample.requires_grad_()
+        with separate_attention():
+            return logits_of(self.inputs.call(self.model, samples))
+
+    def _record(self) -> dict[str, _Call]:
+        """What is called once and takes and gives one tensor a time, in the order in which it ends."""
+        began: dict[str, int] = {}
+        calls: dict[str, _Call] = {}
+        clock, often = count(), Counter[str]()
+
+        def begin(name: str) -> Any:
+            def hook(module: nn.Module, args: Any) -> None:
+                began[name] = next(clock)
+                often[name] += 1
+
+            return hook
+
+        def end(name: str) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                if isinstance(output, Tensor) and output.dim() > 1:
+                    reads = tuple(args[0].shape[1:]) if args and isinstance(args[0], Tensor) else None
+                    calls[name] = _Call(name, began[name], next(clock), reads, tuple(output.shape[1:]))
+
+            return hook
+
+        with ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                if name:
+                    stack.callback(module.register_forward_pre_hook(begin(name)).remove)
+                    stack.callback(module.register_forward_hook(end(name)).remove)
+            self._answer()
+        return {name: call for name, call in calls.items() if often[name] == 1}
+
+
+# What follows a tap ---------------------------------------------------------------------------------------------------
+
+
+class Blank(nn.Module):
+    """Stands for a module whose output nobody needs: zeros of its shape, for one image."""
+
+    zeros: Tensor
+
+    def __init__(self, shape: Sequence[int], like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("zeros", torch.zeros(1, *shape, dtype=like.dtype, device=like.device), persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.zeros
+
+
+class Given(nn.Module):
+    """Stands for a tap: gives what was put in."""
+
+    features: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        return self.features
+
+
+class Rest(nn.Module):
+    """A copy of what `model` computes after `tap`: [n, ...] features there -> what the network answers.
+
+    The network's own code runs. What it calls before the tap gives zeros for one image, at no cost, and the tap gives the
+    features; so it works for code that no tracer can follow. Raises UsageError where the network cannot go on from there.
+    """
+
+    blank: Tensor
+
+    def __init__(self, model: nn.Module, tap: str, inputs: AnyInputs, outline: _Outline | None = None) -> None:
+        super().__init__()
+        inputs = Inputs.of(inputs)
+        outline = outline or _Outline(model, inputs)
+        outline.check(tap)
+        end, weight = outline.calls[tap], next(model.parameters())
+        before = [c for c in outline.calls.values() if c.ended < end.began]
+        outermost = [c for c in before if not any(c.name.startswith(f"{other.name}.") for other in before)]
+        stand_ins: dict[str, nn.Module] = {c.name: Blank(c.gives, weight) for c in outermost}
+        self.given, self.head = Given(), outline.head()
+        self.network = replaced(copy.deepcopy(model), {**stand_ins, tap: self.given})
+        self.register_buffer("blank", torch.zeros_like(inputs.random(1, like=model)[0]), persistent=False)
+        self._check(model, tap, inputs)
+
+    def forward(self, features: Tensor) -> Any:
+        with self._given(features):
+            return self.network(self.blank)
+
+    def ask(self, features: Tensor, taps: Sequence[str] = ()) -> Answer:
+        """The same with what the head reads, and the features at later `taps`."""
+        with self._given(features):
+            return ask(self.network, self.blank, taps, self.head)
+
+    @contextmanager
+    def _given(self, features: Tensor) -> Iterator[None]:
+        self.given.features = features
+        try:
+            yield
+        finally:
+            self.given.features = None
+
+    def _check(self, model: nn.Module, tap: str, inputs: Inputs) -> None:
+        """Raise UsageError unless it answers as the network does."""
+        images = inputs.random(3, like=model)[0]
+        with evaluating(model), evaluating(self), torch.no_grad():
+            wanted = ask(model, images, [tap])
+            try:
+                found = logits_of(self(wanted.features[0])).float()
+            except (RuntimeError, ValueError, TypeError, AttributeError):
+                found = torch.full_like(wanted.logits, math.nan)
+        if found.shape != wanted.logits.shape or not (found - wanted.logits).abs().max() <= SAME * wanted.logits.abs().max():
+            raise UsageError(f"--taps {tap}: the network cannot go on from there alone. Name other modules.")
+
+
+class Separable(nn.Sequential):
+    """Two depthwise separable convolutions, [n, inputs, h, w] -> [n, outputs, h / stride, w / stride]."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        layers: list[nn.Module] = []
+        for i, o, s in ((inputs, inputs, stride), (inputs, outputs, 1)):
+            layers += [nn.Conv2d(i, i, 3, s, 1, groups=i, bias=False), nn.BatchNorm2d(i), nn.ReLU()]
+            layers += [nn.Conv2d(i, o, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+        super().__init__(*layers)
+
+
+class Tail(nn.Module):
+    """What stands for the rest of a network that cannot be run from a tap on: separable convolutions down to the last size."""
+
+    def __init__(self, gives: Sequence[int], last: Sequence[int], anatomy: Anatomy) -> None:
+        super().__init__()
+        (width, height, _), (final, bottom, _) = gives, last
+        halvings = max(1, round(math.log2(height / bottom)))
+        widths = [width] * halvings + [final]
+        self.layers = nn.Sequential(*(Separable(i, o, 2) for i, o in pairwise(widths)))
+        self.embed, self.head = nn.Linear(final, anatomy.width), nn.Linear(anatomy.width, anatomy.classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.ask(features).logits
+
+    def ask(self, features: Tensor, taps: Sequence[str] = ()) -> Answer:
+        found = self.layers(features)
+        embedding = self.embed(found.mean((2, 3)))
+        logits = self.head(embedding).float()
+        return Answer(logits, logits, embedding, [found for _ in taps])
+
+
+class Branch(nn.Module):
+    """The network once more from `tap` on, with new weights: [n, ...] features at the tap -> Answer.
+
+    `outputs` gives it a head of its own for so many classes. `deeper` puts so many more blocks at the end of the last stage,
+    copies of the last block there that keeps its input's shape. `Answer.features` holds those at the end of the last stage.
+
+    With `trained` the branch begins near the network's own weights, but for a new head and new blocks.
+
+    Interpretation: where the network cannot be run from the tap on, and where no block can be repeated, separable convolutions
+    stand for it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        tap: str,
+        outputs: int | None = None,
+        deeper: int = 0,
+        trained: bool = False,
+    ) -> None:
+        super().__init__()
+        outline, self.last = _Outline(model, anatomy.inputs), anatomy.taps[-1]
+        gives = outline.calls[self.last].gives
+        self.rest: Rest | Tail
+        try:
+            self.rest = Rest(model, tap, anatomy.inputs, outline)
+            (near if trained else fresh)(self.rest)
+        except UsageError:
+            if len(gives) != 3:
+                raise
+            self.rest = Tail(outline.calls[tap].gives, gives, anatomy)
+            fresh(self.rest)
+        self.more = nn.Sequential(*(_block(model, outline, self.last) for _ in range(deeper)))
+        fresh(self.more)
+        if isinstance(self.rest, Tail):
+            self.rest.layers.extend(self.more)
+            self.more = nn.Sequential()
+        self.head: nn.Linear | None = None
+        if outputs is not None:
+            self._take_head(nn.Linear(anatomy.width, outputs))
+        self.to(next(model.parameters()).device)
+
+    def forward(self, features: Tensor) -> Answer:
+        with self._deeper() if len(self.more) else nullcontext():
+            answer = self.rest.ask(features, [self.last])
+        if self.head is None:
+            return answer
+        logits = self.head(answer.embedding).float()
+        return answer._replace(output=logits, logits=logits)
+
+    def _take_head(self, head: nn.Linear) -> None:
+        """In the place of the network's own, or behind its answer where it has none."""
+        fresh(head)
+        if isinstance(self.rest, Tail):
+            self.rest.head = head
+        elif self.rest.head is not None:
+            replaced(self.rest.network, {self.rest.head: head})
+        else:
+            self.head = head
+
+    @contextmanager
+    def _deeper(self) -> Iterator[None]:
+        """More blocks behind the last stage."""
+        assert isinstance(self.rest, Rest)
+        stage = self.rest.network.get_submodule(self.last)
+        handle = stage.register_forward_hook(lambda module, args, output: self.more(output).clone())  # may be written over
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _block(model: nn.Module, outline: _Outline, tap: str) -> nn.Module:
+    """One more block for the end of the stage that ends at `tap`."""
+    if (name := outline.block(tap)) is not None:
+        return copy.deepcopy(model.get_submodule(name))
+    gives = outline.calls[tap].gives
+    if len(gives) != 3:
+        raise UsageError(f"{tap}: no block of this network keeps the shape {list(gives)}, so that none can be added there.")
+    return Separable(gives[0], gives[0], 1)
+
+
+def fresh(model: nn.Module) -> nn.Module:
+    """Give `model` new weights, in place, from torch's random number generator.
+
+    Convolutions N(0, 2 / (kernel area x output channels)), norms 1 and 0, other layers as they initialise themselves, biases 0.
+    Interpretation: tensors that belong to no such layer (positions, class tokens) are N(0, 0.02^2) if they have two or more
+    dimensions, and stay otherwise.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+        else:
+            for parameter in module.parameters(recurse=False):
+                if parameter.dim() > 1:
+                    nn.init.normal_(parameter, std=0.02)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def near(model: nn.Module, by: float = 0.1) -> nn.Module:
+    """Move the weights of `model`, in place, by N(0, (by x the standard deviation of their tensor)^2); norms and biases stay.
+
+    A copy that is to learn beside a trained network: the same copy would only ever do the same.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(by * parameter.std() * torch.randn_like(parameter))
+    return model

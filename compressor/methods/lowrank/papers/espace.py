@@ -1,0 +1,308 @@
+"""Convolutions of low rank, computed at the places of their output that matter.
+
+Lin, Ji, Chen, Huang: "ESPACE: Accelerating Convolutional Neural Networks via Eliminating Spatial and Channel Redundancy",
+AAAI 2017. The paper is in no archive, and only the abstract was at hand: filters are approximated by ones of low rank, a mask
+then skips places of their output that are not salient, and the network is fine-tuned with both. Where the masks come from is
+Figurnov, Ibraimova, Vetrov, Kohli: "PerforatedCNNs: Acceleration through Elimination of Redundant Convolutions", NIPS 2016,
+arXiv 1504.08362. A place (y, x) of the output u of a layer matters as much as the loss L would change without it,
+
+    B(y, x) = mean over images of sum over channels n of |dL/du(n, y, x) u(n, y, x)|
+
+those that matter most are computed, the same for all images and channels, and every other place copies the nearest of them. Of
+all layers, again and again that one keeps fewer places for which (loss - loss with all places) / (cost with all - cost) is
+least. Losses are those of the labels, on training images; the cost of a layer is its time in ONNX Runtime where that is
+measured, and multiply-adds elsewhere.
+
+All else is interpretation:
+
+Interpretation: a convolution becomes one of k x 1 and one of 1 x k, as in the authors' later work (Lin et al., TPAMI 2019); or,
+with `--set split=channel`, one of k x k and one of 1 x 1, which suits masks of scattered places: then both are computed at
+these alone, while the first of the others is needed nearly everywhere. Convolutions of 1 x 1 are split in two of 1 x 1. Those
+that read images are not split, but may have masks. Fully-connected layers stay whole.
+Interpretation: ranks meet a budget together, as in the other methods here. If M multiply-adds are to become G, low rank alone
+goes to M^(1-a) G^a, a = 1/2, masks go from there to G, and then ranks are chosen once more, so that G is met with these masks:
+what masks could not save, or saved too much, is made up for by ranks.
+Interpretation: a mask may be a grid, every so many rows and columns, or whole rows, and then B chooses the rows. Both run
+faster than scattered places. Impacts are measured once, on the network of low rank with new statistics of its batch norms.
+Interpretation: a layer whose measured time does not fall stays as it is, and the others meet the budget.
+"""
+
+import copy
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from math import prod
+from typing import cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from compressor.errors import Infeasible, UsageError, did_you_mean
+from compressor.methods import ranks
+from compressor.methods.lowrank.decompositions import SPLITS, Layer, Seen, Split
+from compressor.methods.lowrank.factor import LowRank, Site, cost
+from compressor.methods.lowrank.perforated import Kept, copied, perforate, plane
+from compressor.methods.lowrank.shares import Kind, Shares, Trial, greedily
+from compressor.methods.ranks import RULES, Ladder
+from compressor.network.parts import Pair, replaced
+from compressor.training.method import Job
+
+IMAGE = 3  # channels at most of what is read as an image
+EVEN = np.linspace(1, 1 / 20, 96).tolist()  # shares of the places, from all down, where they are not lowered step by step
+KNOWN = {"split": ("separable", "channel"), "mask": ("grid", "rows", "places"), "rates": ("greedy", "global")}
+
+
+class Espace(LowRank):
+    """Splits convolutions in two, computes them at the places that matter, then fine-tunes.
+
+    split: how a convolution becomes two: separable (k x 1, 1 x k) or channel (k x k, 1 x 1)
+    mask: what is computed: grid (every so many rows and columns), rows, or places (single ones)
+    rates: how much each layer keeps: greedy (where the loss rises least), or global (the same share of each)
+    lowrank: the share of the saving, in the logarithm, that low rank is to make: 1 is no masks, 0 no low rank
+    keep: the share of the multiply-adds that masks leave, where the goal is not about these
+    images: how many training images tell what matters
+    only_if_faster: change a layer only where its measured time falls
+    ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
+    whiten: split by what layers give on images, not by their weights alone (with split=channel)
+    """
+
+    paper = "Lin et al., AAAI 2017; masks of Figurnov et al., NIPS 2016 (arXiv 1504.08362)"
+    looks = True
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        split: str = "separable",
+        mask: str = "grid",
+        rates: str = "greedy",
+        lowrank: float = 0.5,
+        keep: float = 0.5,
+        images: int = 256,
+        only_if_faster: bool = True,
+        ranks: str = "knapsack",
+        whiten: bool = True,
+    ) -> None:
+        super().__init__(job, ranks=ranks, whiten=whiten)
+        for name, value in {"split": split, "mask": mask, "rates": rates}.items():
+            if value not in KNOWN[name]:
+                listed = ", ".join(KNOWN[name])
+                raise UsageError(f"--set {name}={value}: known are {listed}{did_you_mean(value, KNOWN[name]) or '.'}")
+        if not (0 <= lowrank <= 1 and 0 < keep <= 1 and images >= 1):
+            found = f"lowrank={lowrank:g}, keep={keep:g}, images={images}"
+            raise UsageError(f"--set: lowrank is 0 to 1, keep above 0 and at most 1, images 1 or more; found {found}.")
+        if lowrank == 0 and job.goal.quantity != "macs":
+            raise UsageError(f"{job.goal.text} is not about MACs, and --set lowrank=0 allows nothing but masks.")
+        self.split, self.kind, self.rates = SPLITS[split], cast(Kind, mask), rates
+        self.lowrank, self.keep, self.images = lowrank, keep, images
+        self.watches = only_if_faster and job.clock is not None
+        self.found: dict[str, Site] = {}
+        self.kept: dict[str, Kept] = {}  # what is computed of the layers that have a mask
+        self.sizes: dict[str, Pair] = {}  # height and width of what layers read, of those that can have a mask
+        self.slow: dict[str, tuple[float, float]] = {}  # layers that would not be faster: milliseconds as they are, and changed
+        self.costs: dict[tuple[str, int | None, Kept | None], int] = {}
+
+    # The method -------------------------------------------------------------------------------------------------------
+
+    def splits(self, name: str, layer: Layer) -> Sequence[Split]:
+        if isinstance(layer, nn.Linear) or layer.in_channels <= IMAGE:
+            return []
+        return [SPLITS["channel"] if min(layer.kernel_size) == 1 else self.split]
+
+    def prepare(self) -> None:
+        seen = self.watched()
+        self.sizes = {name: size for name in self.read if (size := self._size(name))}
+        self.found = {site.name: site for site in (self.sites(seen) if self.lowrank else [])}
+        goal = self.allowed()[1] if self.job.goal.quantity == "macs" else None
+        chosen = self.chosen(None if goal is None else self.job.macs ** (1 - self.lowrank) * goal**self.lowrank)
+        if self.lowrank < 1:
+            self.kept = self.masks(chosen, goal, seen)
+            chosen = self.chosen(goal)
+        self.check(chosen, goal)
+        dense = self.factored(chosen, seen)
+        copies = self.perforate(dense)
+        self.tell(chosen)
+        self.put(dense, copies)
+
+    def chosen(self, allowed: float | None) -> dict[str, int]:
+        """The ranks with which the network, masked as it is now, has at most so many MACs; where none do, the lowest ones.
+
+        None: as the goal says. A layer that would not be faster drops out, with its mask, and the others are chosen anew.
+        """
+        while True:
+            sites = [site for name, site in self.found.items() if name not in self.slow]
+            found = self._as_asked(sites) if allowed is None else self._within(sites, allowed)
+            late = [name for name in {**found, **self.kept} if not self._is_faster(name, found.get(name))]
+            if not late:
+                return found
+            self.kept = {name: kept for name, kept in self.kept.items() if name not in late}
+
+    def masks(self, chosen: Mapping[str, int], goal: float | None, seen: Mapping[str, Seen]) -> dict[str, Kept]:
+        """What layers of these ranks keep so that `goal` MACs are left in all; None: the share that was set."""
+        plain = {name: self._plain(name, chosen.get(name), seen) for name in {**chosen, **self.sizes}}
+        model = replaced(copy.deepcopy(self.model), plain)
+        batches, task = list(self.samples(self.images)), replace(self.job.task, teacher=None)
+        trial = Trial(model, {name: (plain[name], size) for name, size in self.sizes.items()}, self.kind, batches, task)
+        if goal is None:
+            goal = self.macs(chosen, {}) - (1 - self.keep) * sum(self._macs(name, chosen.get(name)) for name in self.sizes)
+        shares = self._shares(trial, chosen, goal)
+        return {name: kept for name, share in shares.items() if (kept := trial.kept(name, share))}
+
+    def check(self, chosen: Mapping[str, int], goal: float | None) -> None:
+        """Raise Infeasible where the goal is not met, or nothing was done."""
+        if not chosen and not self.kept:
+            raise Infeasible(f"{self.job.goal.text}: every layer would stay whole. Ask for more. {self._reasons()}")
+        if goal is not None and (macs := self.macs(chosen, self.kept)) > goal * (1 + 1e-9):
+            raise Infeasible(
+                f"{self.job.goal.text} asks for {1 - goal / self.job.macs:.1%} fewer MACs, but low ranks and masks can save "
+                f"{1 - macs / self.job.macs:.1%} (lowrank={self.lowrank:g}).\nAsk for less. {self._reasons()}"
+            )
+
+    def factored(self, chosen: Mapping[str, int], seen: Mapping[str, Seen]) -> dict[str, Tensor]:
+        """Make the chains without masks, and return the weights that they stand for."""
+        sites = list(self.found.values())
+        places = (site.ladder.ranks.tolist().index(chosen[site.name]) if site.name in chosen else None for site in sites)
+        return self.make(sites, list(places), seen)
+
+    def perforate(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute chains at the kept places alone, and return which place copies which.
+
+        `dense` are the weights that chains stand for; those of layers that were not split are added.
+        """
+        copies = {}
+        for name, kept in self.kept.items():
+            layer, size = self._layer(name), self.sizes[name]
+            chain = self.chains.get(name, nn.Sequential(layer))
+            dense.setdefault(name, layer.weight.detach())
+            copies[name] = copied(kept.mask(plane(chain, size)))
+            self.chains[name] = perforate(chain, size, kept)
+        return copies
+
+    def tell(self, chosen: Mapping[str, int]) -> None:
+        """Say of each layer what became of it, and what that saved in multiply-adds and in time."""
+        for name in self.chains:
+            told = [self.remarks[name]] if name in chosen else []
+            kept = self.kept.get(name)
+            if kept is not None:
+                told.append(f"{kept.share(plane([self._layer(name)], self.sizes[name])):.0%} of the places ({self.kind})")
+                self.left.pop(name, None)
+            told.append(f"{self._macs(name) / self._macs(name, chosen.get(name), kept):.1f} x fewer MACs")
+            if self.watches:
+                before, after = self.times[name] = self._ms(name), self._ms(name, chosen.get(name), kept)
+                told.append(f"{before / after:.1f} x as fast alone ({before:.2f} -> {after:.2f} ms)")
+            self.remarks[name] = ", ".join(told)
+        for name, (before, after) in self.slow.items():
+            if name not in self.chains:
+                self.remarks[name] = f"left whole: it takes {before:.2f} ms, and would take {after:.2f} ms"
+                self.times[name] = before, before
+
+    @property
+    def granularity(self) -> str:
+        return super().granularity if self.ranks else f"masks ({self.kind}) take whole steps"
+
+    # Ranks and shares -------------------------------------------------------------------------------------------------
+
+    def _as_asked(self, sites: Sequence[Site]) -> dict[str, int]:
+        """Ranks for a goal that is not about MACs. Raises Infeasible."""
+        if not sites:
+            raise Infeasible(f"{self.job.goal.text}: no layer can be factored. {self._reasons()}")
+        pairs = zip(sites, self.choose(sites), strict=True)
+        return {site.name: int(site.ladder.ranks[index]) for site, index in pairs if index is not None}
+
+    def _within(self, sites: Sequence[Site], allowed: float) -> dict[str, int]:
+        """Ranks for so many MACs of the whole network, or the lowest ones."""
+        masked = {site.name: ladder for site in sites if len((ladder := self._masked(site)).ranks)}
+        ladders = list(masked.values())
+        left = allowed - self.macs({}, self.kept) + sum(ladder.full for ladder in ladders)
+        choice: ranks.Choice = [0] * len(ladders)
+        if ranks.cost(ladders, choice) <= left:
+            choice = ranks.meet(ladders, RULES[self.rule], left)
+        pairs = zip(masked, ladders, choice, strict=True)
+        return {name: int(ladder.ranks[index]) for name, ladder, index in pairs if index is not None}
+
+    def _masked(self, site: Site) -> Ladder:
+        """A layer's ladder when it is computed at the kept places alone. MACs rise with the rank as they do without a mask."""
+        kept, ladder = self.kept.get(site.name), site.ladder
+        lowest = int(ladder.ranks[0])
+        costs = ladder.costs * (self._macs(site.name, lowest, kept) / self._macs(site.name, lowest))
+        full = self._macs(site.name, None, kept)
+        cheaper = costs < full
+        return replace(
+            ladder, ranks=ladder.ranks[cheaper], errors=ladder.errors[cheaper], costs=costs[cheaper], full=float(full)
+        )
+
+    def _shares(self, trial: Trial, chosen: Mapping[str, int], goal: float) -> dict[str, float]:
+        """The share of its places that each layer keeps, so that no more than `goal` MACs are left, or as few as can be."""
+        layers = list(trial.chains)
+
+        def enough(shares: Shares) -> bool:
+            return self.macs(chosen, {name: trial.kept(name, share) for name, share in shares.items()}) <= goal
+
+        def still(name: str, share: float) -> bool:
+            return enough({**shares, name: share})
+
+        def cost(name: str, share: float) -> float:
+            figure = self._ms if self.watches else self._macs
+            return figure(name, chosen.get(name), trial.kept(name, share))
+
+        def alike(share: float) -> Shares:
+            return {name: share if cost(name, share) < cost(name, 1.0) else 1.0 for name in layers}
+
+        if self.rates == "global":
+            return dict(alike(_largest(EVEN, lambda share: enough(alike(share)))))
+        shares = greedily(layers, cost, trial.loss, enough)
+        for name, share in reversed(list(shares.items())) if enough(shares) else ():  # the last step may have gone too far
+            finer = [*(even for even in EVEN if even > share), share]
+            shares[name] = _largest(finer, partial(still, name))
+        return shares
+
+    # Figures of one layer ---------------------------------------------------------------------------------------------
+
+    def macs(self, chosen: Mapping[str, int], kept: Mapping[str, Kept | None]) -> float:
+        """MACs of the whole network with these ranks and masks."""
+        changed = {**chosen, **kept}
+        return self.job.macs + sum(self._macs(n, chosen.get(n), kept.get(n)) - self._macs(n) for n in changed)
+
+    def _macs(self, name: str, rank: int | None = None, kept: Kept | None = None) -> int:
+        key = name, rank, kept
+        if key not in self.costs:
+            self.costs[key] = cost(self._blank(*key), self.read[name]).macs
+        return self.costs[key]
+
+    def _ms(self, name: str, rank: int | None = None, kept: Kept | None = None) -> float:
+        return self.ms(name, self._blank(name, rank, kept))
+
+    def _is_faster(self, name: str, rank: int | None) -> bool:
+        """Whether a layer is, with that rank and its mask; noted if not."""
+        if not self.watches:
+            return True
+        before, after = self._ms(name), self._ms(name, rank, self.kept.get(name))
+        if after >= before:
+            self.slow[name] = before, after
+        return after < before
+
+    def _blank(self, name: str, rank: int | None, kept: Kept | None) -> nn.Sequential:
+        """What would stand in the place of a layer, with weights that mean nothing."""
+        layer = self._layer(name)
+        chain = nn.Sequential(layer) if rank is None else self.found[name].split.chain(layer, rank)
+        chain = chain if rank is None else chain.to_empty(device="cpu")
+        return chain if kept is None else perforate(chain, self.sizes[name], kept)
+
+    def _plain(self, name: str, rank: int | None, seen: Mapping[str, Seen]) -> nn.Sequential:
+        """What would stand in the place of a layer if all places were computed."""
+        layer = self._layer(name)
+        return nn.Sequential(layer) if rank is None else self.found[name].split.factor(layer, rank, seen.get(name))
+
+    def _size(self, name: str) -> Pair | None:
+        """Height and width of what a layer reads, if it can have a mask."""
+        layer, sizes = self._layer(name), {shape[2:] for shape in self.read[name]}
+        if len(sizes) > 1 or SPLITS["channel"].why_not(layer):
+            return None
+        (size,) = cast(set[Pair], sizes)
+        return size if prod(plane([layer], size)) > 1 else None
+
+
+def _largest(shares: Sequence[float], fits: Callable[[float], bool]) -> float:
+    """The first that fits, of shares that fall; the last if none does."""
+    return shares[min(bisect_left(shares, True, key=fits), len(shares) - 1)]

@@ -1,0 +1,44 @@
+"""The filters of each layer that the others can stand in for go first, large or small.
+
+He, Liu, Wang, Hu, Yang: "Filter Pruning via Geometric Median for Deep Neural Networks Acceleration", CVPR 2019,
+arXiv 1811.00250, section 3.4.
+
+    g_{l,j} = sum over j' of || W_{l,j} - W_{l,j'} ||_2        (the smallest: the filters nearest to the geometric median)
+
+A filter near the geometric median of its layer can be represented by those that stay. Every layer gives the same share of its
+filters; when the goal is a budget, the share is the one that meets it.
+
+Interpretation: where layers share channels, a filter is all that makes the channel, end to end, so that
+|| W_j - W_j' ||^2 is the sum of the layers' squares.
+Unlike the paper: the filters go once, before training. The paper zeroes them after each epoch and lets them train on, as `sfp`.
+"""
+
+import numpy as np
+import torch
+
+from compressor.channels import Channels
+from compressor.channels.groups import Group
+from compressor.methods import widths
+from compressor.methods.prune.filters import OneShot
+from compressor.methods.widths import Scores
+
+
+class FPGM(OneShot):
+    """Cuts the filters of every layer that are nearest to all the others, then fine-tunes."""
+
+    paper = "He et al., CVPR 2019 (arXiv 1811.00250)"
+
+    def scores(self, channels: Channels) -> Scores:
+        return widths.uniform(channels, np.concatenate([self.distances(group) for group in channels.groups]))
+
+    def distances(self, group: Group) -> Scores:
+        """g of each filter of a group [atoms]."""
+        parameters = dict(self.model.named_parameters())
+        squares = torch.zeros(group.size, group.size, dtype=torch.float64)  # of the distance of each filter from each
+        for member in group.members:
+            if member.role == "out" and parameters[member.tensor].dim() >= 2:
+                weight = parameters[member.tensor].detach().cpu().double().movedim(member.dim, 0)
+                filters = weight[torch.from_numpy(member.indices)].flatten(1)  # [atoms, weights]
+                squares += torch.cdist(filters, filters).square()
+        distances: Scores = squares.sqrt().sum(dim=1).numpy()
+        return distances

@@ -1,0 +1,169 @@
+"""A network as one ONNX file, proved to answer as the PyTorch module does.
+
+`export_onnx` writes it with PyTorch's own exporter, which follows one forward pass, folds batch norms into the
+convolutions before them and leaves the batch size open. `check_onnx` runs the file in ONNX Runtime beside the module,
+on the same images and with several batch sizes: one that some line of the network's code has fixed shows only when
+another is tried.
+"""
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
+from compressor import __version__
+from compressor.errors import Infeasible, UsageError, VerificationFailed
+from compressor.files import write_whole
+from compressor.network.cost import weight_bytes
+from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.outputs import main_first
+from compressor.onnx.runtime import first_line, open_session, run_session
+from compressor.onnx.sink import sink_fills
+
+LARGEST = 2**31 - 1  # bytes in one ONNX file
+
+
+def export_onnx(model: nn.Module, inputs: AnyInputs, path: Path) -> None:
+    """Write `model` to `path`, as it answers in eval mode and float32. The model itself is left alone.
+
+    The input is `images` [batch, channels, height, width] with any batch size, or inputs named as `Inputs.names` says. The
+    output is `logits`, or `output0`, `output1`, ... where the network returns several tensors: the main one comes first.
+    Batch norms that follow a convolution are folded into it.
+    Raises Infeasible when ONNX cannot hold the network, VerificationFailed when what the exporter made of it is not
+    valid, and OutputError when the file cannot be written.
+    """
+    network = _inference_copy(model)
+    if weight_bytes(network) > LARGEST:
+        size = weight_bytes(network) / 1e9
+        raise Infeasible(f"One ONNX file holds 2.1 GB, but the network's weights take {size:.1f} GB: remove more of them.")
+    proto = _convert(network, Inputs.of(inputs))
+
+    def write(unfinished: Path) -> None:
+        onnx.save_model(proto, unfinished)
+        onnx.checker.check_model(unfinished, full_check=True)
+
+    try:
+        write_whole(path, write)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise VerificationFailed(f"PyTorch's exporter made an invalid ONNX network of this.\n{first_line(error)}") from error
+
+
+def check_onnx(
+    model: nn.Module,
+    path: Path,
+    inputs: AnyInputs,
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 3),
+    images: Tensor | None = None,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Let ONNX Runtime (the file at `path`) and PyTorch (`model`) answer for the same images on the CPU, and compare.
+
+    The images are random, one batch of each size, and `images` [n, channels, height, width] where given. Returns the largest
+    difference over the largest output, by batch size; that of `images` is called "images".
+    Raises VerificationFailed when one is above `tolerance`, an answer is NaN, or the batch size is not open.
+    """
+    session, inputs = open_session(path), Inputs.of(inputs)
+    fixed = {entry.shape[0] for entry in session.get_inputs() if isinstance(entry.shape[0], int)}
+    if fixed:
+        size = min(fixed)
+        raise VerificationFailed(f"{path} should take batches of any size, but takes {size} images alone: export it again.")
+    network = _Flat(_inference_copy(model), inputs)
+    batches = {str(n): inputs.random(n, seed=seed + n) for n in batch_sizes}
+    if images is not None:
+        batches["images"] = [images.detach().cpu().float()]
+    differences = {}
+    for name, samples in batches.items():
+        n = len(samples[0])
+        with torch.inference_mode():
+            expected = network(*samples)
+        try:
+            found = [torch.from_numpy(array) for array in run_session(session, [sample.numpy() for sample in samples])]
+        except UsageError as error:
+            raise VerificationFailed(f"{path} fails for a batch of {n} images.\n{first_line(error)}") from error
+        differences[name] = _difference(expected, found)
+        if not differences[name] <= tolerance:  # NaN must not pass
+            raise VerificationFailed(
+                f"{path} should answer as PyTorch does, up to {tolerance:.1g} of the largest output.\n"
+                f"For a batch of {n} images the difference is {differences[name]:.2g}: is it of another network?"
+            )
+    return differences
+
+
+class _Flat(nn.Module):
+    """A network that takes all its inputs by position and returns a list of tensors, as an ONNX network does."""
+
+    def __init__(self, network: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.network, self.inputs = network, inputs
+
+    def forward(self, *samples: Tensor) -> list[Tensor]:
+        return main_first(self.inputs.call(self.network, samples))
+
+
+def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
+    samples = inputs.random(2)  # a batch of one would be taken for a size that never changes
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                _Flat(network, inputs).eval(),
+                tuple(samples),
+                dynamo=True,
+                verbose=False,
+                input_names=inputs.names,
+                dynamic_shapes=(tuple({0: "batch"} for _ in samples),),
+            )
+    except Exception as error:
+        raise Infeasible(
+            f"PyTorch's exporter cannot write this network as ONNX with an open batch size.\n{first_line(error)}"
+        ) from error
+    assert program is not None  # it is None for the exporter of old alone
+    if sink_fills(program.model):
+        with quiet():
+            program.optimize()  # batch norms may now stand behind their convolutions
+    graph = program.model.graph
+    for i, output in enumerate(graph.outputs):
+        output.name = f"output{i}" if len(graph.outputs) > 1 else "logits"
+    for weight in list(graph.initializers.values()):
+        weight.name = str(weight.name).removeprefix("network.")  # as in the state dict
+    # The exporter notes for every node where in whose files it was called: of no use here, and longer than a small layer.
+    ClearMetadataAndDocStringPass()(program.model)
+    proto = program.model_proto
+    proto.producer_name, proto.producer_version = "compressor", __version__
+    return proto
+
+
+def _inference_copy(model: nn.Module) -> nn.Module:
+    # Without gradients, the exporter is a tenth faster.
+    return copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+
+
+def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Largest difference over largest output, of the worst output; infinite where the shapes are not even the same."""
+    if [e.shape for e in expected] != [f.shape for f in found]:
+        return float("inf")
+    pairs = [(e.float(), f) for e, f in zip(expected, found, strict=True) if e.numel()]
+    shares = [(e - f).abs().max() / e.abs().max().clamp_min(1e-12) for e, f in pairs]
+    return float(torch.stack([torch.zeros(()), *shares]).max())  # unlike Python's, torch's maximum is NaN if one is
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """PyTorch's exporter and ONNX Runtime's quantizer log, warn and print; what counts is raised or checked later."""
+    disabled, heard = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,255 @@
+"""An ONNX file in fewer bits, by ONNX Runtime's own quantizer and converter.
+
+`to_int8` computes in whole numbers of 8 bits. With images the range of every activation is fixed beforehand (static, as
+QuantizeLinear and DequantizeLinear pairs); without, that of what linear layers read is found anew for each batch (dynamic).
+`to_fp16` computes in floating point of half the width.
+
+What is chosen here, and why:
+
+- Activations are unsigned and weights signed, one scale for each output channel, as ONNX Runtime advises for x86. Signed
+  activations took longer than float32 there (docs/results.md); on ARM either kind does.
+- Networks of convolutions are quantized throughout. Where there are layer norms, as in transformers, single activations are far
+  larger than the rest, so that only convolutions and products with weights are quantized, and what lies between them is not.
+- Dynamic quantization leaves convolutions alone: ONNX Runtime has no fast code for them, and advises against it.
+- Norms of single images and GELU stay in float32 in an FP16 network: squares overflow in the former, and with either in FP16,
+  ONNX Runtime 1.31 crashed on vision transformers.
+
+The same network, images and settings give the same file, byte for byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir
+from onnx import NodeProto, TensorProto, numpy_helper
+from torch import nn
+
+from compressor import __version__
+from compressor.data import Batches
+from compressor.errors import CompressError, Infeasible, OutputError, VerificationFailed
+from compressor.files import write_whole
+from compressor.onnx.export import quiet
+from compressor.onnx.runtime import first_line, open_session
+
+Precision = Literal["int8", "fp16"]
+Ranges = Literal["minmax", "entropy", "percentile"]
+
+LINEAR = ("Gemm", "MatMul")
+WEIGHTED = ("Conv", "ConvTranspose", *LINEAR)  # operators that multiply by weights
+WIDE = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "Gelu")  # operators that stay in float32 in FP16
+SHORT = {"int8": TensorProto.INT8, "fp16": TensorProto.FLOAT16}  # the type of weights that were made smaller
+
+FATAL, WARNING = 4, 2  # ONNX Runtime's log levels
+
+
+def layers_of(file: Path, model: nn.Module) -> dict[str, list[NodeProto]]:
+    """Layer of `model` -> the nodes of its ONNX network, in `file`, that multiply by its weights.
+
+    A weight is known by its name, or where the exporter has turned it around, by its values. A node whose weights are of no
+    layer stands under its own name; one that multiplies two activations is left out.
+    """
+    names = {name: name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    values = {
+        _digest(parameter.detach().cpu().float().numpy()): names[name]
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2
+    }
+    graph = onnx.load(file).graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    found: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        constant = [weights[name] for name in node.input if name in weights]
+        if node.op_type in WEIGHTED and constant:
+            owner = next((names[tensor.name] for tensor in constant if tensor.name in names), None)
+            owner = owner or _owner(constant, values) or node.name
+            found.setdefault(owner, []).append(node)
+    return found
+
+
+def _owner(constant: Sequence[TensorProto], values: Mapping[str, str]) -> str | None:
+    arrays = [numpy_helper.to_array(tensor) for tensor in constant]
+    seen = (values.get(_digest(turned)) for array in arrays if array.ndim == 2 for turned in (array.T, array))
+    return next((owner for owner in seen if owner is not None), None)
+
+
+def _digest(array: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def prepare(file: Path, into: Path) -> None:
+    """Write the float network of `file` to `into` as ONNX Runtime wants it to quantize it: simplified, all shapes known.
+
+    Raises Infeasible when it cannot be had so.
+    """
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    open_session(file)  # imports ONNX Runtime without its warnings
+    try:
+        with _quiet_runtime():
+            quant_pre_process(str(file), str(into), auto_merge=True)
+    except Exception as error:
+        raise Infeasible(f"ONNX Runtime cannot prepare this network for quantization.\n{first_line(error)}") from error
+
+
+def to_int8(
+    file: Path,
+    into: Path,
+    images: Batches | None,
+    keep: Sequence[str] = (),
+    *,
+    ranges: Ranges = "minmax",
+    reduce_range: bool = False,
+) -> None:
+    """Write the prepared network of `file` in INT8 to `into`; the nodes called `keep` stay in float32.
+
+    `images` are looked at batch by batch, one at a time in memory; without them, convolutions stay as they are.
+    `ranges` says how an activation's range follows from its values: the least and largest, the range with the nearest
+    distribution, or all but one in 100,000 values. `reduce_range` takes 7 bits for weights, for x86 processors without VNNI,
+    whose sums of products of 8 bits can overflow.
+    Raises Infeasible when ONNX Runtime cannot do it, DataError when an image is broken, and OutputError when the file cannot be
+    written.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+    proto = onnx.load(file)
+    shared: dict[str, Any] = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": reduce_range}
+    if images is None:
+        # Linear layers are taken apart first, into a product with a name of its own and a sum.
+        excluded = [*keep, *(f"{name}_MatMul" for name in keep)]
+        _rewrite(
+            into,
+            lambda out: quantize_dynamic(file, out, op_types_to_quantize=[*LINEAR], nodes_to_exclude=excluded, **shared),
+        )
+        return
+    transformer = any(node.op_type == "LayerNormalization" for node in proto.graph.node)
+    methods = {
+        "minmax": CalibrationMethod.MinMax,
+        "entropy": CalibrationMethod.Entropy,
+        "percentile": CalibrationMethod.Percentile,
+    }
+    _rewrite(
+        into,
+        lambda out: quantize_static(
+            file,
+            out,
+            Reader(proto.graph.input[0].name, images),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            op_types_to_quantize=[*WEIGHTED] if transformer else None,
+            nodes_to_exclude=[*keep],
+            calibrate_method=methods[ranges],
+            # In strides of one batch: otherwise entropy and percentile keep all activations of all images. And products of
+            # two activations, as in attention, stay as they are.
+            extra_options={"CalibStridedMinMax": 1, "MatMulConstBOnly": True},
+            **shared,
+        ),
+    )
+
+
+class Reader:
+    """Gives images to ONNX Runtime, batch by batch, as its `CalibrationDataReader` does."""
+
+    def __init__(self, name: str, images: Batches) -> None:
+        self.name, self.images = name, images
+        self._left, self._now = iter(images), 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """So many batches are for the next stride; strides follow each other."""
+        self._now = end_index - start_index
+
+    def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
+        if not self._now:
+            return None
+        self._now -= 1
+        return {self.name: next(self._left).images.numpy()}  # [n, channels, height, width]
+
+
+def to_fp16(file: Path, into: Path, keep: Sequence[str] = ()) -> None:
+    """Write the prepared network of `file` in FP16 to `into`; the nodes called `keep` stay in float32.
+
+    Inputs and outputs stay in float32. Raises Infeasible when ONNX Runtime cannot do it, and OutputError when the file cannot
+    be written.
+    """
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    def write(out: Path) -> None:
+        blocked = [*DEFAULT_OP_BLOCK_LIST, *WIDE]
+        proto = convert_float_to_float16(onnx.load(file), keep_io_types=True, op_block_list=blocked, node_block_list=[*keep])
+        # A weight that several of these read is cast for each anew, under one and the same name.
+        once = {tuple(node.output): node for node in proto.graph.node}
+        del proto.graph.node[:]
+        proto.graph.node.extend(once.values())
+        network = onnx_ir.from_proto(proto)
+        network.graph.sort()  # casts stand behind what reads them
+        onnx_ir.save(network, out)
+
+    _rewrite(into, write)
+
+
+def _rewrite(into: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make the file, then put it in place without what nobody needs to run it."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "made.onnx"
+        try:
+            with _quiet_runtime():
+                write(made)
+                onnx.checker.check_model(made, full_check=True)
+                proto = onnx.load(made)
+        except CompressError:  # of the images
+            raise
+        except OSError as error:
+            raise OutputError(f"{folder} has no room for the files that quantizing needs: {error.strerror}.") from error
+        except Exception as error:
+            raise Infeasible(
+                "ONNX Runtime cannot quantize this network; --keep PATTERN leaves layers in float32.\n" + first_line(error)
+            ) from error
+    del proto.graph.value_info[:], proto.metadata_props[:]
+    proto.producer_name, proto.producer_version = "compressor", __version__
+    write_whole(into, lambda unfinished: onnx.save_model(proto, unfinished))
+
+
+def share_of(file: Path, precision: Precision) -> float:
+    """The share of all weights and other constants in the ONNX network of `file` that it holds in so few bits, 0 to 1."""
+    sizes = [(tensor.data_type, int(np.prod(tensor.dims))) for tensor in onnx.load(file).graph.initializer]
+    return sum(size for kind, size in sizes if kind == SHORT[precision]) / sum(size for _, size in sizes)
+
+
+def check_opens(file: Path) -> None:
+    """Let another process open the ONNX file. Raises VerificationFailed when ONNX Runtime refuses it, or crashes.
+
+    Networks of mixed precision lead it along paths that few have gone, and it was seen to end in a segmentation fault.
+    """
+    code = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(file)], capture_output=True, text=True)
+    if done.returncode:
+        how = f"It crashes (signal {-done.returncode})." if done.returncode < 0 else done.stderr.strip().splitlines()[-1][:300]
+        raise VerificationFailed(
+            f"ONNX Runtime cannot open the network that it quantized: --keep PATTERN leaves layers in float32.\n{how}"
+        )
+
+
+@contextlib.contextmanager
+def _quiet_runtime() -> Iterator[None]:
+    """Nothing is printed or logged, from below Python either."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(FATAL)
+    try:
+        with quiet():
+            yield
+    finally:
+        onnxruntime.set_default_logger_severity(WARNING)

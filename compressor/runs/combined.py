@@ -1,0 +1,182 @@
+"""The report of a whole pipeline: from the original to what its last step made, everything measured anew side by side.
+
+Each step has a report of its own, against what it was given. Times of different runs cannot be compared, so here the original
+and the ONNX file of every step take turns once more.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from compressor.network import cost
+from compressor.onnx.export import export_onnx
+from compressor.report import (
+    Epoch,
+    Fidelity,
+    Latency,
+    Layer,
+    Report,
+    Stage,
+    Target,
+    Verification,
+    compare,
+    read_report,
+    verdict,
+    write_reports,
+)
+from compressor.runs import findings
+from compressor.runs.directory import NETWORK, RunDirectory
+from compressor.runs.journal import Journal
+from compressor.runs.run import Run
+from compressor.runs.sources import Opened, open_both
+from compressor.runs.stages import EVALUATION_BATCH, on_random_images
+
+
+@dataclass(frozen=True)
+class Part:
+    """A step that has been carried out."""
+
+    command: str
+    place: Path
+
+    @cached_property
+    def report(self) -> Report:
+        return read_report(self.place)
+
+    @property
+    def title(self) -> str:
+        return f"{self.command} {self.report.method}"
+
+    @property
+    def file(self) -> Path:
+        return self.place / "model.onnx"
+
+
+def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
+    """Write the results of the whole into the directory of `first`, a run that knows the original and its images.
+
+    `config` is the text of the file that names the steps. Raises a CompressError.
+    """
+    place = RunDirectory(first.out, config)
+    with place.claimed(force=True, resume=False):
+        with Journal(first.console, place.log) as journal:
+            opened = open_both(first.source, first.images, first.inputs, first.recipe.seed)
+            export_onnx(opened.loaded.model, opened.inputs, place.original)
+            report = _report(parts, first, opened, place.original)
+            for name in NETWORK:
+                shutil.copyfile(parts[-1].place / name, place.new / name)
+            write_reports(report, place.new)
+            journal.event("done", verdict=report.verdict)
+        place.publish()
+    return read_report(first.out)
+
+
+def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -> Report:
+    reports = [part.report for part in parts]
+    files = [original, *(part.file for part in parts)]
+    times = cost.compare_latency(files, opened.inputs, seconds=1.0 * len(files))
+    start, end = reports[0], reports[-1]
+    baseline = replace(start.baseline, latency=times[0], size_bytes=original.stat().st_size)
+    compressed = replace(end.compressed, latency=times[-1])
+    verification = _verification(reports)
+    change = compare(baseline, compressed)
+    return replace(
+        end,
+        name=first.out.resolve().name,
+        verdict=verdict(baseline, compressed, verification),
+        model=start.model,
+        arch=start.arch,
+        settings={f"{part.place.name}.{name}": value for part in parts for name, value in part.report.settings.items()},
+        method=" + ".join(part.title for part in parts),
+        seed=start.seed,
+        target=start.target if len(parts) == 1 else Target("macs", 1 - change.macs, 1 - change.macs, f"{len(parts)} steps"),
+        baseline=baseline,
+        compressed=compressed,
+        change=change,
+        stages=_stages(parts, reports, files, times),
+        epochs=_epochs(reports),
+        layers=_layers(reports),
+        frozen=start.frozen,
+        fidelity=_fidelity(files, opened, first.recipe.seed),
+        verification=verification,
+        warnings=[f"{part.title}: {warning}" for part in parts for warning in part.report.warnings if not _is_origin(warning)],
+        versions=findings.versions(),
+        command=first.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=sum(report.seconds for report in reports),
+        teaching=next((report.teaching for report in reversed(reports) if report.teaching), None),
+    )
+
+
+def _stages(
+    parts: Sequence[Part], reports: Sequence[Report], files: Sequence[Path], times: Sequence[list[Latency]]
+) -> list[Stage]:
+    """A row for the original, and one a step."""
+    sizes = [file.stat().st_size for file in files]
+    rows = [replace(reports[0].stages[0], size_bytes=sizes[0], latency=times[0])]
+    for part, report, size, latency in zip(parts, reports, sizes[1:], times[1:], strict=True):
+        after = report.compressed
+        rows.append(
+            Stage(part.title, after.macs, after.params, after.accuracy, report.seconds, size_bytes=size, latency=latency)
+        )
+    return rows
+
+
+def _epochs(reports: Sequence[Report]) -> list[Epoch]:
+    """All epochs of all steps, counted on."""
+    rows = [epoch for report in reports for epoch in report.epochs]
+    return [replace(row, epoch=number) for number, row in enumerate(rows, 1)]
+
+
+def _layers(reports: Sequence[Report]) -> list[Layer]:
+    """What has become of each layer of the original; layers that took the place of one count as that one."""
+    layers = {layer.name: layer for layer in reports[0].layers}
+    for report in reports[1:]:
+        heirs: dict[str, list[Layer]] = {}
+        for layer in report.layers:
+            owner = next((name for name in _prefixes(layer.name) if name in layers), None)
+            if owner is not None:
+                heirs.setdefault(owner, []).append(layer)
+        for name, found in heirs.items():
+            layers[name] = _after(layers[name], found)
+    return list(layers.values())
+
+
+def _after(layer: Layer, heirs: Sequence[Layer]) -> Layer:
+    """`layer` as a later step left it."""
+    macs, params = sum(heir.macs_after for heir in heirs), sum(heir.params_after for heir in heirs)
+    layer = replace(layer, macs_after=macs, params_after=params)
+    if len(heirs) > 1:
+        return replace(layer, factors=[heir.shape_after for heir in heirs])
+    (heir,) = heirs
+    return replace(layer, shape_after=heir.shape_after, factors=heir.factors or layer.factors, rank=heir.rank or layer.rank)
+
+
+def _prefixes(name: str) -> list[str]:
+    """`a.b.c` -> itself, `a.b`, `a`."""
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+
+
+def _is_origin(note: str) -> bool:
+    """Whether it tells that a step began with a run: here it was the last step's."""
+    return note.startswith(("a run of ", "the student: a run of "))
+
+
+def _verification(reports: Sequence[Report]) -> Verification:
+    """Of all steps the worst cut, and of the last the ONNX file."""
+    cuts = [report.verification.masked for report in reports if report.verification.masked is not None]
+    return replace(reports[-1].verification, masked=max(cuts, default=None))
+
+
+def _fidelity(files: Sequence[Path], opened: Opened, seed: int) -> Fidelity | None:
+    before, after = cost.onnx_predict(files[0]), cost.onnx_predict(files[-1])
+    if opened.data is None:
+        return on_random_images(before, after, opened.inputs, seed)
+    images = opened.data.batches("test", batch_size=EVALUATION_BATCH, device="cpu")
+    return cost.fidelity(before, after, images, "test images")

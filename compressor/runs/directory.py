@@ -1,0 +1,213 @@
+"""A run's directory: who may write there, what is kept until the run is done, and how the results are put in place.
+
+    runs/NAME/         the results of the run that was finished last, and nothing else of ours
+    runs/NAME/state/   the run in progress: its settings, its log, the newest training state, and in `new/` its results
+
+A finished run moves its results up, the report last: a directory with a `report.json` holds a whole run. A run that replaces
+another leaves the old results alone until its own are complete; then all old files go before the first new one comes, so that
+nobody finds the plan of one run beside the weights of another. A run that fails leaves nothing behind, or just what `--resume`
+needs. All this holds when the process is killed between any two steps, and when the power fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from compressor.errors import OutputError, UsageError
+from compressor.files import sync, write_text, write_whole
+from compressor.runs.settings import first_change
+
+# The report last: where it is, all the rest is.
+NETWORK = ("model.onnx", "model.safetensors", "plan.json")
+RESULTS = (
+    *NETWORK,
+    "report.md",
+    "report.html",
+    "log.jsonl",
+    "config.toml",
+    "report.json",
+)
+
+
+class RunDirectory:
+    """The directory `out`, for a run whose settings are `config` (the text of its config.toml)."""
+
+    _claim: os.stat_result  # of the lock, once it is ours
+
+    def __init__(self, out: Path, config: str) -> None:
+        self.out, self.config = out, config
+        self.state = out / "state"
+        self.new = self.state / "new"
+        self.original = self.new / "original.onnx"  # the model as it came
+        self.training = self.state / "training.pt"
+        self.earlier = self.state / "earlier.pt"  # of a training before the training
+        self.stages = self.state / "stages.json"
+        self.times = self.state / "times.json"
+        self.log = self.state / "log.jsonl"
+        self._lock = self.state / "lock"
+        self._record = self.state / "config.toml"
+        self._complete = self.new / "complete"  # a mark: all results are here
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the results of a whole run lie here."""
+        return (self.out / "report.json").exists()
+
+    @property
+    def is_unpublished(self) -> bool:
+        """Whether a run was done, but interrupted while its results were put in place."""
+        return self._complete.exists()
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether an unfinished run lies here that is worth going on with."""
+        begun = self.training.exists() or self.earlier.exists() or self.is_unpublished
+        return self._record.exists() and begun
+
+    def check(self, *, force: bool, resume: bool) -> None:
+        """Raise OutputError when something lies here that must not be lost, UsageError when a run of other settings does."""
+        if force and resume:
+            raise UsageError("--resume goes on with a run, and --force starts it anew: give one of the two.")
+        if not self.out.is_dir():
+            if self.out.exists():
+                raise OutputError(f"--out {self.out} is a file: give a directory.")
+            return
+        others = sorted(path.name for path in self.out.iterdir() if path.name not in {*RESULTS, "state"})
+        if resume and (self.can_resume or self.is_finished):
+            record = self._record if self.can_resume else self.out / "config.toml"
+            if change := first_change(record.read_bytes().decode(errors="replace"), self.config):
+                raise UsageError(
+                    f"--resume: {self.out} was begun with other settings: {change}.\n"
+                    "Use the same settings, or --force to start anew."
+                )
+        elif not force and self.can_resume:
+            raise OutputError(
+                f"{self.out} holds an unfinished run: --resume goes on with it, --force starts anew, --out DIR goes elsewhere."
+            )
+        elif not force and (self.is_finished or others):
+            what = "a finished run: --force replaces it"
+            if not self.is_finished:
+                what = f"other files ({', '.join(others[:3])}): --force writes beside them"
+            raise OutputError(f"{self.out} exists and holds {what}, --out DIR goes elsewhere.")
+
+    @contextmanager
+    def claimed(self, *, force: bool, resume: bool) -> Iterator[None]:
+        """Have the directory to oneself. What an unfinished run left is taken up with `resume`, and thrown away without.
+
+        Raises OutputError or UsageError when the directory cannot be had.
+        """
+        existed = self.out.exists()
+        with self._in_plain_words():
+            self.check(force=force, resume=resume)
+            self.state.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._locked():
+                with self._in_plain_words():
+                    self.check(force=force, resume=resume)  # again: another run may have ended in the meantime
+                    self._begin(resume)
+                yield
+        finally:
+            if not existed:
+                with suppress(OSError):  # it is not empty: good
+                    self.out.rmdir()
+
+    def check_held(self) -> None:
+        """Raise OutputError when the claimed directory is gone. Another run may have begun in its place."""
+        if not self._is_held:
+            raise OutputError(f"{self.out} was removed or renamed while it was being written. Start the run again.")
+
+    def publish(self) -> None:
+        """Put the results in `new` in place. Interrupted, it can be done again: what was moved stays moved."""
+        with self._in_plain_words():
+            self.check_held()
+            if not self.is_unpublished:
+                write_text(self.new / self._record.name, self.config)
+                write_whole(self.new / self.log.name, lambda unfinished: shutil.copyfile(self.log, unfinished))
+                self._complete.touch()
+                sync(self.new)
+            left = [name for name in RESULTS if (self.new / name).exists()]
+            for name in reversed(left):
+                (self.out / name).unlink(missing_ok=True)
+            for name in left:
+                (self.new / name).replace(self.out / name)
+            sync(self.out)
+            self._clear()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other runs out, and leave no more than a later one needs."""
+        lock = FileLock(self._lock, timeout=0)
+        with self._in_plain_words():
+            try:
+                lock.acquire()
+            except Timeout:
+                raise OutputError(f"{self.out} is being written by another run: wait for it, or give another --out.") from None
+        try:
+            self._claim = self._lock.stat()
+            yield
+        finally:
+            try:
+                with self._in_plain_words():
+                    self._leave()
+            finally:
+                lock.release()
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether the lock is still the file that was locked."""
+        return self._lock.exists() and os.path.samestat(self._lock.stat(), self._claim)
+
+    def _begin(self, resume: bool) -> None:
+        """Throw away what is of no use, and write down the settings."""
+        if self.is_unpublished and not resume:
+            self.publish()  # whole results stay until others replace them
+        if not (resume and self.can_resume):
+            self._clear()
+        for path in self.state.glob(".*"):
+            _remove(path)  # half written
+        if not self.is_unpublished:
+            _remove(self.new)
+        self.new.mkdir(exist_ok=True)
+        write_text(self._record, self.config)
+
+    def _leave(self) -> None:
+        """Leave nothing of a run that failed and cannot be taken up, nor of one that is finished."""
+        is_anothers = self._lock.exists() and not self._is_held
+        if is_anothers or not self.state.exists():
+            return
+        if self.can_resume:
+            if not self.is_unpublished:
+                _remove(self.new)
+            return
+        self._clear()
+        self._lock.unlink(missing_ok=True)  # while it is held; who has opened it by now sees that it has no name any more
+        with suppress(OSError):  # the next run has begun: good
+            self.state.rmdir()
+
+    def _clear(self) -> None:
+        """Remove what is of one run. What tells that its results are complete comes last: so this, too, is gone on with."""
+        others = [path for path in self.state.iterdir() if path not in (self._lock, self.new, self._record)]
+        for path in (*others, self.new, self._record):
+            _remove(path)
+
+    @contextmanager
+    def _in_plain_words(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.out} cannot be used: {error.strerror or error}. Give another directory with --out."
+            ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

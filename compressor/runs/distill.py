@@ -1,0 +1,404 @@
+"""A run of `compress distill`: who teaches whom, and with which method.
+
+The student is what the user gives, or the teacher itself, narrowed to the asked rate: then it is cut as `compress prune` does,
+and begins with the teacher's weights. Without a teacher, networks of the student's build teach each other, and one is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from compressor.checkpoint import Loaded, accepts
+from compressor.checkpoint.kinds import in_one_line
+from compressor.checkpoint.plan import Plan
+from compressor.errors import CheckpointError, CompressError, OutputError, UsageError
+from compressor.files import write_whole
+from compressor.methods import catalogue, widths
+from compressor.methods.catalogue import Entry, Value
+from compressor.methods.distill.taps import fresh
+from compressor.methods.distill.teaching import Distillation, Frozen, Teacher
+from compressor.methods.prune.filters import FilterPruning
+from compressor.methods.widths import Goal
+from compressor.network import cost
+from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.outputs import logits_of
+from compressor.report import Epoch, Profile, Report, Target, Teaching
+from compressor.runs import findings, prune
+from compressor.runs.directory import RunDirectory
+from compressor.runs.journal import Journal
+from compressor.runs.run import Order, Run, check_needs
+from compressor.runs.settings import Setting
+from compressor.runs.sources import Images, Opened, Source
+from compressor.runs.stages import Stages
+from compressor.tasks.classify import Classify
+from compressor.training import processes
+from compressor.training.method import Job, Method
+from compressor.training.recipe import Recipe
+from compressor.training.train import Training, seed_all
+
+GIVEN = "a student as it is"
+NARROWING = "magnitude"  # the method that makes a student of a teacher
+FROM_NEW_WEIGHTS = 0.05, 5e-4  # learning rate and weight decay of SGD
+FROM_TRAINED_WEIGHTS = 0.02, 1e-4
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The student, and what is to be done. `goal` is of a student that is made of the teacher: None when one is given."""
+
+    student: Source | None = None
+    goal: Goal | None = None
+    method: str = "kd"
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    fresh: bool = False  # whether a student that is given starts from new weights
+    taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    round_to: int | None = None
+    repair: bool = True
+
+    def __post_init__(self) -> None:
+        if self.student is not None and (self.goal or self.keep or self.round_to):
+            raise UsageError(
+                "--rate, --target, --keep and --round-to make a student of the teacher: leave them or --student away."
+            )
+        if self.goal is not None and self.goal.quantity == "weights":
+            raise UsageError(f"--target {self.goal.text} is for `compress prune`: here, ask for macs, params, size or filters.")
+        if self.fresh and self.student is None:
+            raise UsageError("--fresh gives a student new weights: name the student with --student, --model or --student-arch.")
+
+
+class Distilling(Run):
+    """One distillation run. The source of `order` is the teacher, where there is one, and else the student."""
+
+    does = "distill"
+
+    def __init__(self, order: Order, wish: Wish) -> None:
+        self.entry = catalogue.find(wish.method, "distill")
+        self.teacher = None if order.source is wish.student else order.source
+        self.wish, self.method, self.repair = wish, self.entry.name, wish.repair
+        self.student: Loaded | None = None  # what the user gave as one
+        self.paper: Distillation | None = None
+        super().__init__(replace(order, recipe=self._suited(order.recipe)))
+
+    def _suited(self, recipe: Recipe) -> Recipe:
+        """With the learning rate and weight decay for new weights, or for trained ones, where none are asked for."""
+        usual = recipe.with_sgd(*(FROM_NEW_WEIGHTS if self._new else FROM_TRAINED_WEIGHTS))
+        return replace(usual, teacher="none")  # the method says what is learned from whom
+
+    @property
+    def _new(self) -> bool:
+        """Whether the student begins with new weights."""
+        student = self.wish.student
+        if student is None or not student.is_named:
+            return self.wish.fresh
+        return self.wish.fresh or not (student.arch_args.get("weights") or student.arch_args.get("pretrained"))
+
+    def _check(self) -> None:
+        name, is_one = self.entry.name, self.teacher is not None
+        if self.entry.teacher_is == "needed" and not is_one:
+            raise UsageError(f"--method {name} needs a teacher: give one with --teacher.")
+        if self.entry.teacher_is == "none" and is_one:
+            raise UsageError(f"--method {name} has networks teach each other: leave --teacher away, and give --model.")
+        check_needs(self.entry, self.recipe.epochs, self.images.spec)
+
+    @property
+    def wishes(self) -> dict[str, Setting]:
+        wish, goal = self.wish, self.wish.goal
+        student = wish.student.settings if wish.student is not None else {}
+        is_rate = goal is not None and goal.text.startswith("--rate")
+        return {
+            "student": student.get("model"),
+            "student_arch": student.get("arch"),
+            "student_arch_arg": student.get("arch_arg"),
+            "fresh": wish.fresh or None,
+            "rate": goal.share if goal is not None and is_rate else None,
+            "target": goal.text if goal is not None and not is_rate else None,
+            "method": self.entry.name,
+            "set": catalogue.written(self.entry, wish.settings),
+            "taps": list(wish.taps) or None,
+            "teacher_taps": list(wish.teacher_taps) or None,
+            "keep": list(wish.keep) or None,
+            "round_to": wish.round_to,
+            "repair": wish.repair,
+        }
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """`teacher` is the file here, and what a recipe calls so is left away."""
+        settings = {**super().settings, "teacher": None}
+        if self.teacher is not None:
+            settings["teacher"] = settings.pop("model")
+        return settings
+
+    def _open(self, journal: Journal) -> Opened:
+        """A student that is code has random weights: those of this run's seed."""
+        seed_all(self.recipe.seed)
+        return super()._open(journal)
+
+    @property
+    def counts_bytes(self) -> bool:
+        return self.wish.goal is not None and self.wish.goal.quantity == "size"
+
+    # The student ------------------------------------------------------------------------------------------------------
+
+    def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
+        """What makes the student: a cut of the teacher, or nothing. Raises a CompressError."""
+        wish = self.wish
+        if self.teacher is None:
+            self.student = opened.loaded
+        elif wish.student is not None:
+            self.student = self._opened_student(wish.student, opened)
+        else:
+            cut = prune.Wish(wish.goal or widths.parse_rate(0.5), NARROWING, keep=wish.keep, round_to=wish.round_to)
+            return prune.prepared(cut, opened, place.original, self._task(), self.recipe.seed, journal, device)
+        seed_all(self.recipe.seed)
+        network = copy.deepcopy(self.student.model).requires_grad_(True)
+        if wish.fresh:
+            fresh(network)
+        return Method(Job(network, opened.inputs, None, Goal("macs", GIVEN, share=0.0), self._task())).to(device)
+
+    def _opened_student(self, source: Source, opened: Opened) -> Loaded:
+        """Raises a CompressError that names the student, when it cannot be read or does not answer as the teacher does."""
+        classes = _classes(opened.loaded.model, opened)
+        if source.is_named and "num_classes" not in source.arch_args and accepts(source.model, "num_classes"):
+            source = replace(source, arch_args={**source.arch_args, "num_classes": classes})
+        try:
+            loaded = source.load()
+            cost.count_macs(loaded.model, opened.inputs)
+        except CompressError as error:
+            told = str(error).replace("--arch", "--student-arch")
+            raise type(error)(f"the student: {told}") from error
+        if (found := _classes(loaded.model, opened)) != classes:
+            raise UsageError(
+                f"The student {source.model} answers {found} classes, and the teacher {classes}: give a student for {classes}, "
+                f"as with --student-arch-arg num_classes={classes}."
+            )
+        opened.notes.extend(f"the student: {note}" for note in loaded.notes)
+        return loaded
+
+    def _task(self) -> Classify:
+        return Classify(self.recipe.label_smoothing)
+
+    # The lesson -------------------------------------------------------------------------------------------------------
+
+    def _trainer(self, method: Method, opened: Opened, stages: Stages, place: RunDirectory, journal: Journal) -> Method:
+        """The paper, which teaches the student that `method` made; its teacher is made ready before, if it needs that."""
+        wish, job = self.wish, method.job
+        if self.student is not None and (self.teacher is not None or wish.fresh):
+            stages.add("student", method.model)
+        job = replace(
+            job,
+            model=method.model,
+            channels=None,
+            images=opened.data,
+            teacher=None if self.teacher is None else opened.loaded.model,
+            taps=wish.taps,
+            teacher_taps=wish.teacher_taps,
+            trained=not self._new,
+            images_stay=not self.recipe.augment,
+        )
+        seed_all(self.recipe.seed)
+        self.paper = _created(self.entry, job, wish.settings).to(stages.device)
+        self._make_ready(self.paper, opened, stages.device, place, journal)
+        self.paper.prepare()
+        return self.paper
+
+    def _make_ready(
+        self, paper: Distillation, opened: Opened, device: torch.device, place: RunDirectory, journal: Journal
+    ) -> None:
+        """The training before the training, or what an earlier run left of it beside the teacher."""
+        first = paper.first()
+        if first is None or opened.data is None:
+            return
+        kept = self._kept(first, opened)
+        if kept is not None and processes.agreed(kept.is_file()):
+            if processes.is_first():
+                _take_up(first, kept)
+            processes.synchronise(first)
+            journal.event("taken up", file=str(kept))
+            journal.say(f"the teacher was made ready by an earlier run: {kept}")
+            return
+        share = paper.earlier
+        recipe = replace(self.recipe, epochs=max(1, round(self.recipe.epochs * share)), warmup=self.recipe.warmup * share)
+        journal.say(f"the teacher is made ready: epochs 1 to {recipe.epochs}")
+        training = Training(first, opened.data, recipe, device, place.earlier)
+        if self.resume:
+            training.resume()
+        training.run(journal)
+        if kept is not None and processes.is_first():
+            _keep(first, kept, journal)
+
+    def _kept(self, first: Method, opened: Opened) -> Path | None:
+        """The file beside the teacher's in which what was made of it is kept: named after all that has a say in it."""
+        if self.source.is_named or opened.data is None:
+            return None
+        content = hashlib.sha256()
+        for name, tensor in opened.loaded.model.state_dict().items():
+            content.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        told = {
+            "format": 1,
+            "method": self.method,
+            "made": {name: value for name, value in vars(first).items() if isinstance(value, int | float | str | dict)},
+            "tensors": {name: list(tensor.shape) for name, tensor in first.state_dict().items()},
+            "taps": self.wish.teacher_taps,
+            "data": [self.images.settings, opened.data.counts],
+            "recipe": asdict(self.recipe),
+        }
+        content.update(json.dumps(told, sort_keys=True, default=str).encode())
+        path = Path(self.source.model)
+        return path.with_name(f"{path.name}.{self.entry.name}-{content.hexdigest()[:12]}.safetensors")
+
+    def _identity(self, opened: Opened) -> str | None:
+        """Of the teacher and of the student that was given."""
+        teacher = super()._identity(opened)
+        return teacher if self.teacher is None or self.student is None else f"{teacher} {self.student.sha256}"
+
+    # The report -------------------------------------------------------------------------------------------------------
+
+    def _plan(self, opened: Opened) -> Plan:
+        loaded = self.student or opened.loaded
+        return loaded.plan or Plan(loaded.arch, loaded.arch_args, opened.inputs)
+
+    def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
+        if not isinstance(method, FilterPruning):
+            share = 1 - compressed.macs / baseline.macs
+            return Target("macs", share, share, GIVEN)
+        assert method.removed is not None, "the student was cut"
+        removed, goal = method.removed, method.job.goal
+        return findings.target_of_cut(goal, removed.channels, removed.mask, baseline, compressed, self.wish.round_to)
+
+    def _teaching(self, history: list[Epoch]) -> Teaching | None:
+        parts = [part for part in self.paper.modules() if isinstance(part, Frozen)] if self.paper is not None else []
+        taken = [(part.seconds, part.calls) for part in parts if part.seconds is not None]
+        if not taken or not history:
+            return None
+        seconds = sum(epoch.seconds for epoch in history)
+        images = sum(epoch.images_per_second * epoch.seconds for epoch in history)
+        kept = any(isinstance(part, Teacher) and part.keeps for part in parts)
+        calls = taken[0][1] if kept else images / self.recipe.batch_size
+        one = sum(part for part, _ in taken)
+        return Teaching(1000 * one, min(1.0, one * calls / seconds), kept)
+
+
+def _created(entry: Entry, job: Job, settings: Mapping[str, Value]) -> Distillation:
+    paper = catalogue.create(entry, job, settings)
+    assert isinstance(paper, Distillation)
+    return paper
+
+
+def _classes(model: nn.Module, opened: Opened) -> int:
+    """How many classes a network on the CPU answers."""
+    with torch.no_grad():
+        return logits_of(opened.inputs.call(model.eval(), opened.inputs.random(1, like=model))).shape[-1]
+
+
+def _take_up(first: Method, kept: Path) -> None:
+    """Raises CheckpointError when the file cannot be read."""
+    try:
+        first.load_state_dict(load_file(kept))
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{kept} is damaged ({in_one_line(error)}). Delete it: it is made again.") from None
+
+
+def _keep(first: Method, kept: Path, journal: Journal) -> None:
+    """Where the teacher lies on a disk that cannot be written to, the next run does it all again."""
+    packed = save({name: tensor.detach().cpu().contiguous() for name, tensor in first.state_dict().items()})
+    try:
+        write_whole(kept, lambda path: path.write_bytes(packed))
+    except OutputError as error:
+        journal.say(f"what was made of the teacher was not kept: {error}")
+    else:
+        journal.say(f"what was made of the teacher is kept for later runs: {kept}")
+
+
+def distill(
+    teacher: str | None = None,
+    *,
+    student: str | None = None,
+    rate: float | None = None,
+    target: str | None = None,
+    method: str = "kd",
+    data: str | None = None,
+    out: str | Path,
+    arch: str | None = None,
+    arch_args: Mapping[str, object] | None = None,
+    student_arch: str | None = None,
+    student_arch_args: Mapping[str, object] | None = None,
+    fresh: bool = False,
+    settings: Mapping[str, Value] | None = None,
+    taps: tuple[str, ...] = (),
+    teacher_taps: tuple[str, ...] = (),
+    keep: tuple[str, ...] = (),
+    round_to: int | None = None,
+    repair: bool = True,
+    recipe: Recipe | None = None,
+    inputs: AnyInputs | None = None,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = False,
+) -> Report:
+    """Have `teacher` (a checkpoint, `torchvision:NAME`, ... as on the command line) teach a student, into the directory `out`.
+
+    Without `student` and `student_arch` the student is the teacher narrowed by `rate` (share of its MACs, 0.5 by default) or to
+    `target` (such as "params<=5M"). Without `teacher`, networks of the student's build teach each other. Returns the report;
+    raises a CompressError.
+    """
+    given = student_source(student, student_arch, student_arch_args or {})
+    goal = parse_goal(rate, target)
+    order = Order(
+        first_network(None if teacher is None else Source(teacher, arch, arch_args or {}), given),
+        Images(data),
+        recipe or Recipe(),
+        Path(out),
+        device,
+        None if inputs is None else Inputs.of(inputs),
+        force=force,
+        resume=resume,
+        command="compressor.distill(...)",
+    )
+    wish = Wish(given, goal, method, settings or {}, fresh, taps, teacher_taps, keep, round_to, repair)
+    return Distilling(order, wish).run()
+
+
+def first_network(teacher: Source | None, student: Source | None) -> Source:
+    """What the answers are compared with: the teacher, or without one the student itself. Raises UsageError."""
+    source = teacher or student
+    if source is None:
+        raise UsageError("Nobody teaches and nobody learns: give --teacher t.pt, or --model s.pt with a method without one.")
+    return source
+
+
+def student_source(
+    student: str | None, arch: str | None, arch_args: Mapping[str, object], trust_pickle: bool = False
+) -> Source | None:
+    """The student that is given: a file with weights and the code that builds it, or that code alone, or none.
+
+    Raises UsageError.
+    """
+    if student is None and arch is None:
+        if arch_args:
+            raise UsageError("--student-arch-arg is for the code that --student-arch names: give that, too.")
+        return None
+    if student is None:
+        return Source(str(arch), None, arch_args, code=True)
+    return Source(student, arch, arch_args, trust_pickle=trust_pickle)
+
+
+def parse_goal(rate: float | None, target: str | None) -> Goal | None:
+    """What is asked of a student that is made of the teacher. Raises UsageError."""
+    if rate is not None and target is not None:
+        raise UsageError("--rate and --target say the same in two ways: give one.")
+    if rate is not None:
+        return widths.parse_rate(rate)
+    return None if target is None else widths.parse_target(target)

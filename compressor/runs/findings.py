@@ -1,0 +1,193 @@
+"""What came out of a run, as parts of its report: what was asked and reached, each layer before and after, on what it ran."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compressor import __version__
+from compressor.channels import Channels, Mask
+from compressor.errors import Infeasible, VerificationFailed
+from compressor.methods import widths
+from compressor.methods.widths import Goal
+from compressor.network import cost
+from compressor.network.inputs import AnyInputs
+from compressor.network.parts import Chains
+from compressor.report import Accuracy, Change, Latency, Layer, Profile, Target, figures
+from compressor.report.summary import FASTER
+from compressor.training import processes
+from compressor.training.method import Made
+
+
+def profile(model: nn.Module, inputs: AnyInputs, onnx: Path, accuracy: Accuracy | None, latency: Sequence[Latency]) -> Profile:
+    """What `model` and its ONNX file cost."""
+    return Profile(
+        macs=cost.count_macs(model, inputs),
+        params=cost.count_params(model),
+        weight_bytes=cost.weight_bytes(model),
+        size_bytes=onnx.stat().st_size,
+        peak_activation_bytes=cost.peak_activation_bytes(model, inputs),
+        accuracy=accuracy,
+        latency=list(latency),
+    )
+
+
+def check_cost(compressed: Profile, planned: Mapping[str, float]) -> None:
+    """What the budget was met with must agree with the network that came out. Raises VerificationFailed."""
+    for name, word in (("macs", "MACs"), ("params", "parameters")):
+        counted = getattr(compressed, name)
+        if name in planned and abs(planned[name] - counted) > max(1.0, 1e-6 * counted):
+            raise VerificationFailed(
+                f"the small network has {counted} {word}, but {planned[name]:.0f} were planned.\nNothing was written."
+            )
+
+
+def check_not_met(goal: Goal, model: nn.Module, inputs: AnyInputs, onnx: Path) -> None:
+    """Raise Infeasible when the original, with its ONNX file, meets the goal."""
+    counts: dict[str, tuple[Callable[[], int], str]] = {
+        "macs": (lambda: cost.count_macs(model, inputs), " MACs"),
+        "params": (lambda: cost.count_params(model), " parameters"),
+        "size": (lambda: onnx.stat().st_size, "B"),
+    }
+    if goal.limit is None or goal.quantity not in counts:
+        return
+    count, unit = counts[goal.quantity]
+    if (found := count()) <= goal.limit:
+        raise Infeasible(f"{goal.text} is met by the model as it is, with {figures.count(found)}{unit}: ask for less.")
+
+
+def overhead(goal: Goal, model: nn.Module, onnx: Path) -> float:
+    """Bytes of the original's ONNX file beside its weights, which a goal of size must know."""
+    return onnx.stat().st_size - cost.weight_bytes(model) if goal.quantity == "size" else 0.0
+
+
+def target(
+    goal: Goal,
+    baseline: Profile,
+    compressed: Profile,
+    why: str,
+    reached: float | None = None,
+    macs_at_asked: float | None = None,
+) -> Target:
+    """What was asked and reached; `why` says why they differ, if they do. `reached` is of what a profile does not tell."""
+    before = {"macs": baseline.macs, "params": baseline.params, "size": baseline.size_bytes or 0}
+    after = {"macs": compressed.macs, "params": compressed.params, "size": compressed.size_bytes or 0}
+    asked = goal.asked(before.get(goal.quantity, 1))
+    if reached is None:
+        reached = 1 - after[goal.quantity] / before[goal.quantity]
+    note = ""
+    if goal.limit is not None and asked == 0:
+        note = "the original already meets it"
+    elif abs(reached - asked) > widths.WITHIN and (goal.share is not None or reached < asked):
+        note = why
+    return Target(goal.quantity, asked, reached, goal.text, note, macs_at_asked)
+
+
+def target_of_cut(
+    goal: Goal, channels: Channels, mask: Mask, baseline: Profile, compressed: Profile, round_to: int | None
+) -> Target:
+    """The same for channels that were cut; `mask` are those that stay."""
+    why = _why_not(goal, channels, round_to)
+    if goal.quantity != "filters":
+        return target(goal, baseline, compressed, why)
+    reached, asked = widths.reached(channels, mask, goal), goal.asked(1)
+    return target(goal, baseline, compressed, why, reached, widths.macs_at(channels, asked))
+
+
+def _why_not(goal: Goal, channels: Channels, round_to: int | None) -> str:
+    if goal.quantity == "filters":
+        return "each layer gives a whole number of filters"
+    if channels.held:
+        return "1 group had to stay whole" if len(channels.held) == 1 else f"{len(channels.held)} groups had to stay whole"
+    return "whole channels only" if round_to == 1 else f"widths are multiples of {round_to or 'up to 8'}"
+
+
+def layers(model: nn.Module, small: nn.Module, inputs: AnyInputs, made: Made) -> list[Layer]:
+    """Every layer that multiplies, before and after; what took a layer's place counts for that layer."""
+    macs, after = cost.layer_macs(model, inputs), dict(small.named_modules())
+    weights = {name: weight for name, module in model.named_modules() if (weight := _weight(module)) is not None}
+    chained = made.step.parts if isinstance(made.step, Chains) else {}
+    names = [name for name in weights if name in macs or name in chained]
+    params, params_after = (_by_layer(names, {n: p.numel() for n, p in net.named_parameters()}) for net in (model, small))
+    macs, macs_after = (_by_layer(names, counts) for counts in (macs, cost.layer_macs(small, inputs)))
+    rows = []
+    for name in names:
+        factors = [list(p.shape) for p in after[name].parameters() if p.dim() >= 2] if name in chained else []
+        weight = _weight(after[name]) if name not in chained else None
+        ms, ms_after = made.times.get(name, (None, None))
+        rows.append(
+            Layer(
+                name,
+                type(model.get_submodule(name)).__name__,
+                list(weights[name].shape),
+                list((weights[name] if weight is None else weight).shape),
+                macs[name],
+                macs_after[name],
+                params[name],
+                params_after[name],
+                made.remarks.get(name, ""),
+                factors=factors,
+                rank=made.ranks.get(name),
+                ms=ms,
+                ms_after=ms_after,
+            )
+        )
+    return rows
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, Tensor) else None
+
+
+def _by_layer(layers: Sequence[str], counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts of modules or parameters added up by the innermost of `layers` that they belong to."""
+    table = dict.fromkeys(layers, 0)
+    for name, count in counts.items():
+        owner = name
+        while owner and owner not in table:
+            owner = owner.rpartition(".")[0]
+        if owner in table:
+            table[owner] += count
+    return table
+
+
+def warnings(made: Made, target: Target, change: Change) -> list[str]:
+    """What a reader must not overlook."""
+    found = list(made.warnings)
+    if target.quantity == "weights":
+        found.append("single weights are zero: without a runtime for sparse weights the network is as slow and large as before")
+    if target.note:
+        found.append(f"asked for {target.asked:.1%} fewer {target.quantity}, reached {target.reached:.1%}: {target.note}")
+    for batch, ratio in change.latency.items():
+        if ratio < FASTER:
+            found.append(f"no faster at batch {batch}: {change.macs - 1:+.0%} MACs, {1 / ratio - 1:+.0%} time")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of everything that has a say in the figures."""
+    import onnx
+    import onnxruntime
+    import torchvision
+
+    return {
+        "compressor": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What trained and measured; with several processes, the device of one."""
+    several = f"{processes.count()} processes, each on " if processes.count() > 1 else ""
+    if device.type == "cuda":
+        return several + torch.cuda.get_device_name(device)
+    return f"{several}CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,0 +1,257 @@
+"""A run of `compress quantize`: the network stays, and its ONNX file is rewritten in fewer bits.
+
+    original ─export─> ONNX ─quantize─> INT8 or FP16 ─check─> published
+
+It is a run like any other, with a directory and a report. What is for PyTorch in it, model.safetensors and plan.json, holds the
+network in float32, as it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from onnx import NodeProto
+from torch import nn
+
+from compressor.data import Batches, Data
+from compressor.errors import Infeasible, UsageError, VerificationFailed
+from compressor.methods import widths
+from compressor.methods.widths import Goal
+from compressor.network.inputs import AnyInputs, Inputs
+from compressor.onnx import quantizer
+from compressor.onnx.export import check_onnx
+from compressor.onnx.quantizer import Precision, Ranges
+from compressor.report import Epoch, Fidelity, Frozen, Profile, Report, Target
+from compressor.report.summary import FASTER
+from compressor.runs import findings
+from compressor.runs.directory import RunDirectory
+from compressor.runs.journal import Journal
+from compressor.runs.run import ONNX_TOLERANCE, Order, Run, some_images
+from compressor.runs.settings import Setting
+from compressor.runs.sources import Images, Opened, Source
+from compressor.runs.stages import Stages
+from compressor.tasks.classify import Classify
+from compressor.training.method import Job, Made, Method
+from compressor.training.recipe import Recipe
+
+BITS = {"int8": 8, "fp16": 16}  # of the 32 that a weight has
+TOLERANCE = {
+    "int8": torch.finfo(torch.float32).max,  # any finite answer: how good they are, accuracy and fidelity tell
+    "fp16": 0.02,  # largest difference over largest output; a rounding is 0.0005, and layers add theirs up
+}
+LOOKED_AT = 8  # images at a time: more would only take more memory
+MUCH = 0.01  # of the top-1: a loss that calls for a remedy
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to write, and how."""
+
+    to: Precision = "int8"
+    keep: tuple[str, ...] = ()  # patterns of layers to leave in float32
+    calibrate: int = 512  # training images that say which range activations have
+    ranges: Ranges = "minmax"
+    reduce_range: bool = False
+
+    def __post_init__(self) -> None:
+        if self.to not in BITS:
+            raise UsageError(f"--to {self.to} is not known: give {' or '.join(BITS)}.")
+        if self.calibrate < 1:
+            raise UsageError(f"--calibrate is the number of training images to look at, 1 or more; found {self.calibrate}.")
+        if self.to == "fp16" and (self.reduce_range or self.ranges != "minmax"):
+            option = "--reduce-range" if self.reduce_range else f"--ranges {self.ranges}"
+            raise UsageError(f"{option} is about whole numbers, and --to fp16 has none: leave it away, or give --to int8.")
+
+    @property
+    def name(self) -> str:
+        return self.to.upper()
+
+
+class Unchanged(Method):
+    """Leaves its network as it is, and tells what has become of the ONNX file."""
+
+    told = Made()
+
+    def made(self) -> Made:
+        return self.told
+
+
+class Quantizing(Run):
+    """One such run."""
+
+    does = "quantize"
+    rewrites = True
+
+    def __init__(self, order: Order, wish: Wish) -> None:
+        self.wish, self.method = wish, wish.to
+        super().__init__(order)
+
+    def _check(self) -> None:
+        if self.recipe.epochs:
+            raise UsageError("compress quantize trains nothing: train before, with `compress prune` for one.")
+        if self.wish.ranges != "minmax" and self.images.spec is None:
+            raise UsageError(f"--ranges {self.wish.ranges} is about what activations have on images: give --data.")
+
+    @property
+    def wishes(self) -> dict[str, Setting]:
+        wish = self.wish
+        return {
+            "to": wish.to,
+            "keep": list(wish.keep) or None,
+            "calibrate": wish.calibrate,
+            "ranges": wish.ranges,
+            "reduce_range": wish.reduce_range,
+        }
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Without those of training."""
+        training = {field.name for field in fields(Recipe)} - {"seed"}
+        return {name: value for name, value in super().settings.items() if name not in training}
+
+    def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
+        _check_keep(opened.loaded.model, self.wish.keep)
+        return Unchanged(Job(opened.loaded.model, opened.inputs, None, self._goal, Classify())).to(device)
+
+    @property
+    def _goal(self) -> Goal:
+        """The share of the bits that go."""
+        return Goal("size", f"--to {self.wish.to}", share=1 - BITS[self.wish.to] / 32)
+
+    def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
+        why = "names, scales and what stays in float32 take their place, too"
+        return findings.target(self._goal, baseline, compressed, why)
+
+    def _write(
+        self, small: nn.Module, method: Method, opened: Opened, stages: Stages, before: Path, after: Path
+    ) -> tuple[dict[str, float], Fidelity | None]:
+        """The float file is checked against PyTorch, the one made of it against the same network by a measure of its own."""
+        assert isinstance(method, Unchanged)
+        images, seed = some_images(opened.data), self.recipe.seed
+        differences = check_onnx(small, before, opened.inputs, images=images, tolerance=ONNX_TOLERANCE)
+        stages.written(small, before, before, seed)
+        ready = after.with_name("prepared.onnx")
+        quantizer.prepare(before, ready)
+        layers = quantizer.layers_of(ready, small)
+        kept = _kept(layers, self.wish.keep)
+        method.told = self._told(layers, kept, opened.data)
+        keep = [node.name for layer in kept for node in layers[layer]]
+        if self.wish.to == "fp16":
+            quantizer.to_fp16(ready, after, keep)
+        else:
+            looked_at, wish = self._looked_at(opened.data), self.wish
+            quantizer.to_int8(ready, after, looked_at, keep, ranges=wish.ranges, reduce_range=wish.reduce_range)
+        ready.unlink()
+        quantizer.check_opens(after)
+        try:
+            check_onnx(small, after, opened.inputs, images=images, tolerance=TOLERANCE[self.wish.to])
+        except VerificationFailed as error:
+            first, *_ = str(error).splitlines()
+            raise VerificationFailed(
+                f"{first}\nIn {self.wish.name} it does not: --keep PATTERN leaves layers in float32."
+            ) from error
+        return differences, stages.written(small, before, after, seed, self.wish.name)
+
+    def _looked_at(self, data: Data | None) -> Batches | None:
+        """Training images as they are, neither moved nor mirrored."""
+        if data is None:
+            return None
+        seed, limit = self.recipe.seed, self.wish.calibrate
+        return data.batches("train", batch_size=LOOKED_AT, device="cpu", augment=False, seed=seed, limit=limit)
+
+    def _told(self, layers: Mapping[str, Sequence[NodeProto]], kept: Mapping[str, str], data: Data | None) -> Made:
+        """What becomes of each layer. Raises Infeasible when nothing does."""
+        linear_alone = self.wish.to == "int8" and data is None
+        remarks = dict(kept)
+        for layer, nodes in layers.items():
+            left = linear_alone and all(node.op_type not in quantizer.LINEAR for node in nodes)
+            remarks.setdefault(layer, "float32: there are no images to quantize it by" if left else self.wish.name)
+        if self.wish.name not in remarks.values():
+            remedy = "give --data" if linear_alone else "keep fewer"
+            without = " without images, with which only linear layers are quantized" if linear_alone else ""
+            raise Infeasible(f"No layer of this network can be quantized{without}: {remedy}.")
+        return Made(remarks=remarks, frozen=[Frozen(layer, reason) for layer, reason in kept.items()])
+
+    def _prove(
+        self, opened: Opened, small: nn.Module, method: Method, stages: Stages, history: list[Epoch], new: Path
+    ) -> Report:
+        report = super()._prove(opened, small, method, stages, history, new)
+        before, after = report.baseline, report.compressed
+        files = [before, before, after]  # the float file is the original's
+        rows = [
+            replace(row, size_bytes=of.size_bytes, latency=of.latency) for row, of in zip(report.stages, files, strict=True)
+        ]
+        share = quantizer.share_of(new / "model.onnx", self.wish.to)
+        return replace(report, stages=rows, warnings=[*opened.notes, *self._warnings(report, share)])
+
+    def _warnings(self, report: Report, share: float) -> list[str]:
+        """What a reader must not overlook; `share` is how much of the file is quantized."""
+        name, change = self.wish.name, report.change
+        found = [
+            f"{name} is model.onnx alone, {share:.1%} of its weights and constants; model.safetensors with plan.json holds the "
+            "network in float32, and so count MACs, parameters, weights and peak activations"
+        ]
+        if self.wish.to == "int8" and report.data is None:
+            found.append("without --data only linear layers are in INT8: convolutions are slower than in float32 that way")
+        if change.top1 is not None and change.top1 < -MUCH:
+            found.append(
+                f"top-1 fell by {-100 * change.top1:.2f} points: leave layers in float32 (--keep PATTERN, the first and the "
+                "last one to begin with), or try --ranges entropy or percentile"
+            )
+        for batch, ratio in change.latency.items():
+            if ratio < FASTER:
+                found.append(f"no faster at batch {batch} on this machine: {1 / ratio - 1:+.0%} time")
+        return found
+
+
+def _check_keep(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Raise UsageError for a pattern that matches no layer."""
+    layers = [name for name, module in model.named_modules() if any(p.dim() > 1 for p in module.parameters(recurse=False))]
+    widths.check_keep(patterns, layers)
+
+
+def _kept(layers: Iterable[str], patterns: Sequence[str]) -> dict[str, str]:
+    """The layers to leave in float32, and why."""
+    chosen = {layer: next((pattern for pattern in patterns if fnmatch(layer, pattern)), None) for layer in layers}
+    return {layer: f"kept as asked (--keep {pattern})" for layer, pattern in chosen.items() if pattern is not None}
+
+
+def quantize(
+    model: str,
+    *,
+    to: Precision = "int8",
+    data: str | None = None,
+    out: str | Path,
+    arch: str | None = None,
+    arch_args: Mapping[str, object] | None = None,
+    keep: tuple[str, ...] = (),
+    calibrate: int = 512,
+    ranges: Ranges = "minmax",
+    reduce_range: bool = False,
+    seed: int = 0,
+    inputs: AnyInputs | None = None,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = False,
+) -> Report:
+    """Write `model` (a run directory, a checkpoint, ... as on the command line) in INT8 or FP16 into the directory `out`.
+
+    With `data`, `calibrate` training images say which range activations have; without, only linear layers become INT8. `keep`
+    are patterns of layers that stay in float32. Returns the report; raises a CompressError.
+    """
+    order = Order(
+        Source(model, arch, arch_args or {}),
+        Images(data),
+        Recipe(seed=seed),
+        Path(out),
+        device,
+        None if inputs is None else Inputs.of(inputs),
+        force=force,
+        resume=resume,
+        command="compressor.quantize(...)",
+    )
+    return Quantizing(order, Wish(to, keep, calibrate, ranges, reduce_range)).run()

@@ -1,0 +1,395 @@
+"""A whole run, from a model as it lies on the disk to a verified network with a report.
+
+    original ─method─> cut ─> recalibrated ─> repaired ─> fine-tuned ─export─> ONNX ─check─> published
+
+Nothing is published before every check has passed: results are made in `state/new/` and put in place together at the end.
+What a command does with the model is a method, which it prepares; all else is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from compressor.channels.verify import TOLERANCE
+from compressor.checkpoint.plan import Plan, save_model
+from compressor.data import Data
+from compressor.errors import UsageError
+from compressor.methods.catalogue import Entry
+from compressor.network import cost
+from compressor.network.inputs import Inputs
+from compressor.onnx.export import check_onnx, export_onnx
+from compressor.report import (
+    Epoch,
+    Fidelity,
+    Profile,
+    Report,
+    Target,
+    Teaching,
+    Verification,
+    compare,
+    figures,
+    read_report,
+    verdict,
+    write_reports,
+)
+from compressor.runs import findings
+from compressor.runs.directory import RunDirectory
+from compressor.runs.journal import Journal
+from compressor.runs.recover import recover
+from compressor.runs.settings import Setting, to_toml
+from compressor.runs.sources import Images, Opened, Source, check_answers, open_both, pick_device
+from compressor.runs.stages import Stages
+from compressor.training import processes
+from compressor.training.method import Method
+from compressor.training.recipe import Recipe
+from compressor.training.train import Precision, Training
+
+ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime against torch, both in float32
+CHECKED_IMAGES = 16  # test images on which the ONNX file is compared with the network, beside random ones
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every run is given: the model, its images, how to train, and where and how it is carried out."""
+
+    source: Source
+    images: Images
+    recipe: Recipe
+    out: Path
+    device: str = "auto"
+    inputs: Inputs | None = None
+    console: Console | None = None
+    force: bool = False  # replace what lies there
+    resume: bool = False  # go on with what lies there
+    command: str | None = None  # what asked for it; None: this process's command line
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a run would make of its network, in MACs for one image and parameters."""
+
+    macs: int
+    macs_after: int
+    params: int
+    params_after: int
+
+    def __str__(self) -> str:
+        macs, params = ((self.macs, self.macs_after), (self.params, self.params_after))
+        parts = [
+            f"{figures.count(before)} -> {figures.count(after)} {what} ({figures.change(after / before)})"
+            for what, (before, after) in (("MACs", macs), ("parameters", params))
+        ]
+        return ", ".join(parts)
+
+
+class Run(ABC):
+    """Abstract. One run of one command; `run()` goes through it once."""
+
+    does: str | None = None  # the command, as a step of a pipeline names it
+    method: str  # its name
+    repair: bool = False  # whether what reads cut channels is refitted, where that helps
+    rewrites: bool = False  # whether the ONNX file computes with other numbers than the network it is of
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.source, self.images, self.recipe, self.inputs = order.source, order.images, order.recipe.checked(), order.inputs
+        self.out, self.device_name, self.console = order.out, order.device, order.console
+        self.force, self.resume = order.force, order.resume
+        self.command = order.command or shlex.join(["compress", *sys.argv[1:]])
+        self._check()
+
+    # What commands override -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raise UsageError for what cannot be meant, before anything is opened."""
+
+    @property
+    @abstractmethod
+    def wishes(self) -> dict[str, Setting]:
+        """What this command was asked for, under the names of its options."""
+
+    @abstractmethod
+    def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
+        """The method, ready to be trained; `place.original` is written. What cuts before training has cut by now."""
+
+    def _trainer(self, method: Method, opened: Opened, stages: Stages, place: RunDirectory, journal: Journal) -> Method:
+        """What trains the network that `method` made: itself, as a rule."""
+        return method
+
+    def _plan(self, opened: Opened) -> Plan:
+        """How the network that is compressed is built, and what was done to it before."""
+        return opened.loaded.plan or Plan(opened.loaded.arch, opened.loaded.arch_args, opened.inputs)
+
+    def _identity(self, opened: Opened) -> str | None:
+        """What tells the networks of this run from all others; None where they come from no file."""
+        return opened.loaded.sha256
+
+    def _teaching(self, history: list[Epoch]) -> Teaching | None:
+        """What a teacher took of the time of training."""
+        return None
+
+    @abstractmethod
+    def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
+        """What was asked and reached."""
+
+    def _write(
+        self, small: nn.Module, method: Method, opened: Opened, stages: Stages, before: Path, after: Path
+    ) -> tuple[dict[str, float], Fidelity | None]:
+        """Make the ONNX file `after` of the small network, check and measure it; `before` is the original's.
+
+        Returns what `check_onnx` found, and how close the file answers to the original. Raises VerificationFailed.
+        """
+        export_onnx(small, opened.inputs, after)
+        differences = check_onnx(small, after, opened.inputs, images=some_images(opened.data), tolerance=ONNX_TOLERANCE)
+        return differences, stages.written(small, before, after, self.recipe.seed)
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether it was asked for a size of the ONNX file, so that the original's must be there."""
+        return False
+
+    def _stand_in(self) -> Run:
+        """A run that comes to a network of the same cost by weights alone, without images or training."""
+        return self
+
+    # The run, step by step --------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Everything that was decided, under the names of the command line's options."""
+        return {
+            "do": self.does,
+            **self.source.settings,
+            **self.wishes,
+            **self.images.settings,
+            "input": None if self.inputs is None else [str(entry) for entry in self.inputs.each],
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
+        }
+
+    def run(self) -> Report:
+        """Do it all. Raises a CompressError; what was published before stays as it was.
+
+        Of several processes the first does so; the others train with it, and return its report.
+        """
+        with processes.ending_together(), _memory_in_plain_words():
+            return processes.agreed(self._lead()) if processes.is_first() else self._follow()
+
+    def _lead(self) -> Report:
+        place = RunDirectory(self.out, to_toml(self.settings))
+        place.check(force=self.force, resume=self.resume)
+        if self.resume and place.is_finished and not place.can_resume:
+            return read_report(self.out)
+        with place.claimed(force=self.force, resume=self.resume):
+            if not place.is_unpublished:
+                with Journal(self.console, place.log, place.check_held) as journal:
+                    self._make(place, journal)
+            place.publish()
+        return read_report(self.out)
+
+    def _follow(self) -> Report:
+        """Make the network that the first process makes, as it does, and train it with it."""
+        word: Any = processes.agreed(None)  # the weights to begin with
+        if isinstance(word, Report):  # there was nothing left to do
+            return word
+        device, silent = pick_device(processes.local(self.device_name)), Journal()
+        opened = self._begin(silent)
+        opened.loaded.model.load_state_dict(word)
+        with self._scratch(opened) as place:
+            method = self._prepared(opened, place, silent, device)
+            stages = Stages(opened.inputs, opened.data, device, silent, place.stages, None)
+            self._train(self._trainer(method, opened, stages, place, silent), stages, place, silent)
+        return processes.agreed(word)  # type: ignore[no-any-return]  # it is the report now
+
+    def foresee(self, into: Path | None = None) -> Foreseen:
+        """What would come out, told by weights alone: nothing is trained or published.
+
+        With `into`, the network that would come out is put there, as `load_model` reads it. Raises a CompressError.
+        """
+        run, silent = self._stand_in(), Journal()
+        opened = replace(run._open(silent), data=None)
+        model, inputs = opened.loaded.model, opened.inputs
+        with run._scratch(opened) as place:
+            method = run._prepared(opened, place, silent, torch.device("cpu"))
+            small = method.finish()
+        if into is not None:
+            save_model(into, small, run._plan(opened).then(method.made().step))
+        (macs, params), (macs_after, params_after) = _cost(model, inputs), _cost(small, inputs)
+        return Foreseen(macs, macs_after, params, params_after)
+
+    @contextmanager
+    def _scratch(self, opened: Opened) -> Iterator[RunDirectory]:
+        """The directory of a run that leaves nothing behind."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = RunDirectory(Path(folder), "")
+            place.new.mkdir(parents=True)
+            if self.counts_bytes:
+                export_onnx(opened.loaded.model, opened.inputs, place.original)
+            yield place
+
+    def _make(self, place: RunDirectory, journal: Journal) -> None:
+        """Write all results into `place.new`, the report last."""
+        began = time.perf_counter()
+        device = pick_device(processes.local(self.device_name))
+        Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
+        opened = self._begin(journal)
+        model, inputs = opened.loaded.model, opened.inputs
+        export_onnx(model, inputs, place.original)
+        processes.agreed(model.state_dict())  # random weights are others in each process
+        method = self._prepared(opened, place, journal, device)
+        stages = Stages(inputs, opened.data, device, journal, place.stages, self._identity(opened))
+        stages.original(model)
+        small, history = self._compress(method, opened, stages, place, journal)
+        report = self._prove(opened, small, method, stages, history, place.new)
+        save_model(place.new, small, self._plan(opened).then(method.made().step))
+        journal.event("done", verdict=report.verdict)
+        write_reports(replace(report, seconds=time.perf_counter() - began), place.new)
+
+    def _compress(
+        self, method: Method, opened: Opened, stages: Stages, place: RunDirectory, journal: Journal
+    ) -> tuple[nn.Module, list[Epoch]]:
+        """The small network, on the CPU, and its epochs of training. Methods cut before they train, or after."""
+        changed_first = method.made().difference is not None
+        if changed_first:
+            recover(method, stages, journal, self.recipe.seed, trained=False, repair=self.repair)
+        trainer = self._trainer(method, opened, stages, place, journal)
+        history = self._train(trainer, stages, place, journal)
+        if history:
+            stages.add("fine-tuned" if changed_first else "trained", trainer.model)
+        small = trainer.finish()
+        if not changed_first and method.made().difference is not None:
+            recover(method, stages, journal, self.recipe.seed, trained=True, repair=False)
+        return small.cpu().float().eval().to(memory_format=torch.contiguous_format), history
+
+    def _train(self, method: Method, stages: Stages, place: RunDirectory, journal: Journal) -> list[Epoch]:
+        if not self.recipe.epochs or stages.data is None:
+            return []
+        if processes.count() > 1:
+            journal.say(f"{processes.count()} processes train together, each on its part of every batch")
+        training = Training(method, stages.data, self.recipe, stages.device, place.training)
+        if self.resume and training.resume():
+            journal.say(f"resumed after epoch {len(training.history)} of {self.recipe.epochs}")
+            journal.event("resumed", epoch=len(training.history))
+        return training.run(journal)
+
+    def _prove(
+        self, opened: Opened, small: nn.Module, method: Method, stages: Stages, history: list[Epoch], new: Path
+    ) -> Report:
+        """Write the small network as ONNX, check it, measure it, and report. Raises VerificationFailed."""
+        inputs, model = opened.inputs, opened.loaded.model
+        before, after = new / "original.onnx", new / "model.onnx"
+        differences, fidelity = self._write(small, method, opened, stages, before, after)
+        made, as_costly = method.made(), _cost(small, inputs) == _cost(model, inputs)
+        same = made.difference is None and as_costly and not self.rewrites  # the same operators take the same time
+        times = [[], []] if same else cost.compare_latency([before, after], inputs, seconds=2.0)
+        baseline = findings.profile(model, inputs, before, stages.rows[0].accuracy, times[0])
+        compressed = findings.profile(small, inputs, after, stages.rows[-1].accuracy, times[1])
+        findings.check_cost(compressed, made.planned)
+        verification = Verification(made.difference, TOLERANCE, differences, ONNX_TOLERANCE)
+        target = self._target(method, small, baseline, compressed)
+        change = compare(baseline, compressed)
+        return Report(
+            name=self.out.resolve().name,
+            verdict=verdict(baseline, compressed, verification),
+            model=self.source.model,
+            arch=opened.loaded.arch,
+            data=self.images.spec,
+            input_shape=list(inputs.each[0].shape),
+            method=self.method,
+            settings={name: _in_one(value) for name, value in self.settings.items()},
+            seed=self.recipe.seed,
+            target=target,
+            baseline=baseline,
+            compressed=compressed,
+            change=change,
+            stages=stages.rows,
+            epochs=history,
+            layers=findings.layers(method.job.model, small, inputs, made),
+            frozen=list(made.frozen),
+            fidelity=fidelity,
+            verification=verification,
+            warnings=[*opened.notes, *findings.warnings(made, target, change)],
+            versions=findings.versions(),
+            device=findings.device_name(stages.device),
+            command=self.command,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=0.0,
+            inputs=inputs.shapes,
+            teaching=self._teaching(history),
+        )
+
+    def _begin(self, journal: Journal) -> Opened:
+        """The model and its images, known to fit."""
+        opened = self._open(journal)
+        model = opened.loaded.model
+        cost.count_macs(model, opened.inputs)  # says in one line when the model does not run on such images
+        check_answers(model, opened.data)
+        model.requires_grad_(True)
+        return opened
+
+    def _open(self, journal: Journal) -> Opened:
+        opened = open_both(self.source, self.images, self.inputs, self.recipe.seed)
+        shapes = opened.inputs.shapes
+        journal.event("opened", arch=opened.loaded.arch, inputs=shapes, notes=opened.notes)
+        journal.say(f"{self.source.model}: {opened.loaded.arch}, {figures.inputs(shapes)}")
+        if opened.data is not None:
+            parts = ", ".join(f"{n:,} {part.replace('_', '-')}" for part, n in opened.data.counts.items())
+            journal.say(f"{opened.data.spec}: {parts} images")
+        for note in opened.notes:
+            journal.say(f"  {note}")
+        return opened
+
+
+def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None = None) -> None:
+    """Raise UsageError when a method lacks the images or the epochs that it needs. `instead` names one that needs none."""
+    if entry.trains and (epochs == 0 or spec is None):
+        other = f", or take --method {instead}, which needs neither" if instead else ""
+        raise UsageError(f"--method {entry.name} works while it trains: give it --data and at least one of --epochs{other}.")
+    if entry.looks and spec is None:
+        other = f", or take --method {instead}, which needs none" if instead else ""
+        raise UsageError(f"--method {entry.name} looks at training images: give it --data{other}.")
+    if entry.alone and epochs and (found := processes.count()) > 1:
+        raise UsageError(f"--method {entry.name} trains in one process, and {found} were started: run it without torchrun.")
+    if epochs and spec is None:
+        raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
+
+
+def _cost(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
+    return cost.count_macs(model, inputs), cost.count_params(model)
+
+
+def some_images(data: Data | None) -> Tensor | None:
+    """Test images [n, channels, height, width] on the CPU."""
+    if data is None:
+        return None
+    return next(iter(data.batches("test", batch_size=CHECKED_IMAGES, device="cpu", limit=CHECKED_IMAGES))).images
+
+
+def _in_one(setting: Setting) -> str | float | int | bool | None:
+    """A setting as a report holds it: a list becomes one text."""
+    return ", ".join(map(str, setting)) if isinstance(setting, list) else setting
+
+
+@contextmanager
+def _memory_in_plain_words() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"The GPU's memory is full ({str(error).splitlines()[0][:120]}).\n"
+            "Lower --batch-size (--accumulate makes up for it), or use --device cpu."
+        ) from error

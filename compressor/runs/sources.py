@@ -1,0 +1,168 @@
+"""What a command is given: a model, images, a device. How each is named, and how it is opened."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from compressor.checkpoint import Loaded, from_code, load_model
+from compressor.data import Data, check_classes, open_data
+from compressor.errors import UsageError, printable
+from compressor.network.inputs import Inputs
+from compressor.network.outputs import logits_of
+from compressor.runs.settings import Setting
+
+USUAL = 224  # pixels, where nobody says how large images are
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model to compress: MODEL of the command line and how to read it."""
+
+    model: str
+    arch: str | None = None
+    arch_args: Mapping[str, object] = field(default_factory=dict)
+    key: str | None = None
+    ema: bool = False
+    trust_pickle: bool = False
+    code: bool = False  # whether `model` is the code that builds it, and no file
+
+    @property
+    def is_named(self) -> bool:
+        """Whether there is no file of weights: they are those that the code gives."""
+        return self.code or self.model.startswith(("torchvision:", "timm:"))
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Under the names of the command line's options."""
+        return {
+            "model": self.model,
+            "arch": self.arch,
+            "arch_arg": [f"{name}={value!r}" for name, value in self.arch_args.items()] or None,
+            "key": self.key,
+            "ema": self.ema or None,
+        }
+
+    def load(self) -> Loaded:
+        if self.code:
+            return from_code(self.model, self.arch_args)
+        return load_model(
+            self.model,
+            arch=self.arch,
+            arch_args=self.arch_args,
+            key=self.key,
+            ema=self.ema,
+            trust_pickle=self.trust_pickle,
+        )
+
+
+@dataclass(frozen=True)
+class Images:
+    """The data to use: SPEC of the command line and how to read it."""
+
+    spec: str | None = None
+    size: int | tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    workers: int = 0
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Under the names of the command line's options."""
+        return {
+            "data": self.spec,
+            "size": list(self.size) if isinstance(self.size, tuple) else self.size,
+            "mean": None if self.mean is None else list(self.mean),
+            "std": None if self.std is None else list(self.std),
+        }
+
+    def open(self, channels: int | None, seed: int) -> Data | None:
+        """The images, with `channels` where images can have so many, that is 1 or 3; None without a spec."""
+        if self.spec is None:
+            return None
+        channels = channels if channels in (1, 3) else None
+        return open_data(
+            self.spec, size=self.size, channels=channels, mean=self.mean, std=self.std, seed=seed, workers=self.workers
+        )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with its images, known to fit. `notes` are sentences on what was found, done and assumed."""
+
+    loaded: Loaded
+    data: Data | None
+    inputs: Inputs
+    notes: list[str]
+
+
+def open_both(source: Source, images: Images, asked: Inputs | None, seed: int = 0) -> Opened:
+    """Open a model and the images it is for; `asked` is what the network is called with, if the user said it.
+
+    Raises a UsageError when one cannot be read, or when they do not belong together.
+    """
+    loaded = source.load()
+    data = images.open(_channels(loaded.model), seed)
+    notes = [printable(note) for note in (*loaded.notes, *(data.notes if data is not None else []))]
+    if data is not None:
+        return Opened(loaded, data, _for_images(data, asked, loaded), notes)
+    inputs = asked or loaded.inputs
+    if inputs is None:
+        inputs = Inputs.of((_channels(loaded.model) or 3, USUAL, USUAL))
+        notes.append(f"images are assumed to be {inputs}: give --input or --data to say what they are")
+    return Opened(loaded, None, inputs, notes)
+
+
+def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:
+    """What the network is called with when `data` deliver it. Raises UsageError when that is more, or other, than images."""
+    known = asked or loaded.inputs or Inputs.of(data.shape)
+    if len(known.each) > 1:
+        raise UsageError(
+            f"The network takes {known.described}, and {data.spec} has images alone: leave --data away. "
+            "Without data, `inspect`, `export`, `eval`, and `prune` with --epochs 0 take several inputs."
+        )
+    (image,) = known.each
+    if asked is not None and image.shape != data.shape:
+        raise UsageError(
+            f"--input {asked} does not fit {data.spec}, whose images are {Inputs.of(data.shape)}: "
+            "leave --input away, or give --size."
+        )
+    first = next(iter(inspect.signature(loaded.model.forward).parameters), None)
+    if image.name not in (None, first):
+        raise UsageError(
+            f"--input {image}: images of {data.spec} are passed as the first argument, which this network calls {first}. "
+            "Leave --data away, or wrap the network so that images come first."
+        )
+    return Inputs((replace(image, shape=data.shape),))
+
+
+def check_answers(model: nn.Module, data: Data | None) -> None:
+    """Raise DataError when `model` is not for as many classes as `data` has. The model is on the CPU and runs on its images."""
+    if data is not None:
+        with torch.no_grad():
+            check_classes(data, logits_of(model.eval()(torch.zeros(1, *data.shape))).shape[-1])
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU when there is one. Raises UsageError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device {name} is none of auto, cpu, cuda and cuda:1.")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} cannot be used here: {str(error).splitlines()[0]} Try --device cpu.") from None
+    return device
+
+
+def _channels(model: nn.Module) -> int | None:
+    """How many channels the images of `model` have, as far as its first convolution tells."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return None if first is None else first.in_channels

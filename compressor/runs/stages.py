@@ -1,0 +1,141 @@
+"""The network at each point of a run, always measured on the same test images: original, cut, recalibrated, fine-tuned, ONNX.
+
+Measuring a large network takes minutes, so nothing is measured twice: a run that is taken up reads what its first half wrote
+down, and what the original answers to the test images is kept for the comparison at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compressor.data import Batches, Data
+from compressor.errors import UsageError
+from compressor.files import write_text
+from compressor.network import cost
+from compressor.network.cost import Predict
+from compressor.network.inputs import AnyInputs, Inputs
+from compressor.report import Accuracy, Fidelity, Stage, figures
+from compressor.report.read import stage_from
+from compressor.runs.journal import Journal
+from compressor.texts import read_text
+from compressor.training.method import Batch
+
+EVALUATION_BATCH = 250
+
+
+class Stages:
+    """Measures a network that is called with `inputs`, and tells the journal.
+
+    `file` is where stages are written down, for a model that `identity` tells from all others (the hash of its file).
+    """
+
+    def __init__(
+        self,
+        inputs: AnyInputs,
+        data: Data | None,
+        device: torch.device,
+        journal: Journal,
+        file: Path,
+        identity: str | None,
+    ) -> None:
+        self.inputs, self.data, self.device = Inputs.of(inputs), data, device
+        self.journal, self.file, self.identity = journal, file, identity
+        self.rows: list[Stage] = []
+        self._known = self._read()
+        self._original: list[Tensor] = []  # what the original answered to each batch of test images
+        self._marked = time.perf_counter()
+
+    def original(self, model: nn.Module) -> None:
+        """The first stage. Raises UsageError when an earlier half of this run was of another model."""
+        if self.data is None:
+            self._add("original", model, None)
+            return
+        predict = _remembering(cost.torch_predict(model, self.device), self._original)
+        self._add("original", model, cost.accuracy(predict, self.test()))
+
+    def add(self, name: str, model: nn.Module, note: str = "") -> None:
+        """Measure `model` through PyTorch, unless that was done before the run was interrupted."""
+        if name in self._known:
+            self.rows.append(self._known[name])
+            self._marked = time.perf_counter()
+            return
+        predict = cost.torch_predict(model, self.device)
+        self._add(name, model, None if self.data is None else cost.accuracy(predict, self.test()), note)
+
+    def written(self, model: nn.Module, before: Path, after: Path, seed: int, name: str = "ONNX") -> Fidelity | None:
+        """The stage `name`: the ONNX file `after` of the small `model`, and how close it answers to the original, `before`.
+
+        Without test images both files answer for random ones; None when the answers are not one row an image.
+        """
+        ask = cost.onnx_predict(after)
+        if self.data is None:
+            self._add(name, model, None)
+            return on_random_images(cost.onnx_predict(before), ask, self.inputs, seed)
+        answers: list[Tensor] = []
+        self._add(name, model, cost.accuracy(_remembering(ask, answers), self.test()))
+        return cost.fidelity(_recalling(self._original), _recalling(answers), _blank(answers), "test images")
+
+    def test(self) -> Batches:
+        """All test images, in order."""
+        assert self.data is not None
+        return self.data.batches("test", batch_size=EVALUATION_BATCH, device=self.device)
+
+    def _add(self, name: str, model: nn.Module, accuracy: Accuracy | None, note: str = "") -> None:
+        macs, params = cost.count_macs(model, self.inputs), cost.count_params(model)
+        now = time.perf_counter()
+        row = Stage(name, macs, params, accuracy, now - self._marked, note)
+        self._marked = now
+        self.rows.append(row)
+        self.journal.event("stage", **asdict(row))
+        write_text(self.file, json.dumps({"identity": self.identity, "stages": [asdict(row) for row in self.rows]}))
+        top1 = "" if accuracy is None else f", top-1 {figures.percent(accuracy.top1)} of {accuracy.n:,} test images"
+        self.journal.say(f"{name}: {figures.count(macs)} MACs, {figures.count(params)} parameters{top1}")
+
+    def _read(self) -> dict[str, Stage]:
+        if not self.file.exists():
+            return {}
+        try:
+            saved = json.loads(read_text(self.file))
+            stages, identity = [stage_from(row) for row in saved["stages"]], saved["identity"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
+            raise UsageError(f"--resume: {self.file} is damaged. --force starts the run anew.") from None
+        if identity != self.identity:
+            raise UsageError("--resume: the model's file is not the one this run was begun with. --force starts anew.")
+        return {stage.name: stage for stage in stages}
+
+
+def _remembering(predict: Predict, answers: list[Tensor]) -> Predict:
+    """Answers as `predict`, and keeps every answer."""
+
+    def ask(images: Tensor) -> Tensor:
+        answers.append(predict(images).cpu())
+        return answers[-1]
+
+    return ask
+
+
+def _recalling(answers: list[Tensor]) -> Predict:
+    """Gives the kept answers again, in the same order, whatever the images."""
+    left = iter(answers)
+    return lambda images: next(left)
+
+
+def _blank(answers: list[Tensor]) -> list[Batch]:
+    """As many batches as there are answers: `_recalling` does not look at images."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return [Batch(nothing, nothing, nothing) for _ in answers]
+
+
+def on_random_images(original: Predict, small: Predict, inputs: Inputs, seed: int) -> Fidelity | None:
+    """How close two networks answer without test images; None when the answers are not one row an image."""
+    batches = [inputs.random(8, seed + i) for i in range(8)]
+    before, after = [original(*batch) for batch in batches], [small(*batch) for batch in batches]
+    if before[0].dim() != 2:
+        return None
+    return cost.fidelity(_recalling(before), _recalling(after), _blank(before), "random inputs")

@@ -1,0 +1,57 @@
+"""What the network is for: its loss. Classification so far."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor.methods.distill.losses import softened
+from compressor.network.outputs import logits_of, main_first
+
+if TYPE_CHECKING:
+    from compressor.training.method import Batch
+
+AUXILIARY = 0.3  # weight of auxiliary classifiers' losses: Szegedy et al., CVPR 2015, section 5
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Cross-entropy, with the weight of auxiliary classifiers of networks that have them; and what a teacher answers.
+
+    A teacher is a network in eval mode, on the batches' device. Its answers then make up the share `soft` of the loss:
+    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531, section 2.
+    """
+
+    label_smoothing: float = 0.0
+    teacher: nn.Module | None = None
+    soft: float = 0.5
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Named, weighted scalar terms. `outputs`: logits [n, classes], or a tuple or mapping that holds them.
+
+        Further tensors of the same shape are the auxiliary classifiers' logits (googlenet, inception).
+        """
+        logits, *others = main_first(outputs)
+        all_logits = [logits, *(tensor for tensor in others if tensor.shape == logits.shape)]
+        hard = 1.0 if self.teacher is None else 1.0 - self.soft
+        main, *auxiliary = (
+            hard * F.cross_entropy(o.float(), batch.targets, label_smoothing=self.label_smoothing) for o in all_logits
+        )
+        terms = {"cross_entropy": main}
+        if auxiliary:
+            terms["auxiliary"] = AUXILIARY * sum(auxiliary[1:], auxiliary[0])
+        if self.teacher is not None:
+            with torch.no_grad():
+                answers = logits_of(self.teacher(batch.images))
+            terms["teacher"] = self.soft * softened(logits, answers)
+        return terms
+
+
+def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy to learn from: on `device`, in eval mode, without gradients."""
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)

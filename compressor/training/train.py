@@ -1,0 +1,364 @@
+"""The one training loop. It knows devices, precision, progress and resuming, and no paper.
+
+Every epoch draws its order, its augmentation and its dropout from (seed, epoch) alone. So the state saved at the end of an
+epoch is all there is to save: a run that was stopped anywhere, and resumed, ends with the weights of one that was not.
+
+Several processes (see `processes.py`) go through the same epochs and the same batches, each with its own part of every batch.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from compressor.data import Batches, Data
+from compressor.data.readers import seed_from
+from compressor.errors import CheckpointError, UsageError
+from compressor.files import write_whole
+from compressor.network.outputs import logits_of
+from compressor.onnx.runtime import first_line
+from compressor.report.schema import Epoch
+from compressor.tasks.classify import Classify, frozen
+from compressor.training import processes
+from compressor.training.method import Batch, Method, Progress
+from compressor.training.recipe import Recipe
+
+LOOK_EVERY = 50  # batches, after which the loss is read to see whether it is still a number
+HELD_OUT_BATCH = 500
+
+
+class Watcher(Protocol):
+    """Someone who looks on; see `journal.py`."""
+
+    def epoch_began(self, epoch: int, epochs: int, batches: int) -> None: ...
+    def step_ended(self, losses: Callable[[], dict[str, float]]) -> None: ...
+    def epoch_ended(self, epoch: Epoch, epochs: int) -> None: ...
+
+
+def seed_all(seed: int, epoch: int = 0) -> None:
+    """Seed every random number generator for one epoch."""
+    mixed = seed_from(seed, epoch)
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def classify(recipe: Recipe, original: nn.Module, device: torch.device) -> Classify:
+    """The loss that a recipe trains with."""
+    taught = recipe.teacher == "self" and recipe.epochs > 0
+    return Classify(recipe.label_smoothing, frozen(original, device) if taught else None)
+
+
+class Precision:
+    """Mixed precision: the type of autocast, and the scaler that fp16 needs."""
+
+    def __init__(self, amp: str, device: torch.device) -> None:
+        if amp == "auto":
+            amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "none"
+        if amp == "fp16" and device.type == "cpu":
+            raise UsageError("--amp fp16 needs a GPU, and this run is on the CPU: use --amp bf16 or none.")
+        self.device = device
+        self.dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of `model` whose weights and statistics follow its own slowly; whole numbers are copied as they are."""
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def follow(means: Sequence[Tensor], values: Sequence[Tensor], steps: Tensor | int) -> None:
+        if means[0].is_floating_point():
+            average(means, values, steps)
+        else:  # torch would round an average of 7 and 7 down to 6
+            for mean, value in zip(means, values, strict=True):
+                mean.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+
+
+def top1(model: nn.Module, batches: Iterable[Batch]) -> float | None:
+    """Share of `batches` that `model` in eval mode gets right; None when there are none."""
+    n, hits, was_training = 0, [], model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            hits.append((logits_of(model(batch.images)).argmax(1) == batch.targets).sum())
+            n += len(batch.targets)
+    model.train(was_training)
+    return int(torch.stack(hits).sum()) / n if n else None
+
+
+class Loss(nn.Module):
+    """A method's loss as a network, which is what can be trained in several processes."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.method.loss(batch)
+
+
+class Training:
+    """Training of one method: `run()` goes from where the saved state left off, or from the start, to the last epoch.
+
+    `state` is the file of the newest state; None keeps none. Of several processes, the first one reads and writes it.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: Data,
+        recipe: Recipe,
+        device: torch.device,
+        state: Path | None = None,
+        shrink: bool = True,
+    ) -> None:
+        self.method, self.data, self.recipe, self.device = method, data, recipe.checked(), device
+        self.state = state if processes.is_first() else None
+        self.shrinks = shrink and recipe.ema_decay is None  # an average of weights keeps its shape
+        self.precision = Precision(recipe.amp, device)
+        self.channels_last = recipe.channels_last if recipe.channels_last is not None else device.type == "cuda"
+        if self.channels_last:
+            method.to(memory_format=torch.channels_last)
+        self.optimizer = self.recipe.build(method.parameters())
+        self.ema = averaged(method.model, recipe.ema_decay) if recipe.ema_decay is not None else None
+        self.loss: nn.Module | None = None  # as it is trained; None: to be made, for the network has other parameters now
+        self.history: list[Epoch] = []
+
+    def run(self, watcher: Watcher) -> list[Epoch]:
+        """Train to the last epoch; then the method's network is the one to keep. Raises UsageError when it diverges."""
+        if processes.count() > 1:
+            self._meet()
+        if not self.history:
+            self._shrink()
+        for epoch in range(len(self.history), self.recipe.epochs):
+            self.history.append(self._epoch(epoch, watcher))
+            if epoch + 1 < self.recipe.epochs:
+                self._shrink()
+            self.save()
+            watcher.epoch_ended(self.history[-1], self.recipe.epochs)
+        if self.ema is not None and self.history:
+            self.method.model.load_state_dict(self.ema.module.state_dict())
+            processes.synchronise(self.method)
+        return self.history
+
+    def _meet(self) -> None:
+        """Begin with the first process's network. Raises VerificationFailed when this process has another, or other images."""
+        processes.check_alike("the network", {name: tensor.shape for name, tensor in self.method.state_dict().items()})
+        processes.check_alike("the number of images", self.data.counts)
+        processes.synchronise(self.method)
+
+    # The state between two epochs -------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the state, whole or not at all. Raises OutputError when it cannot be written."""
+        if self.state is None:
+            return
+        saved = {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "history": [asdict(row) for row in self.history],
+        }
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:  # by its name alone, torch would hide what the system says of a full disk
+                torch.save(saved, file)
+
+        write_whole(self.state, write)
+
+    def resume(self) -> bool:
+        """Take up the saved state. False when there is none; CheckpointError when it cannot be read."""
+        saved = processes.agreed(self._saved())
+        if saved is None:
+            return False
+        with self._told_as_damaged():
+            self.method.load_state_dict(saved["method"])
+            self.optimizer = self.recipe.build(self.method.parameters())  # a method that shrank has others than at first
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.precision.scaler.load_state_dict(saved["scaler"])
+            if self.ema is not None:
+                self.ema.load_state_dict(saved["ema"])
+            self.history = [Epoch(**row) for row in saved["history"]]
+        return True
+
+    def _saved(self) -> dict[str, Any] | None:
+        """The saved state on the CPU, from where all processes can take it up; None when there is none."""
+        if self.state is None or not self.state.exists():
+            return None
+        with self._told_as_damaged():
+            saved: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+        return saved
+
+    @contextmanager
+    def _told_as_damaged(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"--resume: {self.state} is damaged, or of another network ({first_line(error)}). --force starts anew."
+            ) from error
+
+    def _shrink(self) -> None:
+        """Let the method take out what is out of use for good; momentum and the like get narrower with their parameters."""
+        if not self.shrinks:
+            return
+        states = {name: self.optimizer.state[p] for name, p in self.method.named_parameters() if p.requires_grad}
+        selection = self.method.shrink()
+        if selection is None:
+            return
+        self.loss = None
+        if self.channels_last:
+            self.method.to(memory_format=torch.channels_last)
+        self.optimizer = self.recipe.build(self.method.parameters())
+        parameters = dict(self.method.named_parameters())
+        for name, state in states.items():
+            self.optimizer.state[parameters[name]] = {
+                key: _selected(value, selection.get(name, {})) for key, value in state.items()
+            }
+
+    # One epoch --------------------------------------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int, watcher: Watcher) -> Epoch:
+        recipe, progress, began = self.recipe, Progress(epoch, self.recipe.epochs), time.perf_counter()
+        seed_all(recipe.seed, epoch + 1)
+        batches = self.data.batches(
+            "train",
+            batch_size=recipe.batch_size,
+            device=self.device,
+            epoch=epoch,
+            seed=recipe.seed,
+            augment=recipe.augment and self.method.augments,
+            cutout=recipe.cutout,
+            views=self.method.views,
+            by_class=self.method.by_class,
+        )
+        sizes = [len(positions) for positions in batches.plan]
+        batches, counts = _own(batches, self.method.by_class)
+        steps = math.ceil(len(sizes) / recipe.accumulate)
+        watcher.epoch_began(epoch, recipe.epochs, len(sizes))
+        self.method.train()
+        self.method.begin_epoch(progress)
+        loss = self.loss = self.loss or processes.together(Loss(self.method))
+        losses = Losses()
+        for number, batch in enumerate(self._laid_out(batches)):
+            step, turn = divmod(number, recipe.accumulate)
+            together = sum(sizes[step * recipe.accumulate :][: recipe.accumulate])  # images of this optimizer step
+            last = turn == recipe.accumulate - 1 or number == len(sizes) - 1
+            if turn == 0:
+                self._set_rate(recipe.rate(epoch * steps + step, steps))
+                self.optimizer.zero_grad(set_to_none=True)
+            with processes.at_work(loss, last, recipe.seed, epoch, number):
+                terms = self._backward(loss, batch, share=counts[number] / together)
+            losses.add(terms, counts[number], of=sizes[number])
+            if last:
+                self._step(batch)
+            watcher.step_ended(losses.averages)
+            if number % LOOK_EVERY == LOOK_EVERY - 1:
+                self._check(processes.mean(losses.averages()), epoch)
+        averages = processes.mean(losses.averages())
+        self._check(averages, epoch)
+        self.method.end_epoch(progress)
+        processes.synchronise(self.method)
+        seconds = time.perf_counter() - began
+        rate = recipe.rate(epoch * steps + steps - 1, steps)
+        return Epoch(epoch + 1, rate, averages, None, self._held_out_top1(), seconds, losses.images / seconds)
+
+    def _backward(self, loss: nn.Module, batch: Batch, share: float) -> dict[str, Tensor]:
+        """Add the gradients of `batch`, which is this share of the images of its optimizer step. Returns the loss terms."""
+        with self.precision.autocast():
+            terms: dict[str, Tensor] = loss(batch)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        self.precision.scaler.scale(total * share).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        return terms
+
+    def _step(self, batch: Batch) -> None:
+        scaler = self.precision.scaler
+        scaler.unscale_(self.optimizer)
+        self.method.edit_gradients()
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.method.end_step(batch)
+        if self.ema is not None:
+            self.ema.update_parameters(self.method.model)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _check(self, losses: dict[str, float], epoch: int) -> None:
+        """Raise UsageError, and forget the saved state, when the loss is no number any more: the rest would be in vain."""
+        if all(map(math.isfinite, losses.values())):
+            return
+        if self.state is not None:
+            self.state.unlink(missing_ok=True)  # taken up, it would diverge again
+        raise UsageError(
+            f"training diverged in epoch {epoch + 1} of {self.recipe.epochs}: the loss is {sum(losses.values())}.\n"
+            f"Lower --lr (it was {self.recipe.lr:g}), or add --warmup."
+        )
+
+    def _held_out_top1(self) -> float | None:
+        if not processes.is_first():
+            return None
+        network = self.ema.module if self.ema is not None else self.method.model
+        return top1(network, self._laid_out(self.data.batches("held_out", batch_size=HELD_OUT_BATCH, device=self.device)))
+
+    def _laid_out(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        for batch in batches:
+            images, *further = (view.to(memory_format=layout) for view in batch.views or (batch.images,))
+            yield batch._replace(images=images, views=(images, *further) if batch.views else ())
+
+
+def _selected(value: Any, places: Mapping[int, npt.NDArray[np.int64]]) -> Any:
+    """What stays of an optimizer's memory of one parameter: of momentum a part, of a count of steps the whole."""
+    if isinstance(value, Tensor) and value.dim():
+        for dim, stays in places.items():
+            value = value.index_select(dim, torch.from_numpy(stays).to(value.device))
+    return value
+
+
+def _own(batches: Batches, group: int) -> tuple[Batches, list[int]]:
+    """This process's part of each batch, and how much it counts there: see `processes.part`."""
+    here, of = processes.index(), processes.count()
+    parts = [processes.part(len(positions), group, here, of) for positions in batches.plan]
+    if of > 1:
+        plan = [positions[where] for positions, (where, _) in zip(batches.plan, parts, strict=True)]
+        batches = replace(batches, plan=plan)
+    return batches, [count for _, count in parts]
+
+
+class Losses:
+    """The average of each loss term over the images so far, kept on the device: reading it would stall a GPU."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, terms: dict[str, Tensor], count: int, of: int) -> None:
+        """The terms of a batch `of` so many images, of which this process's part counts as `count`."""
+        self.images += of
+        for name, term in terms.items():
+            value = term.detach().float() * count
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def averages(self) -> dict[str, float]:
+        return {name: float(total) / self.images for name, total in self._sums.items()}
