@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from compressor.version import __version__ as __version__
 
 _HOME = {
     "CompressError": "compressor.errors",
@@ -20,7 +20,7 @@ _HOME = {
     "analyse": "compressor.channels",
     "compare": "compressor.runs.compare",
     "distill": "compressor.runs.distill",
-    "load": "compressor.runs.evaluate",
+    "load": "compressor.checkpoint",
     "lowrank": "compressor.runs.lowrank",
     "measure_sensitivity": "compressor.runs.sensitivity",
     "open_data": "compressor.data",
@@ -31,12 +31,12 @@ _HOME = {
 
 if TYPE_CHECKING:
     from compressor.channels import analyse
+    from compressor.checkpoint import load
     from compressor.data import open_data
     from compressor.errors import CompressError
     from compressor.report import Report, read_report
     from compressor.runs.compare import compare
     from compressor.runs.distill import distill
-    from compressor.runs.evaluate import load
     from compressor.runs.lowrank import lowrank
     from compressor.runs.prune import prune
     from compressor.runs.quantize import quantize

@@ -13,13 +13,13 @@ from compressor.channels import analyse
 from compressor.data import open_data
 from compressor.errors import OutputError
 from compressor.files import write_whole
-from compressor.methods import widths
 from compressor.report import Report
 from compressor.runs.journal import Journal
 from compressor.runs.prune import Pruning, Wish
 from compressor.runs.run import Order
 from compressor.runs.sources import Images, Source
 from compressor.tasks.classify import Classify
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all
@@ -62,7 +62,7 @@ def train_digits(checkpoint: Path, journal: Journal) -> None:
     """Train `DigitsNet` and write its state dict."""
     seed_all(0)
     data, model = open_data("digits"), DigitsNet()
-    job = Job(model, data.shape, analyse(model, data.shape), widths.parse_rate(0.5), Classify())
+    job = Job(model, data.shape, analyse(model, data.shape), parse_rate(0.5), Classify())
     method = Method(job)
     recipe = Recipe(epochs=EPOCHS, batch_size=64, lr=0.05, warmup=1)
     Training(method, data, recipe, torch.device("cpu")).run(journal)
@@ -88,4 +88,4 @@ def run(out: Path, console: Console, *, force: bool = False) -> Report:
         force=force,
         command=command,
     )
-    return Pruning(order, Wish(widths.parse_rate(0.5))).run()
+    return Pruning(order, Wish(parse_rate(0.5))).run()

@@ -17,6 +17,7 @@ Names and figures in a message may come from anyone's file. So whatever is put i
 endless, and nothing in them moves a terminal's cursor or turns its text around.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -94,3 +95,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'magnitude'?"`, or an empty string when nothing known is near."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong in the first place, on one line: the first of the deepest cause, and more where that ends in ":"."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    message = " ".join(re.split(r"(?<!:)\n", str(error).strip())[0].split())
+    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__

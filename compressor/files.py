@@ -1,7 +1,8 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and texts that may be anyone's are read up to a bound."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from compressor.errors import OutputError
+
+# Bytes of a text. In memory JSON takes up to twenty times as many; reports of a thousand layers have half a million.
+LARGEST = 16 * 2**20
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,6 +48,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_whole` for text."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_text(path: Path) -> str:
+    """The text of a plan, a report or settings, which may be anyone's: raises OSError or UnicodeDecodeError.
+
+    An OSError, too, for a file of more than `LARGEST` bytes, and for a device or a pipe, which might never end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "It is no file", str(path))
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return data.decode("utf-8")
 
 
 def sync(folder: Path) -> None:

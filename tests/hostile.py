@@ -50,6 +50,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import compressor.runs.evaluate
+import compressor.runs.export
+import compressor.runs.inspect
 import compressor.runs.sensitivity
 from compressor.channels import analyse, remove
 from compressor.checkpoint import build, load_model
@@ -57,11 +59,11 @@ from compressor.checkpoint.plan import Plan, save_model
 from compressor.cli import app
 from compressor.data import open_data
 from compressor.errors import CompressError, UsageError
-from compressor.network import cost
 from compressor.network.parts import Chains, describe, make, replaced
+from compressor.onnx import latency
 from compressor.report import print_report, read_report, to_json
 from compressor.report.markdown import to_markdown
-from compressor.runs.sensitivity import Row, read_sensitivity, to_csv
+from compressor.runs.sensitivity_table import Row, read_sensitivity, to_csv
 from compressor.runs.settings import first_change
 
 sys.path.append(str(Path(__file__).parent / "report"))
@@ -683,8 +685,8 @@ def _restrict(said: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ.update({"GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": "out/output", "GITHUB_STEP_SUMMARY": "out/summary"})
-    real = cost.compare_latency
-    cost.compare_latency = lambda *a, seconds, **k: real(*a, **{**k, "seconds": 0.0})  # figures are not looked at
+    real = latency.take_turns
+    latency.take_turns = lambda *a, seconds, **k: real(*a, **k, seconds=0.0)  # figures are not looked at
 
 
 def _memory(name: str) -> int:

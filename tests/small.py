@@ -20,10 +20,10 @@ import compressor
 from compressor.channels import analyse
 from compressor.cli import app
 from compressor.demo import DigitsNet
-from compressor.methods import widths
 from compressor.report import Report, read_report
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training
@@ -171,7 +171,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the demo's network after two epochs: better than chance, so that there is something to repair."""
     torch.manual_seed(0)
     data, model = compressor.open_data("digits"), DigitsNet(16)
-    method = Method(Job(model, data.shape, analyse(model, data.shape), widths.parse_rate(0.5), Classify()))
+    method = Method(Job(model, data.shape, analyse(model, data.shape), parse_rate(0.5), Classify()))
     Training(method, data, Recipe(epochs=2, batch_size=32, lr=0.05), torch.device("cpu")).run(Journal(None))
     path = tmp_path_factory.mktemp("trained") / "digits.pt"
     torch.save(method.model.state_dict(), path)

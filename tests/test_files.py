@@ -1,4 +1,4 @@
-"""Files are whole or not there: on full disks, in places that cannot be written, and when writing is interrupted."""
+"""Files are whole or not there: on full disks, in places that cannot be written, when interrupted. Reading has a bound."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compressor.errors import OutputError, VerificationFailed
-from compressor.files import write_text, write_whole
+from compressor.files import LARGEST, read_text, write_text, write_whole
 
 
 def test_a_file_is_written_with_the_usual_rights(tmp_path: Path) -> None:
@@ -75,3 +75,23 @@ def test_what_else_goes_wrong_is_passed_on_and_nothing_is_left(tmp_path: Path, e
         write_whole(tmp_path / "a.txt", write)
     assert caught.value is error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_is_read_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xc3\xa9\r\n" + b"x" * (LARGEST - 4))
+    text = read_text(tmp_path / "a")
+    assert text.startswith("é\r\n") and len(text) == LARGEST - 1
+
+
+def test_what_is_too_large_or_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * (LARGEST + 1))
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in (
+        (tmp_path / "a", "File too large"),
+        (tmp_path / "pipe", "It is no file"),
+        (Path("/dev/zero"), "It is no file"),
+    ):
+        with pytest.raises(OSError, match=words):
+            read_text(path)
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "gone")

@@ -1,8 +1,10 @@
-"""Who may import whom: the arrows between the parts of the package go one way, and the command line starts without torch."""
+"""Who may import whom: folders in one direction, no circle of modules, and a command line that starts without torch."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,37 @@ import pytest
 import compressor
 
 ROOT = Path(compressor.__file__).parent
-FILES = {".".join(("compressor", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "matplotlib", "scipy", "sklearn"}
+EVERYWHERE = {"errors", "files", "version"}  # whom all may import
+
+# Each folder, and the folders that it may import: those above it here, never one below.
+DRAWING = {
+    "network": "",
+    "channels": "network",
+    "data": "",
+    "report": "",
+    "onnx": "network data report",
+    "tasks": "network data report",
+    "checkpoint": "network channels",
+    "training": "network channels data report tasks",
+    "recovery": "network channels data",
+    "methods": "network channels data tasks training recovery",
+    "runs": "network channels data report onnx tasks checkpoint training recovery methods",
+    "demo": "channels data report tasks training runs",
+    "cli": "network channels data report onnx tasks checkpoint training recovery methods runs demo",
+}
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {dotted(path): path for path in ROOT.rglob("*.py")}
 
 
 def imports(module: str, top: bool = False) -> set[str]:
-    """What a module imports, as dotted names; with `top`, only what is imported when the module itself is."""
+    """What a module imports anywhere in it, for types too; with `top`, only what is imported when the module itself is."""
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     found: set[str] = set()
     for node in _at_module_level(tree) if top else ast.walk(tree):
@@ -24,7 +51,7 @@ def imports(module: str, top: bool = False) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module} imports by a relative name: write the whole one"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found.update(name if name in FILES or f"{name}.__init__" in FILES else str(node.module) for name in names)
+            found.update(name if name in FILES else str(node.module) for name in names)
     return found
 
 
@@ -39,39 +66,76 @@ def _at_module_level(tree: ast.Module) -> list[ast.stmt]:
     return found
 
 
-def under(name: str, *parts: str) -> bool:
-    return any(name == part or name.startswith(f"{part}.") for part in parts)
+OWN = {module: {name for name in imports(module) if name.split(".")[0] == "compressor"} for module in FILES}
+FAMILIES = ("prune", "lowrank", "distill")
+PAPERS = {module for module in FILES if ".papers." in module}
 
 
-def own(module: str) -> set[str]:
-    """What of the package itself a module imports."""
-    return {name for name in imports(module) if under(name, "compressor")}
+def folder(module: str) -> str:
+    """`channels` of `compressor.channels.groups`; "" of the root itself."""
+    return f"{module}.".split(".")[1]
 
 
-def modules(*parts: str) -> list[str]:
-    return sorted(name for name in FILES if under(name, *parts))
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_folder_imports_what_the_drawing_says(name: str) -> None:
+    inside = [module for module in FILES if folder(module) == name]
+    assert inside
+    found = {folder(other) for module in inside for other in OWN[module]}
+    assert found <= {name, *EVERYWHERE, *DRAWING[name].split()}
 
 
-PAPERS = [name for name in FILES if ".papers." in name]
+def test_every_file_is_in_the_drawing_and_no_arrow_points_up() -> None:
+    assert {folder(module) for module in FILES} == {"", "__main__", *EVERYWHERE, *DRAWING}
+    for place, (name, allowed) in enumerate(DRAWING.items()):
+        assert set(allowed.split()) <= set(list(DRAWING)[:place]), name
+    assert not any(OWN[f"compressor.{name}"] - {"compressor.errors"} for name in EVERYWHERE)
 
 
-@pytest.mark.parametrize("module", sorted(set(FILES) - set(modules("compressor.cli", "compressor.__main__"))))
-def test_nothing_imports_the_command_line(module: str) -> None:
-    assert not [name for name in own(module) if under(name, "compressor.cli")]
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Nor inside a folder, nor where an import is put off or for types alone. Raises CycleError with the circle."""
+    TopologicalSorter({module: names for module, names in OWN.items() if module != "compressor"}).prepare()
 
 
-@pytest.mark.parametrize("module", sorted(PAPERS))
-def test_a_paper_imports_no_other_paper(module: str) -> None:
-    assert not [name for name in own(module) if ".papers" in name]
+@pytest.mark.parametrize("name", [name for name in DRAWING if (ROOT / name).is_dir()])
+def test_a_folder_says_what_it_imports(name: str) -> None:
+    text = " ".join((ast.get_docstring(ast.parse((ROOT / name / "__init__.py").read_text(encoding="utf-8"))) or "").split())
+    told = text.rpartition("Imports: ")[2].removesuffix(".").replace(",", "")
+    assert told == ("everything" if name == "cli" else DRAWING[name] or "nothing")
 
 
-@pytest.mark.parametrize("module", sorted(set(FILES) - set(PAPERS)))
-def test_nobody_names_a_paper(module: str) -> None:
-    assert not [name for name in own(module) if ".papers" in name]
+def family(module: str) -> str:
+    """`prune` of `compressor.methods.prune.filters`; "" of what all families share."""
+    return next((name for name in FAMILIES if f"{module}.".startswith(f"compressor.methods.{name}.")), "")
+
+
+def test_a_family_knows_of_no_other_and_what_all_share_of_none() -> None:
+    inside = [module for module in FILES if folder(module) == "methods"]
+    assert {family(module) for module in inside} == {"", *FAMILIES}
+    assert not [(module, name) for module in inside for name in OWN[module] if family(name) not in ("", family(module))]
+
+
+def test_nobody_names_a_paper() -> None:
+    assert not {module for module, names in OWN.items() if PAPERS & names}
+
+
+def test_channels_stand_on_torch_numpy_and_scipy_alone() -> None:
+    inside = [module for module in FILES if folder(module) == "channels"]
+    packages = {name.partition(".")[0] for module in inside for name in imports(module)} - set(sys.stdlib_module_names)
+    assert packages <= {"compressor", "torch", "numpy", "scipy"}
+
+
+def test_reports_never_import_torch() -> None:
+    inside = [module for module in FILES if folder(module) == "report"]
+    assert not {name.partition(".")[0] for name in chain(*map(imports, inside))} & {
+        "torch",
+        "torchvision",
+        "onnx",
+        "onnxruntime",
+    }
 
 
 @pytest.mark.parametrize(
-    "module", modules("compressor.cli", "compressor.report", "compressor.methods.catalogue", "compressor.errors")
+    "module", sorted([*(name for name in FILES if folder(name) == "cli"), "compressor.methods.catalogue", "compressor.errors"])
 )
 def test_the_face_does_not_import_torch_at_module_level(module: str) -> None:
     assert not {name.partition(".")[0] for name in imports(module, top=True)} & {"torch", "torchvision", "onnx", "onnxruntime"}

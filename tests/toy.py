@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.channels import Residual, analyse
-from compressor.methods.widths import parse_target
+from compressor.data import Batch
 from compressor.network.cost import count_macs
 from compressor.tasks.classify import Classify
-from compressor.training.method import Batch, Job, Method, Progress
+from compressor.training.goal import parse_target
+from compressor.training.method import Job, Method, Progress
 
 SHAPE = (3, 12, 12)
 

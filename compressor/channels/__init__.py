@@ -1,7 +1,10 @@
-"""Which channels of a network live and die together, what any choice of them costs, and the surgery that takes them out."""
+"""Which channels of a network live and die together, what any choice of them costs, and the surgery that takes them out.
 
-from compressor.channels.groups import Channels, Group, Heads, Mask, Residual, analyse
+Imports: network.
+"""
+
+from compressor.channels.groups import Channels, Frozen, Group, Heads, Mask, Residual, analyse
 from compressor.channels.surgery import Cut, apply, mask
 from compressor.channels.verify import Verified, remove
 
-__all__ = ["Channels", "Cut", "Group", "Heads", "Mask", "Residual", "Verified", "analyse", "apply", "mask", "remove"]
+__all__ = ["Channels", "Cut", "Frozen", "Group", "Heads", "Mask", "Residual", "Verified", "analyse", "apply", "mask", "remove"]

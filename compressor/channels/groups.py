@@ -32,7 +32,6 @@ from compressor.channels.labels import Split, Step, Trace
 from compressor.channels.sizes import Attribute, Ids, solve
 from compressor.channels.trace import trace_model
 from compressor.network.inputs import AnyInputs
-from compressor.report.schema import Frozen
 
 Residual = Literal["coupled", "scatter"]
 Heads = Literal["width", "whole"]
@@ -66,6 +65,14 @@ class Group:
     def layers(self) -> list[str]:
         """The layers whose output these channels are."""
         return [member.tensor.rpartition(".")[0] for member in self.members if member.role == "out"]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that cannot be cut, and why."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,13 @@
-"""Read the model a user has, as it lies on the disk, and give back a network.
+"""Checkpoints: read what people have, find the code that builds it, save and rebuild without pickle.
 
-    name or file ──kinds──> read ──weights──> tensors ──recognise──> architecture ──arch──> network ──fit──> Loaded
-
-Nothing in a file is executed unless the user says that it is trusted.
+Imports: network, channels.
 """
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
-from torch import nn
-
-from compressor.checkpoint.arch import accepts, build, inputs_of, parse_arch_args
-from compressor.checkpoint.exported import open_program
-from compressor.checkpoint.fit import check_finite, fit
-from compressor.checkpoint.kinds import check_archive, kind_of
+from compressor.checkpoint.arch import accepts, build, parse_arch_args
+from compressor.checkpoint.kinds import kind_of
+from compressor.checkpoint.load import Loaded, from_code, load, load_model
 from compressor.checkpoint.read import Content, read
 from compressor.checkpoint.recognise import Recognised, recognise
-from compressor.checkpoint.weights import find_weights
-from compressor.errors import CheckpointError, UsageError
-from compressor.network.inputs import Inputs
-
-if TYPE_CHECKING:
-    from compressor.checkpoint.plan import Plan
 
 __all__ = [
     "Content",
@@ -35,140 +17,9 @@ __all__ = [
     "build",
     "from_code",
     "kind_of",
+    "load",
     "load_model",
     "parse_arch_args",
     "read",
     "recognise",
 ]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A network in eval mode on the CPU, and where it came from.
-
-    `arch` rebuilds it with `arch_args`, except "pickle:FILE" and "pt2:FILE", whose code lies in the file. `inputs` is what
-    it is called with, where torchvision, timm or the network's own settings say it. `notes` are sentences on what was found
-    and done. `sha256` is the file's; None for a name.
-    """
-
-    model: nn.Module
-    source: str
-    arch: str
-    arch_args: dict[str, object] = field(default_factory=dict)
-    inputs: Inputs | None = None
-    notes: list[str] = field(default_factory=list)
-    sha256: str | None = None
-    plan: "Plan | None" = None  # how a run directory's network was cut from its original
-
-
-def load_model(
-    source: str,
-    *,
-    arch: str | None = None,
-    arch_args: Mapping[str, object] | None = None,
-    key: str | None = None,
-    ema: bool = False,
-    trust_pickle: bool = False,
-) -> Loaded:
-    """The network that MODEL means: `torchvision:NAME`, `timm:NAME`, a checkpoint file or a run directory.
-
-    `arch` is the code that builds it; without it the torchvision network that fits is found. `key` and `ema` choose among
-    several sets of weights in a file. `trust_pickle` lets the file run code: pickled modules and exported programs need that.
-
-    Raises CheckpointError (the file), ArchitectureError (the code) or UsageError (the options), all with what to do.
-    """
-    args = dict(arch_args or {})
-    if source.startswith(("torchvision:", "timm:")):
-        if arch is not None:
-            raise UsageError(f"MODEL {source} already names the architecture, and --arch {arch} another. Leave one away.")
-        return from_code(source, args)
-    path = Path(source)
-    if (kind := kind_of(path)) == "run":
-        from compressor.checkpoint.plan import load_run
-
-        loaded: Loaded = load_run(path, arch, args or None)
-        return loaded
-    if kind == "pt2" and trust_pickle and arch is None:
-        _refuse_args(path, args)
-        return _program(path)
-    found = find_weights(read(path, trust_pickle=trust_pickle), key=key, ema=ema)
-    notes = list(found.notes)
-    if isinstance(found.value, nn.Module):
-        if arch is None:
-            _refuse_args(path, args)
-            return _module(path, found.value, notes)
-        tensors = {name: item for name, item in found.value.state_dict().items() if isinstance(item, torch.Tensor)}
-    else:
-        tensors = found.value
-    try:
-        if arch is None:
-            arch, args = _recognised(tensors, args, notes)
-        model, args, done = fit(arch, args, tensors)
-    except CheckpointError as error:
-        raise _in_file(path, error) from error
-    return Loaded(model, source, arch, args, inputs_of(arch, model), [*notes, *done], _sha256(path))
-
-
-def from_code(source: str, args: Mapping[str, object]) -> Loaded:
-    """The network that code by name builds (`torchvision:NAME`, `path/to/file.py:NAME`), with the weights that it gives.
-
-    Raises ArchitectureError.
-    """
-    args = dict(args)
-    model = build(source, args).eval()
-    trained = args.get("weights") or args.get("pretrained")
-    notes = [] if trained else [f"the weights are random: {source} names an architecture only"]
-    return Loaded(model, source, source, args, inputs_of(source, model), notes)
-
-
-def _recognised(tensors: dict[str, torch.Tensor], args: dict[str, object], notes: list[str]) -> tuple[str, dict[str, object]]:
-    """The architecture found, the user's arguments taking precedence over those found."""
-    found = recognise(tensors)
-    count = found.args.get("num_classes")
-    notes.append(f"recognised as {found.arch}" + (f" with {count} classes" if count else ""))
-    if found.arch in {"torchvision:googlenet", "torchvision:inception_v3"}:
-        notes.append("if it was trained from torchvision's own weights, add --arch-arg transform_input=true")
-    return found.arch, {**found.args, **args}
-
-
-def _refuse_args(path: Path, args: dict[str, object]) -> None:
-    if args:
-        raise UsageError(
-            f"{path} holds a finished network, which takes no --arch-arg ({', '.join(args)}). Give --arch, or leave it away."
-        )
-
-
-def _module(path: Path, model: nn.Module, notes: list[str]) -> Loaded:
-    """A module out of a trusted pickle."""
-    half = {tensor.dtype for tensor in model.parameters()} & {torch.float16, torch.bfloat16}
-    if half:
-        notes.append(f"the module held {', '.join(str(dtype)[6:] for dtype in half)}, cast to float32")
-        model = model.float()
-    try:
-        check_finite(model)
-    except CheckpointError as error:
-        raise _in_file(path, error) from error
-    notes.append("a pickled module was opened, as --trust-pickle allows")
-    arch = f"pickle:{path.name}"
-    return Loaded(model.cpu().eval(), str(path), arch, {}, inputs_of(arch, model), notes, _sha256(path))
-
-
-def _program(path: Path) -> Loaded:
-    """The graph of a trusted `torch.export` archive."""
-    check_archive(path)
-    model = open_program(path)
-    for module in model.modules():  # an exported program refuses .eval(): its graph says already what is done
-        module.training = False
-    notes = ["the exported program itself was opened, as --trust-pickle allows; it keeps the mode it was exported in"]
-    return Loaded(model, str(path), f"pt2:{path.name}", {}, None, notes, _sha256(path))
-
-
-def _in_file(path: Path, error: CheckpointError) -> CheckpointError:
-    beside = f" {path.parent} is a run directory: give that instead." if (path.parent / "plan.json").is_file() else ""
-    program = " Or, if you trust the file, open the program it holds with --trust-pickle." if kind_of(path) == "pt2" else ""
-    return CheckpointError(f"{path}: {error}{beside}{program}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

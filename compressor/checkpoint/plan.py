@@ -30,20 +30,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from compressor.channels.surgery import Count, Cut, Spread, attach, set_counts
-from compressor.checkpoint import Loaded, build
-from compressor.checkpoint.arch import Sparingly, WithoutMemory
+from compressor.checkpoint.arch import WithoutMemory
 from compressor.checkpoint.fit import ORDINARY
 from compressor.checkpoint.kinds import in_one_line
 from compressor.errors import ArchitectureError, CheckpointError, printable
-from compressor.files import write_text, write_whole
+from compressor.files import read_text, write_text, write_whole
 from compressor.network.cost import count_macs
 from compressor.network.inputs import AnyInputs, Input, Inputs
 from compressor.network.parts import Chains, make, replaced
-from compressor.texts import read_text
 
 VERSION = 2
 KEYS = ("arch", "arch_args", "input_shape", "steps", "indices")
@@ -301,29 +299,6 @@ def read_plan(directory: Path) -> Plan:
         return from_json(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{directory} is not a finished run: {path.name} cannot be read ({error}).") from None
-
-
-def load_run(directory: Path, arch: str | None, arch_args: Mapping[str, object] | None = None) -> Loaded:
-    """The network of a run directory. Raises CheckpointError or ArchitectureError."""
-    plan = read_plan(directory)
-    if arch is None:
-        check_trusted(plan, directory)
-    plan = replace(plan, arch=arch or plan.arch, arch_args=dict(arch_args or plan.arch_args))
-    file = directory / "model.safetensors"
-    try:
-        # Cloned, because memory that begins anywhere in a file is computed with more slowly, and rounded otherwise.
-        weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
-    except Exception as error:  # the bytes may be anyone's: whatever goes wrong, they are no tensors
-        raise CheckpointError(f"{file} cannot be read: {in_one_line(error)}. Make the run again.") from None
-    try:
-        with Sparingly(LARGEST_NETWORK), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of layers without weights
-            model = build(plan.arch, plan.arch_args)
-        model = rebuild(model, plan, weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory}: {error}") from error
-    inputs = None if plan.inputs is None else Inputs.of(plan.inputs)
-    return Loaded(model, str(directory), plan.arch, plan.arch_args, inputs, [f"a run of {plan.arch}"], None, plan)
 
 
 def check_trusted(plan: Plan, directory: Path) -> None:

@@ -1,4 +1,7 @@
-"""The command line: arguments in, library call, print. No logic, and no torch before a command needs it."""
+"""The command line: arguments in, library call, print. No logic, and no torch before a command needs it.
+
+Imports: everything.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ import os
 import signal
 import sys
 
-import typer
-
-from compressor import __version__
+from compressor.cli.app import app as app
 from compressor.cli.check import check
 from compressor.cli.compare import compare
 from compressor.cli.demo import demo
@@ -25,16 +26,6 @@ from compressor.cli.run import run
 from compressor.cli.sensitivity import sensitivity
 from compressor.training import processes
 
-app = typer.Typer(
-    name="compress",
-    help="Make a trained PyTorch vision model smaller and faster, and prove it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 a budget was missed, 2 wrong usage or unusable input, 3 cannot be compressed as asked, "
-    "4 a check failed and nothing was published, 5 a fault of ours, 130 interrupted.",
-)
 app.command()(demo)
 app.command()(inspect)
 app.command()(sensitivity)
@@ -49,19 +40,6 @@ app.command()(report)
 app.command("eval")(evaluate)
 app.command()(export)
 app.command()(methods)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"compress {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_print_version, is_eager=True),
-) -> None:
-    pass
 
 
 def main() -> None:

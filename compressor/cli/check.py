@@ -70,10 +70,11 @@ def check(
     What was not measured counts as missed. On GitHub it annotates the build, and writes the summary and outputs of the step.
     """
     from compressor.report import ci, gate, read_report
+    from compressor.report.budgets import collect
 
     json, quiet = context.params["json"], context.params["quiet"]
     earlier = None if baseline is None else read_report(baseline)
-    budgets = gate.collect(
+    budgets = collect(
         budget or [],
         max_drop=max_drop,
         min_cut=min_cut,

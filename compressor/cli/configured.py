@@ -94,7 +94,7 @@ class Option:
 
 def commands() -> Commands:
     """All commands, by their names."""
-    from compressor.cli import app
+    from compressor.cli.app import app
 
     named = ((info.name, info.callback) for info in app.registered_commands if info.callback is not None)
     return {name or callback.__name__: callback for name, callback in named}

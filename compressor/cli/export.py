@@ -23,7 +23,7 @@ def export(
     if out.exists() and not force:
         raise OutputError(f"--out {out} exists: --force replaces it.")
     from compressor.report import figures
-    from compressor.runs.evaluate import export_checked
+    from compressor.runs.export import export_checked
 
     asked = options.Asked(context)
     made = export_checked(asked.source(model), asked.inputs, out)

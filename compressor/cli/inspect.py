@@ -36,7 +36,7 @@ def inspect(
     json: options.Json = False,
 ) -> None:
     """Show what can be cut, what goes with it, what is frozen and why. Needs no data."""
-    from compressor.runs.evaluate import look
+    from compressor.runs.inspect import look
 
     asked = options.Asked(context)
     view = look(asked.source(model), asked.inputs, residual, heads, graph)

@@ -57,11 +57,12 @@ def prune(
     ] = True,
 ) -> None:
     """Remove channels, fine-tune, and write a verified compact ONNX model with a report."""
-    from compressor.methods import catalogue, widths
+    from compressor.methods import catalogue
+    from compressor.training.goal import parse_rate, parse_target
 
     if (rate is None) == (target is None):
         raise UsageError("Say how much is to go: give either --rate 0.5 (share of the MACs) or --target, see --help.")
-    goal = widths.parse_rate(rate) if rate is not None else widths.parse_target(str(target))
+    goal = parse_rate(rate) if rate is not None else parse_target(str(target))
     entry = catalogue.find(method, "prune")
     settings = catalogue.parse_settings(entry, set_ or [])
 

@@ -54,7 +54,7 @@ def run(
 
     def perform(command: str, given: Mapping[str, object], take: Callable[[Run], object] | None) -> int:
         """As if `given` stood on a command line of its own."""
-        from compressor.cli import app
+        from compressor.cli.app import app
 
         told = {**given, "quiet": True} if silent or take else given
         return typer.main.get_command(app).main([command], standalone_mode=False, default_map={command: told}, obj=take) or 0

@@ -16,7 +16,7 @@ from compressor.cli import options
 from compressor.errors import UsageError
 
 if TYPE_CHECKING:
-    from compressor.runs.sensitivity import Sensitivity
+    from compressor.runs.sensitivity_table import Sensitivity
 
 
 @options.command(options.DATA, options.READING, options.PLACE)
@@ -45,7 +45,8 @@ def sensitivity(
     entry = catalogue.find(method, "prune")
     settings = catalogue.parse_settings(entry, set_ or [])
     shares = _shares(rates)
-    from compressor.runs.sensitivity import PLOT, TABLE, Measurement
+    from compressor.runs.sensitivity import PLOT, Measurement
+    from compressor.runs.sensitivity_table import TABLE
     from compressor.training.recipe import Recipe
 
     asked = options.Asked(context)

@@ -8,9 +8,11 @@ splits.py     which images train, which choose, which measure
 images.py     one image after another: read, give it the common shape, or say which file is broken
 readers.py    many images at a time: kept in memory, or streamed by worker processes
 batches.py    shuffled, augmented, normalised batches: Data
+
+Imports: nothing.
 """
 
-from compressor.data.batches import Batches, Data, check_classes
+from compressor.data.batches import Batch, Batches, Data, check_classes
 from compressor.data.specs import open_data
 
-__all__ = ["Batches", "Data", "check_classes", "open_data"]
+__all__ = ["Batch", "Batches", "Data", "check_classes", "open_data"]

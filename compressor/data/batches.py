@@ -10,7 +10,7 @@ A method may ask for several views of each training image, and for batches in wh
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,20 @@ from torch import Tensor
 from compressor.data.cutout import Cutout
 from compressor.data.readers import Reader, seed_from
 from compressor.errors import DataError, printable
-from compressor.training.method import Batch
 
 Split = Literal["train", "held_out", "test"]
+
+
+class Batch(NamedTuple):
+    """Images [n, channels, height, width], normalised; targets [n]; indices [n] of the images in their data set.
+
+    `views` are the same images, each moved anew, for a method that asks for several.
+    """
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+    views: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from torchvision.transforms.v2 import functional as TF
 from compressor.data.batches import Data
 from compressor.data.images import Images, to_pixels
 from compressor.data.splits import Source, whole
-from compressor.errors import DataError, did_you_mean
-from compressor.onnx.runtime import first_line
+from compressor.errors import DataError, did_you_mean, first_line
 
 PARTS = ("train", "test", "held_out")
 LOOKED_AT = 8  # images of each part that are read twice, to see whether they stay the same

@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from compressor.errors import DataError, printable
-from compressor.onnx.runtime import first_line
+from compressor.errors import DataError, first_line, printable
 
 # Pillow tells of odd files in pages of lines, beside the error that it raises where it cannot go on.
 warnings.filterwarnings("ignore", module=r"PIL\.")

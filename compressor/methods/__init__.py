@@ -1,1 +1,4 @@
-"""The papers: one paper, one file; the file's name is the method's name. See `method.py` for the contract."""
+"""The published methods, found by name, and what the families share.
+
+Imports: network, channels, data, tasks, training, recovery.
+"""

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.data import Batch
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import tensors_in
-from compressor.training.method import Batch
 
 MOST = 4  # values that cross from the first half to the second
 SLACK = 1e-4  # largest difference over largest output: the same operators, perhaps in another order

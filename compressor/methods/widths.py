@@ -1,18 +1,14 @@
-"""How much is to go, and which channels go so that exactly that much does.
+"""Which channels go, so that exactly as much goes as was asked.
 
-A goal is a share of the model's MACs, parameters or bytes to remove, or a share of the filters, or single weights, of every
-layer; where layers are factored, also the energy that each keeps, or its rank. Given one score a channel (low = weak), `choose`
-removes the weakest until the goal is met; costs come from a table, so the search never runs the model.
+Given one score a channel (low = weak), `choose` removes the weakest until the goal is met; costs come from a table, so the
+search never runs the model.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,79 +16,11 @@ import numpy.typing as npt
 from compressor.channels import Channels, Mask
 from compressor.channels.groups import Cost
 from compressor.errors import Infeasible, UsageError, did_you_mean
-from compressor.units import BYTES
+from compressor.training.goal import UNIT, WITHIN, Curve, Goal, Quantity
 
-Quantity = Literal["macs", "params", "size", "filters", "weights", "energy", "rank"]
-TARGETS: tuple[Quantity, ...] = ("macs", "params", "size", "filters", "weights")
 Scores = npt.NDArray[np.float64]
-WITHIN = 0.01  # a goal is met within one percentage point of the original
 UNMEASURED = 2.0  # a loss above all that can be measured
 TIE = 1e-6  # of equal losses, those of groups of which less is gone come first
-UNIT = {"macs": "MACs", "params": "parameters", "size": "bytes"}
-
-
-@dataclass(frozen=True)
-class Goal:
-    """`share` of the quantity is to go, or what remains is to be at most `limit` (in MACs, parameters or bytes)."""
-
-    quantity: Quantity
-    text: str  # as the user wrote it
-    share: float | None = None
-    limit: float | None = None
-
-    def asked(self, full: float) -> float:
-        """The share to remove from `full`."""
-        if self.share is not None:
-            return self.share
-        assert self.limit is not None
-        return max(0.0, 1.0 - self.limit / full)
-
-
-def parse_rate(rate: float) -> Goal:
-    """`--rate 0.5`: half of the MACs are to go. Raises UsageError unless 0 < rate < 1."""
-    if not 0 < rate < 1:
-        hint = f"; for {rate:g} % write {rate / 100:g}" if 1 < rate < 100 else ""
-        raise UsageError(f"--rate is the share of MACs to remove, between 0 and 1, both excluded; found {rate:g}{hint}.")
-    return Goal("macs", f"--rate {rate:g}", share=rate)
-
-
-def parse_energy(energy: float) -> Goal:
-    """`--energy 0.9`: each layer keeps as few ranks as hold more than that share of its energy. Raises UsageError."""
-    if not 0 < energy < 1:
-        raise UsageError(
-            f"--energy is the share of a layer's energy to keep, between 0 and 1, both excluded; found {energy:g}."
-        )
-    return Goal("energy", f"--energy {energy:g}", share=1 - energy)
-
-
-def parse_rank(rank: int) -> Goal:
-    """`--rank 64`: each layer keeps at most so many ranks. Raises UsageError."""
-    if rank < 1:
-        raise UsageError(f"--rank must be 1 or more; found {rank}.")
-    return Goal("rank", f"--rank {rank}", limit=rank)
-
-
-def parse_target(text: str) -> Goal:
-    """`macs=50%` removes half; `params<=5M`, `size<=10MB`, `macs<=40%` bound what remains. Raises UsageError."""
-    match = re.fullmatch(r"\s*(\w+)\s*(<=|=)\s*([0-9.eE+-]+)\s*([%A-Za-z]*)\s*", text)
-    form = "write it like macs=50%, params<=5M, size<=10MB, filters=40% or weights=70%"
-    if match is None:
-        raise UsageError(f"--target {text!r} was not understood: {form}.")
-    quantity, relation, number, unit = match.groups()
-    if quantity not in TARGETS:
-        raise UsageError(f"--target names {quantity!r}, but knows {', '.join(TARGETS)}{did_you_mean(quantity, TARGETS) or '.'}")
-    try:
-        value = float(number)
-    except ValueError:
-        raise UsageError(f"--target {text!r}: {number!r} is not a number; {form}.") from None
-    if unit == "%":
-        share = value / 100 if relation == "=" else 1 - value / 100
-        if not 0 < share < 1:
-            raise UsageError(f"--target {text!r} removes {share:.0%}: between 0 % and 100 %, both excluded, can be asked.")
-        return Goal(quantity, text.strip(), share=share)
-    if relation == "=" or quantity in ("filters", "weights") or unit.upper() not in BYTES or not value > 0 or math.isinf(value):
-        raise UsageError(f"--target {text!r} was not understood: {form}.")
-    return Goal(quantity, text.strip(), limit=value * BYTES[unit.upper()])
 
 
 def cost_of(channels: Channels, quantity: Quantity) -> Cost:
@@ -110,27 +38,6 @@ def uniform(channels: Channels, scores: Scores) -> Scores:
         ranks[own] = np.argsort(np.argsort(scores[own], kind="stable"), kind="stable") / group.size
         start += group.size
     return ranks
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What a network loses when one group of `size` channels alone is cut: accuracy lost, 0..1, when shares of it are gone.
-
-    `rates` rise from 0. A loss that falls, as measured on few images, counts as the largest before it.
-    """
-
-    size: int
-    rates: tuple[float, ...]
-    losses: tuple[float, ...]
-
-    def at(self, rates: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The loss at each of `rates`: straight between those that were measured, and straight on beyond the last."""
-        known, losses = np.array(self.rates), np.maximum.accumulate(np.maximum(self.losses, 0.0))
-        if known[-1] < 1:
-            slope = (losses[-1] - losses[-2]) / (known[-1] - known[-2])
-            known, losses = np.append(known, 1.0), np.append(losses, losses[-1] + slope * (1 - known[-1]))
-        found: npt.NDArray[np.float64] = np.interp(rates, known, np.minimum(losses, 1.0))
-        return found
 
 
 def by_sensitivity(channels: Channels, scores: Scores, curves: Mapping[str, Curve]) -> Scores:

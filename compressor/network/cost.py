@@ -1,43 +1,29 @@
-"""What a network costs and how good its answers are: every figure of a report is measured here.
+"""What a network costs: multiply-adds, parameters, bytes.
 
-Cost is counted on the network as it stands, with whole channels, by running one image through a copy without data
-(meta.py). Speed is ONNX Runtime's on the written file, because that is what gets deployed; files that are
-compared take turns, so that a machine that warms up or gets busy slows them all alike. Accuracy comes with Wilson's
-interval, because ten thousand images do not tell 91.2 % from 91.4 %.
+Cost is counted on the network as it stands, with whole channels, by running one image through a copy without data (meta.py).
 
-Units: MACs are multiply-adds for one image, sizes are bytes, times are milliseconds for one batch, accuracies are
-fractions between 0 and 1. `inputs` is the shape of one image (channels, height, width), or whatever `Inputs.of` takes.
+Units: MACs are multiply-adds for one image, sizes are bytes. `inputs` is the shape of one image (channels, height, width), or
+whatever `Inputs.of` takes.
 """
 
 import contextlib
 import copy
-import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from compressor.errors import DataError, UsageError, VerificationFailed
+from compressor.errors import UsageError, first_line
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.meta import evaluating, meta_copy, separate_attention
-from compressor.network.outputs import logits_of, tensors_in
-from compressor.onnx.runtime import bound_run, first_line, open_session, run_session
-from compressor.report.schema import Accuracy, Fidelity, Latency
-from compressor.training.method import Batch
+from compressor.network.meta import meta_copy, separate_attention
+from compressor.network.outputs import tensors_in
 
-Predict = Callable[..., Tensor]  # images [n, channels, height, width], or every input -> logits [n, classes]
 Watch = TypeVar("Watch", bound=AbstractContextManager[Any])
-
-# --- cost ------------------------------------------------------------------------------------------------------------
 
 
 def count_macs(model: nn.Module, inputs: AnyInputs) -> int:
@@ -140,161 +126,3 @@ class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
     def _forget(self, address: int, size: int) -> None:
         self.known.discard(address)
         self.alive -= size
-
-
-# --- quality ---------------------------------------------------------------------------------------------------------
-
-
-def torch_predict(model: nn.Module, device: torch.device | str, amp: torch.dtype | None = None) -> Predict:
-    """A function that asks the model, which is moved to `device`; logits come back there, in float32.
-
-    `amp` is the type that PyTorch's autocast may compute in. Every call runs in eval mode, and then each module has the
-    mode back that it had before.
-    """
-    device = torch.device(device)
-    model.to(device)
-
-    def predict(images: Tensor) -> Tensor:
-        autocast = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
-        with evaluating(model), torch.inference_mode(), autocast:
-            return logits_of(model(images.to(device))).float()  # [n, classes]
-
-    return predict
-
-
-def onnx_predict(path: Path, provider: str = "cpu", threads: int = 0) -> Predict:
-    """A function that asks the ONNX file at `path` in ONNX Runtime; logits come back on the CPU, in float32."""
-    session = open_session(path, provider, threads)
-
-    def predict(*inputs: Tensor) -> Tensor:
-        answers = run_session(session, [tensor.numpy(force=True) for tensor in inputs])
-        return torch.from_numpy(answers[0]).float()  # [n, classes]
-
-    return predict
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share that was estimated as `correct` of `n`."""
-    interval = binomtest(correct, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def accuracy(predict: Predict, batches: Iterable[Batch]) -> Accuracy:
-    """Top-1, top-5 (from ten classes on) and mean cross-entropy over the images of all batches.
-
-    Raises DataError when there are no images or a label is none of the network's classes, and VerificationFailed when
-    the network answers NaN.
-    """
-    n, top1, top5, loss, classes = 0, 0, 0, 0.0, 0
-    for batch in batches:
-        logits = predict(batch.images)  # [n, classes]
-        targets = batch.targets.to(logits.device)  # [n]
-        classes = logits.shape[1]
-        _check_answers(logits, targets)
-        hits = logits.topk(min(5, classes)).indices == targets[:, None]  # [n, 5]
-        n += len(targets)
-        top1 += int(hits[:, 0].sum())
-        top5 += int(hits.sum())
-        loss += float(F.cross_entropy(logits, targets, reduction="sum"))
-    _check_images(n)
-    return Accuracy(top1 / n, *wilson(top1, n), n, top5=top5 / n if classes >= 10 else None, loss=loss / n)
-
-
-def fidelity(original: Predict, compressed: Predict, batches: Iterable[Batch], inputs: str) -> Fidelity:
-    """How close `compressed` answers to `original` on the images of all batches; `inputs` says what these are."""
-    n, equal, divergence = 0, 0, 0.0
-    for batch in batches:
-        before, after = original(batch.images).cpu(), compressed(batch.images).cpu()  # [n, classes]
-        n += len(before)
-        equal += int((before.argmax(1) == after.argmax(1)).sum())
-        divergence += float(F.kl_div(after.log_softmax(1), before.log_softmax(1), log_target=True, reduction="sum"))
-    _check_images(n)
-    return Fidelity(equal / n, max(divergence / n, 0.0), n, inputs)  # rounding can leave a sum just below zero
-
-
-def _check_images(n: int) -> None:
-    if n == 0:
-        raise DataError("The networks' answers were to be compared, but there are no images: check the test data.")
-
-
-def _check_answers(logits: Tensor, targets: Tensor) -> None:
-    if logits.isnan().any():
-        raise VerificationFailed("The network answers NaN: its weights are broken, or the training diverged.")
-    if targets.min() < 0 or targets.max() >= logits.shape[1]:
-        raise DataError(
-            f"The network knows the classes 0 to {logits.shape[1] - 1}, but the labels go from {int(targets.min())} to "
-            f"{int(targets.max())}: give the data it was trained for."
-        )
-
-
-# --- speed -----------------------------------------------------------------------------------------------------------
-
-
-def latency(
-    path: Path,
-    inputs: AnyInputs,
-    *,
-    batches: Sequence[int] = (1, 32),
-    threads: int = 1,
-    provider: str = "cpu",
-    runs: int = 100,
-    warmup: int = 10,
-    seconds: float = 5.0,
-) -> list[Latency]:
-    """`compare_latency` of one file."""
-    return compare_latency(
-        [path],
-        inputs,
-        batches=batches,
-        threads=threads,
-        provider=provider,
-        runs=runs,
-        warmup=warmup,
-        seconds=seconds,
-    )[0]
-
-
-def compare_latency(
-    paths: Sequence[Path],
-    inputs: AnyInputs,
-    *,
-    batches: Sequence[int] = (1, 32),
-    threads: int = 1,
-    provider: str = "cpu",
-    runs: int = 100,
-    warmup: int = 10,
-    seconds: float = 5.0,
-) -> list[list[Latency]]:
-    """For each file, ONNX Runtime's time for one batch of each size; the files take turns, run by run.
-
-    A batch size gets `runs` runs of every file, but no more (though at least five) once `seconds` are over. Warming up
-    takes at most `warmup` runs and a quarter of that time. On "cuda" the images lie on the GPU before the clock starts.
-    """
-    sessions = [open_session(path, provider, threads) for path in paths]
-    by_batch = []
-    for batch in batches:
-        samples = [tensor.numpy() for tensor in Inputs.of(inputs).random(batch)]
-        calls = [bound_run(session, samples, provider) for session in sessions]
-        warm = len(take_turns(calls, most=warmup, least=1, seconds=seconds / 4)[0])
-        by_batch.append(
-            [
-                Latency(batch, float(np.median(ms)), float(np.percentile(ms, 90)), len(ms), warm, provider, threads)
-                for ms in take_turns(calls, most=runs, least=5, seconds=seconds)
-            ]
-        )
-    return [list(of_one_file) for of_one_file in zip(*by_batch, strict=True)]
-
-
-def take_turns(calls: Sequence[Callable[[], None]], most: int, least: int, seconds: float) -> list[list[float]]:
-    """Milliseconds of each call's runs. Every second turn goes backwards, so that nobody always comes first."""
-    milliseconds: list[list[float]] = [[] for _ in calls]
-    turns = list(zip(calls, milliseconds, strict=True))
-    start = time.perf_counter()
-    for done in range(most):
-        if done >= least and time.perf_counter() - start > seconds:
-            break
-        for call, of_call in turns if done % 2 == 0 else reversed(turns):
-            before = time.perf_counter()
-            call()
-            of_call.append((time.perf_counter() - before) * 1000)
-    return milliseconds

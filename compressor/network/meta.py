@@ -65,3 +65,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy to learn from: on `device`, in eval mode, without gradients."""
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)

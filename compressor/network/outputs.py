@@ -1,13 +1,17 @@
 """What a network gives back: a tensor, or tensors in tuples, mappings and dataclasses, in any depth."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from compressor.errors import UsageError
+from compressor.network.meta import evaluating
+
+Predict = Callable[..., Tensor]  # images [n, channels, height, width], or every input -> logits [n, classes]
 
 MAIN = ("logits", "out")  # what Hugging Face and torchvision call the answer
 
@@ -47,3 +51,20 @@ def main_first(output: Any) -> list[Tensor]:
     """All tensors in `output`, its main answer before the others."""
     main = logits_of(output)
     return [main, *(tensor for tensor in tensors_in(output) if tensor is not main)]
+
+
+def torch_predict(model: nn.Module, device: torch.device | str, amp: torch.dtype | None = None) -> Predict:
+    """A function that asks the model, which is moved to `device`; logits come back there, in float32.
+
+    `amp` is the type that PyTorch's autocast may compute in. Every call runs in eval mode, and then each module has the
+    mode back that it had before.
+    """
+    device = torch.device(device)
+    model.to(device)
+
+    def predict(images: Tensor) -> Tensor:
+        autocast = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
+        with evaluating(model), torch.inference_mode(), autocast:
+            return logits_of(model(images.to(device))).float()  # [n, classes]
+
+    return predict

@@ -1,0 +1,4 @@
+"""ONNX files: exported, run and timed in ONNX Runtime, quantized.
+
+Imports: network, data, report.
+"""

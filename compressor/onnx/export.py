@@ -19,14 +19,14 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from compressor import __version__
-from compressor.errors import Infeasible, UsageError, VerificationFailed
+from compressor.errors import Infeasible, UsageError, VerificationFailed, first_line
 from compressor.files import write_whole
 from compressor.network.cost import weight_bytes
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import main_first
-from compressor.onnx.runtime import first_line, open_session, run_session
+from compressor.onnx.runtime import open_session, run_session
 from compressor.onnx.sink import sink_fills
+from compressor.version import __version__
 
 LARGEST = 2**31 - 1  # bytes in one ONNX file
 

@@ -21,13 +21,12 @@ import numpy as np
 from torch import nn
 
 from compressor.errors import UsageError
-from compressor.files import write_text
-from compressor.network import cost
+from compressor.files import read_text, write_text
 from compressor.network.inputs import Inputs
 from compressor.network.parts import Part, describe, make
 from compressor.onnx.export import export_onnx
+from compressor.onnx.latency import take_turns
 from compressor.onnx.runtime import bound_run, open_session
-from compressor.texts import read_text
 
 RUNS, SECONDS, WARMUP = 30, 2.0, 3  # at most, of each measurement
 YARDSTICK, SIZE = nn.Conv2d(32, 32, 3, padding=1), (32, 28, 28)
@@ -68,8 +67,8 @@ class Clock:
 
     def _measured(self, module: nn.Module, shape: Shape) -> float:
         calls = [_call(make(describe(module)), shape[1:]), self._yardstick]
-        cost.take_turns(calls, most=WARMUP, least=1, seconds=SECONDS / 4)
-        ms, now = (float(np.median(times)) for times in cost.take_turns(calls, most=RUNS, least=5, seconds=SECONDS))
+        take_turns(calls, most=WARMUP, least=1, seconds=SECONDS / 4)
+        ms, now = (float(np.median(times)) for times in take_turns(calls, most=RUNS, least=5, seconds=SECONDS))
         return ms * self.known.setdefault("yardstick", now) / now
 
     @cached_property

@@ -35,12 +35,12 @@ import onnx_ir
 from onnx import NodeProto, TensorProto, numpy_helper
 from torch import nn
 
-from compressor import __version__
 from compressor.data import Batches
-from compressor.errors import CompressError, Infeasible, OutputError, VerificationFailed
+from compressor.errors import CompressError, Infeasible, OutputError, VerificationFailed, first_line
 from compressor.files import write_whole
 from compressor.onnx.export import quiet
-from compressor.onnx.runtime import first_line, open_session
+from compressor.onnx.runtime import open_session
+from compressor.version import __version__
 
 Precision = Literal["int8", "fp16"]
 Ranges = Literal["minmax", "entropy", "percentile"]

@@ -4,17 +4,22 @@ ONNX Runtime answers a missing GPU with a page of log lines and then carries on 
 would lie, so a session is opened here only on the provider that was asked for; otherwise it is an error.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.errors import UsageError
+from compressor.errors import UsageError, first_line
+from compressor.network.outputs import Predict
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -86,12 +91,17 @@ def bound_run(session: Any, samples: Sequence[np.ndarray], provider: str) -> Cal
     return run
 
 
-def first_line(error: BaseException) -> str:
-    """What went wrong in the first place, on one line: the first of the deepest cause, and more where that ends in ":"."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    message = " ".join(re.split(r"(?<!:)\n", str(error).strip())[0].split())
-    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__
+def onnx_predict(path: Path, provider: str = "cpu", threads: int = 0) -> Predict:
+    """A function that asks the ONNX file at `path` in ONNX Runtime; logits come back on the CPU, in float32."""
+    import torch
+
+    session = open_session(path, provider, threads)
+
+    def predict(*inputs: Tensor) -> Tensor:
+        answers = run_session(session, [tensor.numpy(force=True) for tensor in inputs])
+        return torch.from_numpy(answers[0]).float()  # [n, classes]
+
+    return predict
 
 
 def _feed(session: Any, samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

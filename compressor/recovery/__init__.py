@@ -1,0 +1,4 @@
+"""What makes up for a cut without labels or training: batch-norm statistics measured anew, layers refitted.
+
+Imports: network, channels, data.
+"""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compressor.data import Batch
 from compressor.network.meta import evaluating
-from compressor.training.method import Batch
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:

@@ -1,4 +1,8 @@
-"""What a run reports: one truth (`schema.py`) as JSON, Markdown, an HTML page and terminal tables."""
+"""What a run reports: one truth (`schema.py`) as JSON, Markdown, an HTML page and terminal tables, and the gate that holds
+budgets against it. Never torch.
+
+Imports: nothing.
+"""
 
 from compressor.report.comparison import Comparison, Gap, collect, comparison_to_json
 from compressor.report.files import read_report, write_comparison, write_reports

@@ -17,7 +17,7 @@ from rich.text import Text
 from compressor.errors import OutputError
 from compressor.files import write_text
 from compressor.report import figures, gate
-from compressor.report.gate import Checked, Finding
+from compressor.report.judgement import Checked, Finding
 from compressor.report.markdown import check_to_markdown
 from compressor.report.schema import Profile, Report
 

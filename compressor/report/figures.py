@@ -8,6 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from compressor.report.schema import Accuracy, Latency
 
+# Units that people write behind numbers, in capitals.
+COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
+BYTES = {**COUNTS, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+MILLISECONDS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
+POINTS = {"%": 0.01}  # of an accuracy
 _STEPS = ["", "k", "M", "G", "T", "P"]
 
 

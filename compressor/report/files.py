@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compressor.errors import OutputError, UsageError
-from compressor.files import write_whole
+from compressor.files import read_text, write_whole
 from compressor.report.comparison import Comparison, collect, comparison_to_csv, comparison_to_json
 from compressor.report.html import comparison_to_html, to_html
 from compressor.report.markdown import comparison_to_markdown, to_markdown
 from compressor.report.read import from_json, to_json
 from compressor.report.schema import Report
-from compressor.texts import read_text
 
 
 def write_reports(report: Report, directory: Path) -> None:

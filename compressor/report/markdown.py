@@ -14,7 +14,7 @@ from compressor.report.schema import Layer, Report
 from compressor.report.tradeoff import HOW_TO_READ, tradeoffs
 
 if TYPE_CHECKING:
-    from compressor.report.gate import Checked
+    from compressor.report.judgement import Checked
 
 MOST_LAYERS = 60
 MOST_NOTES = 12  # of warnings, and of frozen channels

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from compressor.network import cost
 from compressor.onnx.export import export_onnx
+from compressor.onnx.latency import compare_latency
+from compressor.onnx.runtime import onnx_predict
 from compressor.report import (
     Epoch,
     Fidelity,
@@ -35,6 +36,7 @@ from compressor.runs.journal import Journal
 from compressor.runs.run import Run
 from compressor.runs.sources import Opened, open_both
 from compressor.runs.stages import EVALUATION_BATCH, on_random_images
+from compressor.tasks import metrics
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
 def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -> Report:
     reports = [part.report for part in parts]
     files = [original, *(part.file for part in parts)]
-    times = cost.compare_latency(files, opened.inputs, seconds=1.0 * len(files))
+    times = compare_latency(files, opened.inputs, seconds=1.0 * len(files))
     start, end = reports[0], reports[-1]
     baseline = replace(start.baseline, latency=times[0], size_bytes=original.stat().st_size)
     compressed = replace(end.compressed, latency=times[-1])
@@ -175,8 +177,8 @@ def _verification(reports: Sequence[Report]) -> Verification:
 
 
 def _fidelity(files: Sequence[Path], opened: Opened, seed: int) -> Fidelity | None:
-    before, after = cost.onnx_predict(files[0]), cost.onnx_predict(files[-1])
+    before, after = onnx_predict(files[0]), onnx_predict(files[-1])
     if opened.data is None:
         return on_random_images(before, after, opened.inputs, seed)
     images = opened.data.batches("test", batch_size=EVALUATION_BATCH, device="cpu")
-    return cost.fidelity(before, after, images, "test images")
+    return metrics.fidelity(before, after, images, "test images")

@@ -15,27 +15,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import nn
+
 from compressor.channels import Residual
-from compressor.errors import CompressError, UsageError, did_you_mean
+from compressor.errors import CompressError, UsageError, did_you_mean, first_line
 from compressor.files import write_text
-from compressor.methods import widths
 from compressor.methods.catalogue import Value
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.onnx.runtime import first_line
-from compressor.report import Comparison, Gap, Report, collect, write_comparison
-from compressor.runs.dense import NAME as DENSE
-from compressor.runs.dense import FineTuning
+from compressor.report import Comparison, Gap, Profile, Report, Target, collect, write_comparison
 from compressor.runs.directory import RunDirectory
 from compressor.runs.journal import Journal
 from compressor.runs.prune import Pruning, Wish
-from compressor.runs.run import Order
-from compressor.runs.settings import to_toml
-from compressor.runs.sources import Images, Source, open_both
+from compressor.runs.run import Order, Run
+from compressor.runs.settings import Setting, to_toml
+from compressor.runs.sources import Images, Opened, Source, open_both
+from compressor.training.goal import Goal, parse_rate
+from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
-from compressor.training.train import seed_all
+from compressor.training.train import classify, seed_all
 
 LOG, MODEL = "log.jsonl", "model.sha256"
 FAULT = 5  # the exit status of what nobody raised on purpose
+
+
+DENSE = "dense"  # what the uncut network is called where methods are
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Series:
                     yield Trial(method, rate, seed, self._pruning(method, rate, seed))
 
     def _pruning(self, method: str, rate: float, seed: int) -> Pruning:
-        wish = Wish(widths.parse_rate(rate), method, self.settings.get(method, {}), residual=self.residual)
+        wish = Wish(parse_rate(rate), method, self.settings.get(method, {}), residual=self.residual)
         return Pruning(self._one(f"{method}-{rate:g}-seed{seed}", seed), wish)
 
     def _fine_tuning(self, seed: int) -> FineTuning:
@@ -162,6 +166,29 @@ class Series:
         compared = collect(done, (gaps[name] for name in names if name not in done))
         write_comparison(compared, self.out)
         return compared
+
+
+class FineTuning(Run):
+    """A run that cuts nothing: the uncut network, trained as the pruned ones are. The mark that pruning is held against."""
+
+    method = DENSE
+
+    def _check(self) -> None:
+        if not self.recipe.epochs or self.images.spec is None:
+            raise UsageError("--dense trains the uncut network: give --data and at least one of --epochs, or --no-dense.")
+
+    @property
+    def wishes(self) -> dict[str, Setting]:
+        return {"method": DENSE}
+
+    def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
+        """A method that changes nothing."""
+        model, nothing = opened.loaded.model, Goal("macs", DENSE, share=0.0)
+        seed_all(self.recipe.seed)
+        return Method(Job(model, opened.inputs, None, nothing, classify(self.recipe, model, device))).to(device)
+
+    def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
+        return Target("macs", 0.0, 0.0, DENSE)
 
 
 def compare(

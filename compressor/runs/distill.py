@@ -23,13 +23,12 @@ from compressor.checkpoint.kinds import in_one_line
 from compressor.checkpoint.plan import Plan
 from compressor.errors import CheckpointError, CompressError, OutputError, UsageError
 from compressor.files import write_whole
-from compressor.methods import catalogue, widths
+from compressor.methods import catalogue
 from compressor.methods.catalogue import Entry, Value
-from compressor.methods.distill.taps import fresh
+from compressor.methods.distill.branches import fresh
 from compressor.methods.distill.teaching import Distillation, Frozen, Teacher
 from compressor.methods.prune.filters import FilterPruning
-from compressor.methods.widths import Goal
-from compressor.network import cost
+from compressor.network.cost import count_macs
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import logits_of
 from compressor.report import Epoch, Profile, Report, Target, Teaching
@@ -42,6 +41,7 @@ from compressor.runs.sources import Images, Opened, Source
 from compressor.runs.stages import Stages
 from compressor.tasks.classify import Classify
 from compressor.training import processes
+from compressor.training.goal import Goal, parse_rate, parse_target
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all
@@ -160,7 +160,7 @@ class Distilling(Run):
         elif wish.student is not None:
             self.student = self._opened_student(wish.student, opened)
         else:
-            cut = prune.Wish(wish.goal or widths.parse_rate(0.5), NARROWING, keep=wish.keep, round_to=wish.round_to)
+            cut = prune.Wish(wish.goal or parse_rate(0.5), NARROWING, keep=wish.keep, round_to=wish.round_to)
             return prune.prepared(cut, opened, place.original, self._task(), self.recipe.seed, journal, device)
         seed_all(self.recipe.seed)
         network = copy.deepcopy(self.student.model).requires_grad_(True)
@@ -175,7 +175,7 @@ class Distilling(Run):
             source = replace(source, arch_args={**source.arch_args, "num_classes": classes})
         try:
             loaded = source.load()
-            cost.count_macs(loaded.model, opened.inputs)
+            count_macs(loaded.model, opened.inputs)
         except CompressError as error:
             told = str(error).replace("--arch", "--student-arch")
             raise type(error)(f"the student: {told}") from error
@@ -400,5 +400,5 @@ def parse_goal(rate: float | None, target: str | None) -> Goal | None:
     if rate is not None and target is not None:
         raise UsageError("--rate and --target say the same in two ways: give one.")
     if rate is not None:
-        return widths.parse_rate(rate)
-    return None if target is None else widths.parse_target(target)
+        return parse_rate(rate)
+    return None if target is None else parse_target(target)

@@ -9,28 +9,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor import __version__
 from compressor.channels import Channels, Mask
 from compressor.errors import Infeasible, VerificationFailed
 from compressor.methods import widths
-from compressor.methods.widths import Goal
-from compressor.network import cost
+from compressor.network.cost import count_macs, count_params, layer_macs, peak_activation_bytes, weight_bytes
 from compressor.network.inputs import AnyInputs
 from compressor.network.parts import Chains
-from compressor.report import Accuracy, Change, Latency, Layer, Profile, Target, figures
+from compressor.report import Accuracy, Change, Frozen, Latency, Layer, Profile, Target, figures
 from compressor.report.summary import FASTER
 from compressor.training import processes
+from compressor.training.goal import WITHIN, Goal
 from compressor.training.method import Made
+from compressor.version import __version__
 
 
 def profile(model: nn.Module, inputs: AnyInputs, onnx: Path, accuracy: Accuracy | None, latency: Sequence[Latency]) -> Profile:
     """What `model` and its ONNX file cost."""
     return Profile(
-        macs=cost.count_macs(model, inputs),
-        params=cost.count_params(model),
-        weight_bytes=cost.weight_bytes(model),
+        macs=count_macs(model, inputs),
+        params=count_params(model),
+        weight_bytes=weight_bytes(model),
         size_bytes=onnx.stat().st_size,
-        peak_activation_bytes=cost.peak_activation_bytes(model, inputs),
+        peak_activation_bytes=peak_activation_bytes(model, inputs),
         accuracy=accuracy,
         latency=list(latency),
     )
@@ -49,8 +49,8 @@ def check_cost(compressed: Profile, planned: Mapping[str, float]) -> None:
 def check_not_met(goal: Goal, model: nn.Module, inputs: AnyInputs, onnx: Path) -> None:
     """Raise Infeasible when the original, with its ONNX file, meets the goal."""
     counts: dict[str, tuple[Callable[[], int], str]] = {
-        "macs": (lambda: cost.count_macs(model, inputs), " MACs"),
-        "params": (lambda: cost.count_params(model), " parameters"),
+        "macs": (lambda: count_macs(model, inputs), " MACs"),
+        "params": (lambda: count_params(model), " parameters"),
         "size": (lambda: onnx.stat().st_size, "B"),
     }
     if goal.limit is None or goal.quantity not in counts:
@@ -62,7 +62,7 @@ def check_not_met(goal: Goal, model: nn.Module, inputs: AnyInputs, onnx: Path) -
 
 def overhead(goal: Goal, model: nn.Module, onnx: Path) -> float:
     """Bytes of the original's ONNX file beside its weights, which a goal of size must know."""
-    return onnx.stat().st_size - cost.weight_bytes(model) if goal.quantity == "size" else 0.0
+    return onnx.stat().st_size - weight_bytes(model) if goal.quantity == "size" else 0.0
 
 
 def target(
@@ -82,7 +82,7 @@ def target(
     note = ""
     if goal.limit is not None and asked == 0:
         note = "the original already meets it"
-    elif abs(reached - asked) > widths.WITHIN and (goal.share is not None or reached < asked):
+    elif abs(reached - asked) > WITHIN and (goal.share is not None or reached < asked):
         note = why
     return Target(goal.quantity, asked, reached, goal.text, note, macs_at_asked)
 
@@ -108,12 +108,12 @@ def _why_not(goal: Goal, channels: Channels, round_to: int | None) -> str:
 
 def layers(model: nn.Module, small: nn.Module, inputs: AnyInputs, made: Made) -> list[Layer]:
     """Every layer that multiplies, before and after; what took a layer's place counts for that layer."""
-    macs, after = cost.layer_macs(model, inputs), dict(small.named_modules())
+    macs, after = layer_macs(model, inputs), dict(small.named_modules())
     weights = {name: weight for name, module in model.named_modules() if (weight := _weight(module)) is not None}
     chained = made.step.parts if isinstance(made.step, Chains) else {}
     names = [name for name in weights if name in macs or name in chained]
     params, params_after = (_by_layer(names, {n: p.numel() for n, p in net.named_parameters()}) for net in (model, small))
-    macs, macs_after = (_by_layer(names, counts) for counts in (macs, cost.layer_macs(small, inputs)))
+    macs, macs_after = (_by_layer(names, counts) for counts in (macs, layer_macs(small, inputs)))
     rows = []
     for name in names:
         factors = [list(p.shape) for p in after[name].parameters() if p.dim() >= 2] if name in chained else []
@@ -154,6 +154,11 @@ def _by_layer(layers: Sequence[str], counts: Mapping[str, int]) -> dict[str, int
         if owner in table:
             table[owner] += count
     return table
+
+
+def frozen(made: Made) -> list[Frozen]:
+    """What could not be cut, or factored, and why."""
+    return [Frozen(row.name, row.reason) for row in made.frozen]
 
 
 def warnings(made: Made, target: Target, change: Change) -> list[str]:

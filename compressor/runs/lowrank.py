@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from compressor.errors import UsageError
-from compressor.methods import catalogue, widths
+from compressor.methods import catalogue
 from compressor.methods.catalogue import Value
 from compressor.methods.lowrank.factor import LowRank
-from compressor.methods.widths import Goal
-from compressor.network import cost
+from compressor.network.cost import count_macs
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.onnx.layer_latency import Clock
 from compressor.report import Profile, Report, Target
@@ -25,6 +24,7 @@ from compressor.runs.run import Order, Run, check_needs
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
 from compressor.training import processes
+from compressor.training.goal import Goal, parse_energy, parse_rank, parse_rate, parse_target
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import classify, seed_all
@@ -99,7 +99,7 @@ class Factoring(Run):
             wish.goal,
             classify(self.recipe, model, device),
             keep=wish.keep,
-            macs=cost.count_macs(model, opened.inputs),
+            macs=count_macs(model, opened.inputs),
             round_to=wish.round_to,
             overhead=findings.overhead(wish.goal, model, place.original),
             images=opened.data,
@@ -168,7 +168,7 @@ def parse_goal(rate: float | None, target: str | None, energy: float | None, ran
             "--energy 0.9 (share that each layer keeps) or --rank 64."
         )
     if rate is not None:
-        return widths.parse_rate(rate)
+        return parse_rate(rate)
     if target is not None:
-        return widths.parse_target(target)
-    return widths.parse_energy(energy) if energy is not None else widths.parse_rank(rank or 0)
+        return parse_target(target)
+    return parse_energy(energy) if energy is not None else parse_rank(rank or 0)

@@ -19,12 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor import __version__
 from compressor.checkpoint.code import code_of
 from compressor.errors import UsageError
 from compressor.files import write_text
 from compressor.methods import catalogue
 from compressor.runs.directory import NETWORK, RunDirectory
+from compressor.version import __version__
 
 if TYPE_CHECKING:
     from compressor.runs.run import Foreseen, Run

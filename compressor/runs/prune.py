@@ -11,21 +11,22 @@ from torch import nn
 
 from compressor.channels import Channels, Heads, Residual, analyse
 from compressor.errors import Infeasible, UsageError
-from compressor.methods import catalogue, widths
+from compressor.methods import catalogue
 from compressor.methods.catalogue import Value
 from compressor.methods.prune.filters import FilterPruning
-from compressor.methods.widths import Curve, Goal
-from compressor.network import cost
+from compressor.methods.widths import hold
+from compressor.network.cost import sparsity
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.report import Profile, Report, Target
 from compressor.runs import findings
 from compressor.runs.directory import RunDirectory
 from compressor.runs.journal import Journal
 from compressor.runs.run import Order, Run, check_needs
-from compressor.runs.sensitivity import read_curves
+from compressor.runs.sensitivity_table import read_curves
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
 from compressor.tasks.classify import Classify
+from compressor.training.goal import Curve, Goal, parse_rate, parse_target
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import classify, seed_all
@@ -115,7 +116,7 @@ class Pruning(Run):
     def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
         goal = self.wish.goal
         if not isinstance(method, FilterPruning):
-            return findings.target(goal, baseline, compressed, "", cost.sparsity(small))
+            return findings.target(goal, baseline, compressed, "", sparsity(small))
         removed = method.removed
         assert removed is not None, "it has finished"
         return findings.target_of_cut(goal, removed.channels, removed.mask, baseline, compressed, self.wish.round_to)
@@ -129,7 +130,7 @@ def prepared(
     Raises Infeasible when the wish cannot be met.
     """
     model = opened.loaded.model
-    channels = widths.hold(analyse(model, opened.inputs, wish.residual, wish.heads), list(wish.keep))
+    channels = hold(analyse(model, opened.inputs, wish.residual, wish.heads), list(wish.keep))
     _check_wish(wish.goal, channels)
     findings.check_not_met(wish.goal, model, opened.inputs, original)
     job = Job(
@@ -196,7 +197,7 @@ def prune(
     """
     if (rate is None) == (target is None):
         raise UsageError("give either rate or target.")
-    goal = widths.parse_rate(rate) if rate is not None else widths.parse_target(str(target))
+    goal = parse_rate(rate) if rate is not None else parse_target(str(target))
     order = Order(
         Source(model, arch, arch_args or {}),
         Images(data),

@@ -17,15 +17,15 @@ import torch
 from onnx import NodeProto
 from torch import nn
 
+from compressor.channels import Frozen
 from compressor.data import Batches, Data
 from compressor.errors import Infeasible, UsageError, VerificationFailed
-from compressor.methods import widths
-from compressor.methods.widths import Goal
+from compressor.methods.widths import check_keep
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.onnx import quantizer
 from compressor.onnx.export import check_onnx
 from compressor.onnx.quantizer import Precision, Ranges
-from compressor.report import Epoch, Fidelity, Frozen, Profile, Report, Target
+from compressor.report import Epoch, Fidelity, Profile, Report, Target
 from compressor.report.summary import FASTER
 from compressor.runs import findings
 from compressor.runs.directory import RunDirectory
@@ -35,6 +35,7 @@ from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
 from compressor.runs.stages import Stages
 from compressor.tasks.classify import Classify
+from compressor.training.goal import Goal
 from compressor.training.method import Job, Made, Method
 from compressor.training.recipe import Recipe
 
@@ -211,7 +212,7 @@ class Quantizing(Run):
 def _check_keep(model: nn.Module, patterns: Sequence[str]) -> None:
     """Raise UsageError for a pattern that matches no layer."""
     layers = [name for name, module in model.named_modules() if any(p.dim() > 1 for p in module.parameters(recurse=False))]
-    widths.check_keep(patterns, layers)
+    check_keep(patterns, layers)
 
 
 def _kept(layers: Iterable[str], patterns: Sequence[str]) -> dict[str, str]:

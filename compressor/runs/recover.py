@@ -15,13 +15,13 @@ from torch import nn
 
 from compressor.channels import Cut
 from compressor.data import Batches, Data
-from compressor.onnx.runtime import first_line
+from compressor.errors import first_line
+from compressor.network.meta import frozen
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
 from compressor.report import figures
 from compressor.runs.journal import Journal
 from compressor.runs.stages import Stages
-from compressor.tasks.classify import frozen
 from compressor.training.method import Method
 from compressor.training.train import HELD_OUT_BATCH, top1
 

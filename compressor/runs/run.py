@@ -29,9 +29,10 @@ from compressor.checkpoint.plan import Plan, save_model
 from compressor.data import Data
 from compressor.errors import UsageError
 from compressor.methods.catalogue import Entry
-from compressor.network import cost
+from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import Inputs
 from compressor.onnx.export import check_onnx, export_onnx
+from compressor.onnx.latency import compare_latency
 from compressor.report import (
     Epoch,
     Fidelity,
@@ -295,7 +296,7 @@ class Run(ABC):
         differences, fidelity = self._write(small, method, opened, stages, before, after)
         made, as_costly = method.made(), _cost(small, inputs) == _cost(model, inputs)
         same = made.difference is None and as_costly and not self.rewrites  # the same operators take the same time
-        times = [[], []] if same else cost.compare_latency([before, after], inputs, seconds=2.0)
+        times = [[], []] if same else compare_latency([before, after], inputs, seconds=2.0)
         baseline = findings.profile(model, inputs, before, stages.rows[0].accuracy, times[0])
         compressed = findings.profile(small, inputs, after, stages.rows[-1].accuracy, times[1])
         findings.check_cost(compressed, made.planned)
@@ -319,7 +320,7 @@ class Run(ABC):
             stages=stages.rows,
             epochs=history,
             layers=findings.layers(method.job.model, small, inputs, made),
-            frozen=list(made.frozen),
+            frozen=findings.frozen(made),
             fidelity=fidelity,
             verification=verification,
             warnings=[*opened.notes, *findings.warnings(made, target, change)],
@@ -336,7 +337,7 @@ class Run(ABC):
         """The model and its images, known to fit."""
         opened = self._open(journal)
         model = opened.loaded.model
-        cost.count_macs(model, opened.inputs)  # says in one line when the model does not run on such images
+        count_macs(model, opened.inputs)  # says in one line when the model does not run on such images
         check_answers(model, opened.data)
         model.requires_grad_(True)
         return opened
@@ -369,7 +370,7 @@ def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None
 
 
 def _cost(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
-    return cost.count_macs(model, inputs), cost.count_params(model)
+    return count_macs(model, inputs), count_params(model)
 
 
 def some_images(data: Data | None) -> Tensor | None:

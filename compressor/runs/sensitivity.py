@@ -9,237 +9,33 @@ the original's own answers to random inputs. The rows are the curves that `prune
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from itertools import groupby, pairwise
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from compressor.channels import Channels, Mask, analyse, remove
+from compressor.channels import Channels, analyse
 from compressor.channels.groups import Group
-from compressor.errors import DataError, Infeasible, OutputError, UsageError
+from compressor.errors import Infeasible, OutputError, UsageError
 from compressor.files import write_text
 from compressor.methods import catalogue
 from compressor.methods.catalogue import Value
 from compressor.methods.prune.filters import FilterPruning
-from compressor.methods.widths import Curve, Goal, Scores
-from compressor.network import cost
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.outputs import logits_of
 from compressor.report import figures
+from compressor.runs.ablation import Bench, Sample
 from compressor.runs.journal import Journal
 from compressor.runs.run import Order
+from compressor.runs.sensitivity_table import TABLE, Row, Sensitivity, read_sensitivity, to_csv
 from compressor.runs.settings import Setting, first_change, to_toml
 from compressor.runs.sources import Images, Opened, Source, check_answers, open_both, pick_device
-from compressor.runs.stages import EVALUATION_BATCH
 from compressor.tasks.classify import Classify
-from compressor.texts import read_text
-from compressor.training.method import Batch, Job
+from compressor.training.goal import Goal
+from compressor.training.method import Job
 from compressor.training.recipe import Recipe
 from compressor.training.train import seed_all
 
 RATES = (0.25, 0.5, 0.75)
-HELD_OUT_IMAGES, RANDOM_INPUTS = 2000, 64
-RANDOM_BATCH = 8
-DIGITS = 6  # of what is written down
-TABLE, PLOT, SETTINGS = "sensitivity.csv", "sensitivity.svg", "config.toml"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One group cut alone. Shares are of the whole network; `kl` is KL(original || cut) of the softmax outputs, in nats."""
-
-    group: str
-    channels: int
-    rate: float  # the share of its channels that was to go; 0 is the original
-    kept: int
-    accuracy: float | None  # top-1 on held-out images
-    agreement: float  # share of the original's top-1 answers that stay
-    kl: float
-    macs_removed: float
-    params_removed: float
-
-    @property
-    def quality(self) -> float:
-        """Accuracy where it was measured, else agreement."""
-        return self.agreement if self.accuracy is None else self.accuracy
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """All rows, those of one group after another, with rates that rise from 0."""
-
-    rows: list[Row]
-
-    @property
-    def measured(self) -> str:
-        """What `Row.quality` is."""
-        return "top-1" if any(row.accuracy is not None for row in self.rows) else "agreement with the original"
-
-    @property
-    def groups(self) -> dict[str, list[Row]]:
-        """The rows of each group."""
-        return {name: list(rows) for name, rows in groupby(self.rows, lambda row: row.group)}
-
-    @property
-    def curves(self) -> dict[str, Curve]:
-        """What each group loses, for the budget."""
-        return {name: _curve(rows) for name, rows in self.groups.items()}
-
-    @property
-    def ranked(self) -> list[str]:
-        """The groups, the most sensitive first: by the mean loss over the rates, then by the mean divergence."""
-
-        def suffering(name: str) -> tuple[float, float]:
-            first, *cut = self.groups[name]
-            return float(np.mean([first.quality - row.quality for row in cut])), float(np.mean([row.kl for row in cut]))
-
-        return sorted(self.groups, key=suffering, reverse=True)
-
-
-def _curve(rows: Sequence[Row]) -> Curve:
-    losses = {1 - row.kept / row.channels: rows[0].quality - row.quality for row in rows}  # few channels: two rates may be one
-    return Curve(rows[0].channels, tuple(losses), tuple(losses.values()))
-
-
-# The table as a file --------------------------------------------------------------------------------------------------
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """One line a row below the names of the columns; what was not measured is empty."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return file.getvalue()
-
-
-def read_sensitivity(path: str | Path) -> Sensitivity:
-    """What `compress sensitivity` wrote. Raises UsageError when the file is not there, or is something else."""
-    path = Path(path)
-    try:
-        table = Sensitivity([_parsed(line) for line in csv.DictReader(io.StringIO(read_text(path), newline=""))])
-        for name, curve in table.curves.items():
-            if curve.rates[0] != 0 or len(curve.rates) < 2 or not all(a < b for a, b in pairwise(curve.rates)):
-                raise ValueError(f"the rates of {name} do not rise from 0")
-        return table
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}): give the {TABLE} of `compress sensitivity`.") from error
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UsageError(f"{path} is not a table of `compress sensitivity` ({error}): give its {TABLE}.") from error
-
-
-def read_curves(path: str | Path, channels: Channels) -> dict[str, Curve]:
-    """The curves in a table of the groups that `channels` has. Raises UsageError when there are none."""
-    known = read_sensitivity(path).curves
-    sizes = {group.name: group.size for group in channels.groups}
-    found = {name: curve for name, curve in known.items() if curve.size == sizes.get(name)}
-    if not found:
-        raise UsageError(
-            f"--sensitivity {path} has no group of this model: it is about {', '.join([*known][:3]) or 'none'}, ...\n"
-            "Measure this one with `compress sensitivity MODEL`."
-        )
-    return found
-
-
-def _parsed(line: Mapping[str, str]) -> Row:
-    accuracy = float(line["accuracy"]) if line["accuracy"] else None
-    shares = {name: float(line[name]) for name in ("rate", "agreement", "kl", "macs_removed", "params_removed")}
-    row = Row(line["group"], int(line["channels"]), kept=int(line["kept"]), accuracy=accuracy, **shares)
-    if not 0 < row.kept <= row.channels or not all(map(math.isfinite, (accuracy or 0.0, *shares.values()))):
-        raise ValueError(f"no group has the row {','.join(line.values())}")
-    return row
-
-
-# Measuring ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """What the networks are asked: batches with one tensor for each input, and the labels [n] where there are any."""
-
-    batches: list[list[Tensor]]
-    targets: Tensor | None
-    name: str
-
-    @staticmethod
-    def take(opened: Opened, count: int | None, device: torch.device, seed: int) -> _Sample:
-        """`count` held-out images, spread evenly; without data random inputs. Raises DataError when none are held out."""
-        data = opened.data
-        if data is None:
-            count = count or RANDOM_INPUTS
-            drawn = opened.inputs.random(count, seed, opened.loaded.model.to(device))
-            return _Sample(
-                [list(batch) for batch in zip(*(torch.split(t, RANDOM_BATCH) for t in drawn), strict=True)],
-                None,
-                "random inputs",
-            )
-        if not data.counts.get("held_out"):
-            raise DataError(
-                f"{data.spec} holds out no images, and test images must not choose: have it return held-out images."
-            )
-        read = list(data.batches("held_out", batch_size=EVALUATION_BATCH, device=device, limit=count or HELD_OUT_IMAGES))
-        return _Sample(
-            [[batch.images] for batch in read], torch.cat([batch.targets for batch in read]).cpu(), "held-out images"
-        )
-
-    @property
-    def described(self) -> str:
-        return f"{sum(len(tensors[0]) for tensors in self.batches):,} {self.name}"
-
-    def ask(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """The scores [n, classes] on the CPU; one row a pixel where a network classifies pixels. Raises UsageError."""
-        with torch.inference_mode():
-            answers = [logits_of(inputs.call(model.eval(), tensors)).float().cpu() for tensors in self.batches]
-        if answers[0].dim() < 2 or len({answer.shape[1:] for answer in answers}) > 1:
-            raise UsageError("The network does not answer with scores for classes: its sensitivity cannot be measured.")
-        return torch.cat([answer.movedim(1, -1).flatten(0, -2) for answer in answers])
-
-
-class _Bench:
-    """The network, and what it answers as long as nothing is cut."""
-
-    def __init__(self, model: nn.Module, inputs: Inputs, channels: Channels, sample: _Sample) -> None:
-        self.model, self.inputs, self.channels, self.sample = model, inputs, channels, sample
-        self.before = sample.ask(model, inputs)  # [n, classes]
-
-    def rows(self, group: Group, scores: Scores, rates: Sequence[float]) -> list[Row]:
-        """The original, and the network without the weakest channels of one group at each rate. `scores` [group.size].
-
-        Empty when the group cannot be cut.
-        """
-        order = np.argsort(scores, kind="stable")
-        rows = [self._row(group, 0.0, np.ones(group.size, bool), self.before)]
-        for rate in rates:
-            kept = np.ones(group.size, bool)
-            kept[order[: min(max(round(rate * group.size), 1), group.size - 1)]] = False
-            small = self._cut(group, kept)
-            if small is None:
-                return []
-            rows.append(self._row(group, rate, kept, self.sample.ask(small, self.inputs)))
-        return rows
-
-    def _cut(self, group: Group, kept: Mask) -> nn.Module | None:
-        """The verified network of which one group keeps `kept` [group.size] alone; None when it cannot be cut."""
-        removed = remove(self.model, self.channels, lambda channels: channels.join({group.name: kept}), self.inputs)
-        return None if removed.mask.all() else removed.model
-
-    def _row(self, group: Group, rate: float, kept: Mask, after: Tensor) -> Row:
-        whole, mask = self.channels.all_kept(), self.channels.join({group.name: kept})
-        shares = [1 - table.total(mask) / table.total(whole) for table in (self.channels.macs, self.channels.params)]
-        targets = self.sample.targets
-        blank = torch.zeros(0)
-        closeness = cost.fidelity(lambda _: self.before, lambda _: after, [Batch(blank, blank, blank)], self.sample.name)
-        accuracy = None if targets is None else cost.accuracy(lambda logits: logits, [Batch(after, targets, blank)]).top1
-        rest = [round(figure, DIGITS) for figure in (closeness.agreement, closeness.mean_kl, *shares)]
-        return Row(group.name, group.size, rate, int(kept.sum()), accuracy, *rest)
+PLOT, SETTINGS = "sensitivity.svg", "config.toml"
 
 
 class Measurement:
@@ -284,11 +80,11 @@ class Measurement:
         if not channels.atoms:
             raise Infeasible("Nothing can be cut from this model: see `compress inspect` for what is frozen, and why.")
         rows = self._begin(opened)
-        sample = _Sample.take(opened, self.count, device, self.seed)
+        sample = Sample.take(opened, self.count, device, self.seed)
         for line in (f"{self.source.model}: {opened.loaded.arch}, measured on {sample.described}", *opened.notes):
             journal.say(line)
         scores = channels.split(self._method(opened, channels).scores(channels))
-        bench = _Bench(opened.loaded.model.to(device), opened.inputs, channels, sample)
+        bench = Bench(opened.loaded.model.to(device), opened.inputs, channels, sample)
         known = {row.group for row in rows}
         left = [group for group in channels.groups if group.size > 1 and group.name not in known]
         began = time.perf_counter()

@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.data import Batches, Data
+from compressor.data import Batch, Batches, Data
 from compressor.errors import UsageError
-from compressor.files import write_text
-from compressor.network import cost
-from compressor.network.cost import Predict
+from compressor.files import read_text, write_text
+from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.outputs import Predict, torch_predict
+from compressor.onnx.runtime import onnx_predict
 from compressor.report import Accuracy, Fidelity, Stage, figures
 from compressor.report.read import stage_from
 from compressor.runs.journal import Journal
-from compressor.texts import read_text
-from compressor.training.method import Batch
+from compressor.tasks import metrics
 
 EVALUATION_BATCH = 250
 
@@ -56,8 +56,8 @@ class Stages:
         if self.data is None:
             self._add("original", model, None)
             return
-        predict = _remembering(cost.torch_predict(model, self.device), self._original)
-        self._add("original", model, cost.accuracy(predict, self.test()))
+        predict = _remembering(torch_predict(model, self.device), self._original)
+        self._add("original", model, metrics.accuracy(predict, self.test()))
 
     def add(self, name: str, model: nn.Module, note: str = "") -> None:
         """Measure `model` through PyTorch, unless that was done before the run was interrupted."""
@@ -65,21 +65,21 @@ class Stages:
             self.rows.append(self._known[name])
             self._marked = time.perf_counter()
             return
-        predict = cost.torch_predict(model, self.device)
-        self._add(name, model, None if self.data is None else cost.accuracy(predict, self.test()), note)
+        predict = torch_predict(model, self.device)
+        self._add(name, model, None if self.data is None else metrics.accuracy(predict, self.test()), note)
 
     def written(self, model: nn.Module, before: Path, after: Path, seed: int, name: str = "ONNX") -> Fidelity | None:
         """The stage `name`: the ONNX file `after` of the small `model`, and how close it answers to the original, `before`.
 
         Without test images both files answer for random ones; None when the answers are not one row an image.
         """
-        ask = cost.onnx_predict(after)
+        ask = onnx_predict(after)
         if self.data is None:
             self._add(name, model, None)
-            return on_random_images(cost.onnx_predict(before), ask, self.inputs, seed)
+            return on_random_images(onnx_predict(before), ask, self.inputs, seed)
         answers: list[Tensor] = []
-        self._add(name, model, cost.accuracy(_remembering(ask, answers), self.test()))
-        return cost.fidelity(_recalling(self._original), _recalling(answers), _blank(answers), "test images")
+        self._add(name, model, metrics.accuracy(_remembering(ask, answers), self.test()))
+        return metrics.fidelity(_recalling(self._original), _recalling(answers), _blank(answers), "test images")
 
     def test(self) -> Batches:
         """All test images, in order."""
@@ -87,7 +87,7 @@ class Stages:
         return self.data.batches("test", batch_size=EVALUATION_BATCH, device=self.device)
 
     def _add(self, name: str, model: nn.Module, accuracy: Accuracy | None, note: str = "") -> None:
-        macs, params = cost.count_macs(model, self.inputs), cost.count_params(model)
+        macs, params = count_macs(model, self.inputs), count_params(model)
         now = time.perf_counter()
         row = Stage(name, macs, params, accuracy, now - self._marked, note)
         self._marked = now
@@ -138,4 +138,4 @@ def on_random_images(original: Predict, small: Predict, inputs: Inputs, seed: in
     before, after = [original(*batch) for batch in batches], [small(*batch) for batch in batches]
     if before[0].dim() != 2:
         return None
-    return cost.fidelity(_recalling(before), _recalling(after), _blank(before), "random inputs")
+    return metrics.fidelity(_recalling(before), _recalling(after), _blank(before), "random inputs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.methods.distill.losses import softened
 from compressor.network.outputs import logits_of, main_first
 
 if TYPE_CHECKING:
-    from compressor.training.method import Batch
+    from compressor.data import Batch
 
+TEMPERATURE = 4.0  # that softens the answers of teacher and student
 AUXILIARY = 0.3  # weight of auxiliary classifiers' losses: Szegedy et al., CVPR 2015, section 5
 
 
@@ -52,6 +51,10 @@ class Classify:
         return terms
 
 
-def frozen(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy to learn from: on `device`, in eval mode, without gradients."""
-    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+def softened(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """T^2 KL(teacher || student) of logits [n, classes] divided by T: gradients are of the same size at any T.
+
+    Hinton, Vinyals, Dean, 2015, arXiv 1503.02531, section 2. The teacher's side is not detached here.
+    """
+    student, teacher = (F.log_softmax(logits.float() / temperature, dim=1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -31,26 +31,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from compressor.channels import Channels, Cut
-from compressor.methods.widths import Curve, Goal
+from compressor.channels import Channels, Cut, Frozen
+from compressor.data import Batch
 from compressor.network.inputs import AnyInputs
 from compressor.network.parts import Chains
-from compressor.report.schema import Frozen
 from compressor.tasks.classify import Classify
+from compressor.training.goal import Curve, Goal
 
 Selection = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]  # parameter -> dimension -> places that stay
-
-
-class Batch(NamedTuple):
-    """Images [n, channels, height, width], normalised; targets [n]; indices [n] of the images in their data set.
-
-    `views` are the same images, each moved anew, for a method that asks for several.
-    """
-
-    images: Tensor
-    targets: Tensor
-    indices: Tensor
-    views: tuple[Tensor, ...] = ()
 
 
 class Progress(NamedTuple):

@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from compressor.data import Batches, Data
+from compressor.data import Batch, Batches, Data
 from compressor.data.readers import seed_from
-from compressor.errors import CheckpointError, UsageError
+from compressor.errors import CheckpointError, UsageError, first_line
 from compressor.files import write_whole
+from compressor.network.meta import frozen
 from compressor.network.outputs import logits_of
-from compressor.onnx.runtime import first_line
 from compressor.report.schema import Epoch
-from compressor.tasks.classify import Classify, frozen
+from compressor.tasks.classify import Classify
 from compressor.training import processes
-from compressor.training.method import Batch, Method, Progress
+from compressor.training.method import Method, Progress
 from compressor.training.recipe import Recipe
 
 LOOK_EVERY = 50  # batches, after which the loss is read to see whether it is still a number

@@ -28,17 +28,17 @@ import torch
 import compressor
 from compressor.channels import Channels, analyse, apply
 from compressor.channels.surgery import plan
-from compressor.data import Data
+from compressor.data import Batch, Data
 from compressor.files import write_text
-from compressor.methods import widths
 from compressor.methods.catalogue import create, find
 from compressor.methods.prune.filters import FilterPruning, norms, over_group, weakest
 from compressor.methods.prune.importance import first_order, gates, gather
-from compressor.methods.widths import Scores
+from compressor.methods.widths import Scores, uniform
 from compressor.recovery.recalibrate import recalibrate
 from compressor.runs.sources import Images, Source, open_both
 from compressor.tasks.classify import Classify
-from compressor.training.method import Batch, Job
+from compressor.training.goal import parse_rate
+from compressor.training.method import Job
 from compressor.training.train import top1
 
 RECALIBRATION_IMAGES, SEEDS = 2048, (0, 1, 2)
@@ -46,7 +46,7 @@ SCALES = {
     "none": lambda channels, scores: scores,
     "mean": lambda channels, scores: over_group(channels, scores, np.mean),
     "largest": lambda channels, scores: over_group(channels, scores, np.max),
-    "layer": widths.uniform,
+    "layer": uniform,
 }
 METHODS = [  # name, settings
     ("magnitude", {"largest": True}),
@@ -129,7 +129,7 @@ def main() -> None:
     opened = open_both(Source(options.model, options.arch, {}), Images(options.data), None)
     data, model = opened.data, opened.loaded.model.eval()
     channels = analyse(model, data.shape, options.residual)
-    goal = widths.parse_rate(options.rate)
+    goal = parse_rate(options.rate)
     original = top1(model, data.batches("held_out", batch_size=500, device="cpu"))
     print(f"original: {original:.2%} of {data.counts['held_out']} held-out images", flush=True)
     results = json.loads(options.out.read_text(encoding="utf-8"))["results"] if options.out.exists() else []

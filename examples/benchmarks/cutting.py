@@ -37,10 +37,11 @@ from torchvision.models import get_model
 import compressor
 from compressor.channels import analyse, surgery
 from compressor.channels.verify import difference
-from compressor.methods import widths
 from compressor.methods.prune.papers.magnitude import Magnitude
+from compressor.methods.widths import choose
 from compressor.network.cost import count_macs
 from compressor.tasks.classify import Classify
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job
 
 NETWORKS = ("resnet50", "densenet201", "mobilenet_v2")
@@ -60,10 +61,10 @@ def ours(model: nn.Module) -> tuple[nn.Module, Seconds]:
         return result
 
     channels = timed("analysis", lambda: analyse(model, SHAPE))
-    goal = widths.parse_rate(0.5)
+    goal = parse_rate(0.5)
     method = Magnitude(Job(model, SHAPE, channels, goal, Classify()))  # it copies the model, which is no part of a cut
     scores = timed("scores", lambda: method.scores(channels))
-    mask = timed("choice", lambda: widths.choose(channels, scores, goal))
+    mask = timed("choice", lambda: choose(channels, scores, goal))
     cut = timed("plan", lambda: surgery.plan(model, channels, mask))
     small = timed("surgery", lambda: surgery.apply(model, cut))
     gap = timed("verification", lambda: difference(model, small, cut, SHAPE))

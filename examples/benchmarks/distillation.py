@@ -30,12 +30,15 @@ from filelock import FileLock
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.methods import catalogue, widths
-from compressor.methods.distill.taps import fresh
-from compressor.network.cost import accuracy, count_params, torch_predict
+from compressor.methods import catalogue
+from compressor.methods.distill.branches import fresh
+from compressor.network.cost import count_params
+from compressor.network.outputs import torch_predict
 from compressor.report import Epoch
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
+from compressor.tasks.metrics import accuracy
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all
@@ -71,7 +74,7 @@ def row(arguments: argparse.Namespace, data: Data, name: str, seed: int) -> dict
         fresh(student)
     needs = name != "none" and catalogue.find(name, "distill").teacher_is == "needed"
     settings = {key: float(value) for key, value in (pair.split("=") for pair in arguments.set)}
-    goal = widths.parse_rate(0.5)
+    goal = parse_rate(0.5)
     job = Job(student, data.shape, None, goal, Classify(), images=data, teacher=teacher if needs else None)
     method = made(name, settings, job)
     recipe = Recipe(

@@ -46,13 +46,15 @@ from torchdistill.core.distillation import DistillationBox
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.methods import catalogue, widths
+from compressor.methods import catalogue
 from compressor.methods.catalogue import Value
-from compressor.methods.distill.taps import fresh
-from compressor.network.cost import accuracy, torch_predict
+from compressor.methods.distill.branches import fresh
+from compressor.network.outputs import torch_predict
 from compressor.report import Epoch
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
+from compressor.tasks.metrics import accuracy
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all
@@ -195,7 +197,7 @@ def taught(loss: Loss, teacher: nn.Module, data: Data, epochs: int, seed: int) -
     """Both sides' training, and the student of each."""
     recipe = Recipe(epochs=epochs, batch_size=BATCH, lr=0.05, weight_decay=5e-4, amp="none", channels_last=True, seed=seed)
     student = new(seed)
-    job = Job(student, data.shape, None, widths.parse_rate(0.5), Classify(), images=data, teacher=teacher)
+    job = Job(student, data.shape, None, parse_rate(0.5), Classify(), images=data, teacher=teacher)
     method = catalogue.create(catalogue.find(loss.method, "distill"), job, loss.settings)
     method.prepare()
     training, theirs = Training(method, data, recipe, CPU), Theirs(loss, teacher, student, data, recipe)

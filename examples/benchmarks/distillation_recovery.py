@@ -31,14 +31,17 @@ from compressor.channels import analyse
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.methods import catalogue, widths
+from compressor.methods import catalogue
 from compressor.methods.prune.filters import FilterPruning
-from compressor.network.cost import accuracy, count_macs, torch_predict
+from compressor.network.cost import count_macs
+from compressor.network.outputs import torch_predict
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
 from compressor.runs.journal import Journal
 from compressor.runs.recover import RECALIBRATION_IMAGES, REPAIR_IMAGES
 from compressor.tasks.classify import Classify
+from compressor.tasks.metrics import accuracy
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all
@@ -52,7 +55,7 @@ AS_THEY_ARE: dict[str, Any] = {"batch_size": 128, "device": CPU, "augment": Fals
 def cut(model: nn.Module, data: Data) -> nn.Module:
     """Without 70 % of the MACs, repaired."""
     seed_all(0)
-    goal = widths.parse_rate(0.7)
+    goal = parse_rate(0.7)
     job = Job(model, data.shape, analyse(model, data.shape), goal, Classify(), macs=count_macs(model, data.shape), images=data)
     method = catalogue.create(catalogue.find("magnitude", "prune"), job, {})
     assert isinstance(method, FilterPruning)
@@ -77,7 +80,7 @@ def some(data: Data, images: int, seed: int) -> Data:
 
 def made(name: str, small: nn.Module, teacher: nn.Module, data: Data) -> Method:
     """The method, or one that only trains."""
-    job = Job(copy.deepcopy(small).requires_grad_(True), data.shape, None, widths.parse_rate(0.7), Classify(), images=data)
+    job = Job(copy.deepcopy(small).requires_grad_(True), data.shape, None, parse_rate(0.7), Classify(), images=data)
     if name == "none":
         return Method(job)
     return catalogue.create(catalogue.find(name, "distill"), replace(job, teacher=teacher, trained=True), {})

@@ -29,15 +29,18 @@ from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.errors import Infeasible
 from compressor.files import write_text
-from compressor.methods import widths
 from compressor.methods.lowrank.papers.espace import Espace
-from compressor.network.cost import accuracy, compare_latency, count_macs, torch_predict
+from compressor.network.cost import count_macs
+from compressor.network.outputs import torch_predict
 from compressor.onnx.export import check_onnx, export_onnx
+from compressor.onnx.latency import compare_latency
 from compressor.onnx.layer_latency import Clock
 from compressor.recovery.recalibrate import recalibrate
 from compressor.runs import findings
 from compressor.runs.journal import Journal
 from compressor.runs.recover import RECALIBRATION_IMAGES
+from compressor.tasks.metrics import accuracy
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, classify, seed_all
@@ -65,7 +68,7 @@ class Bench:
     def made(self, fewer: float, recipe: Recipe, settings: dict[str, Any]) -> Espace:
         """The network with so many times fewer MACs, recalibrated. Raises Infeasible."""
         seed_all(0)
-        goal, task = widths.parse_rate(1 - 1 / fewer), classify(recipe, self.model, CPU)
+        goal, task = parse_rate(1 - 1 / fewer), classify(recipe, self.model, CPU)
         method = Espace(
             Job(self.model, SHAPE, None, goal, task, macs=self.macs, images=self.data, clock=self.clock), **settings
         )

@@ -28,15 +28,15 @@ from torch import nn
 
 import compressor
 from compressor.checkpoint import load_model
-from compressor.data import Batches, Data, open_data
+from compressor.data import Batch, Batches, Data, open_data
 from compressor.errors import UsageError
-from compressor.methods import widths
 from compressor.methods.lowrank.papers.ger import Ger
 from compressor.methods.remembered import Remembered
 from compressor.network.cost import count_macs
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
-from compressor.training.method import Batch, Job
+from compressor.training.goal import parse_target
+from compressor.training.method import Job
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, top1
 
@@ -83,7 +83,7 @@ class Bench:
         return round(100 * top1(classifier, self.features.batches(split, batch_size=500, device=CPU)), 2)
 
     def factored(self, times: int, joint: bool = True) -> Ger:
-        goal = widths.parse_target(f"params<={sum(p.numel() for p in self.classifier.parameters()) / times:.0f}")
+        goal = parse_target(f"params<={sum(p.numel() for p in self.classifier.parameters()) / times:.0f}")
         macs = count_macs(self.classifier, self.inputs)
         method = Ger(Job(self.classifier, self.inputs, None, goal, Classify(), macs=macs, images=self.features), joint=joint)
         method.prepare()

@@ -37,19 +37,23 @@ from torch import nn
 
 from compressor.channels import Cut
 from compressor.checkpoint import load_model
-from compressor.data import Data, open_data
+from compressor.data import Batch, Data, open_data
 from compressor.files import write_text
-from compressor.methods import catalogue, widths
+from compressor.methods import catalogue
 from compressor.methods.catalogue import Value
 from compressor.methods.lowrank.factor import LowRank
-from compressor.network.cost import accuracy, compare_latency, count_macs, count_params, torch_predict
+from compressor.network.cost import count_macs, count_params
+from compressor.network.outputs import torch_predict
 from compressor.onnx.export import check_onnx, export_onnx
+from compressor.onnx.latency import compare_latency
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
 from compressor.runs.journal import Journal
 from compressor.runs.recover import RECALIBRATION_IMAGES, REPAIR_IMAGES
 from compressor.tasks.classify import Classify
-from compressor.training.method import Batch, Job, Method
+from compressor.tasks.metrics import accuracy
+from compressor.training.goal import parse_rate, parse_target
+from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import HELD_OUT_BATCH, Training, seed_all, top1
 
@@ -79,7 +83,7 @@ class Drawn:
 def ours(model: nn.Module, data: Data, name: str, seed: int) -> LowRank:
     method, target, settings = OURS[name]
     macs, images = count_macs(model, data.shape), Drawn(data, seed)
-    job = Job(model, data.shape, None, widths.parse_target(target), Classify(), macs=macs, images=images)
+    job = Job(model, data.shape, None, parse_target(target), Classify(), macs=macs, images=images)
     made = catalogue.create(catalogue.find(method, "lowrank"), job, settings)
     assert isinstance(made, LowRank)
     made.prepare()
@@ -138,7 +142,7 @@ def fine_tuned(model: nn.Module, data: Data, images: int, epochs: int, seed: int
     chosen = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:images]]
     few = replace(data, positions={**data.positions, "train": chosen})
     recipe = Recipe(epochs=epochs, amp="bf16", channels_last=True, teacher="none", seed=seed)
-    method = Method(Job(model, data.shape, None, widths.parse_rate(0.5), Classify()))
+    method = Method(Job(model, data.shape, None, parse_rate(0.5), Classify()))
     seed_all(seed)
     Training(method, few, recipe, CPU).run(Journal(None))
     return method.model.to(memory_format=torch.contiguous_format).eval()

@@ -27,12 +27,14 @@ from compressor.channels import analyse
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.methods import catalogue, widths
+from compressor.methods import catalogue
 from compressor.methods.prune.filters import FilterPruning
-from compressor.network.cost import accuracy, torch_predict
+from compressor.network.outputs import torch_predict
 from compressor.recovery.recalibrate import recalibrate
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
+from compressor.tasks.metrics import accuracy
+from compressor.training.goal import parse_target
 from compressor.training.method import Job, Method, Progress
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all, top1
@@ -105,7 +107,7 @@ def run(setting: dict[str, object], asked: argparse.Namespace, data: Data) -> di
     model = loaded.model.eval()
     residual = "coupled" if setting["method"] == "dense" else str(setting["residual"])
     channels = analyse(model, data.shape, residual)  # type: ignore[arg-type]  # one of the two
-    job = Job(model, data.shape, channels, widths.parse_target("filters=40%"), Classify(), images=data)
+    job = Job(model, data.shape, channels, parse_target("filters=40%"), Classify(), images=data)
     seed_all(int(str(setting["seed"])))
     entry = None if setting["method"] == "dense" else catalogue.find(str(setting["method"]), "prune")
     method = Method(job) if entry is None else catalogue.create(entry, job, {})

@@ -35,16 +35,19 @@ from torchvision.models import get_model
 
 from compressor.channels import analyse
 from compressor.checkpoint import load_model
-from compressor.data import Data, open_data
+from compressor.data import Batch, Data, open_data
 from compressor.files import write_text
-from compressor.methods import catalogue, widths
+from compressor.methods import catalogue
 from compressor.methods.prune.filters import FilterPruning
-from compressor.network.cost import accuracy, count_macs, torch_predict
+from compressor.network.cost import count_macs
+from compressor.network.outputs import torch_predict
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
-from compressor.training.method import Batch, Job, Method
+from compressor.tasks.metrics import accuracy
+from compressor.training.goal import parse_rate
+from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all, top1
 
@@ -132,7 +135,7 @@ def compare(place: dict[str, object], asked: argparse.Namespace, data: Data, sid
         measured = {"side": side, "macs_gone": gone, "params_gone": params, "cut": cut, "recalibrated": recalibrated}
         return {**place, "few": asked.few, "test": asked.test, **measured, **more}
 
-    goal = widths.parse_rate(rate)
+    goal = parse_rate(rate)
     job = Job(model, data.shape, analyse(model, data.shape), goal, Classify())
     method = catalogue.create(catalogue.find("magnitude", "prune"), job, {})
     assert isinstance(method, FilterPruning)
@@ -176,7 +179,7 @@ def held_out(model: nn.Module, data: Data) -> float:
 def fine_tune(model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None = None) -> None:
     """Train `model` itself, by the loop that trains ours."""
     channels = analyse(model, data.shape)
-    method = Method(Job(model, data.shape, channels, widths.parse_rate(0.5), Classify(teacher=teacher)))
+    method = Method(Job(model, data.shape, channels, parse_rate(0.5), Classify(teacher=teacher)))
     seed_all(recipe.seed)
     Training(method, data, recipe, CPU).run(Journal(None))
     model.load_state_dict(method.model.state_dict())

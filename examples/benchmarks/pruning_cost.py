@@ -29,10 +29,11 @@ from resnet import resnet20
 from compressor.channels import analyse
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.methods import catalogue, widths
+from compressor.methods import catalogue
 from compressor.methods.prune.filters import FilterPruning
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all
@@ -76,7 +77,7 @@ def main() -> None:
 def training(name: str, data: Data, epochs: int, shrink: bool) -> Training:
     seed_all(0)
     model = resnet20()
-    job = Job(model, data.shape, analyse(model, data.shape), widths.parse_rate(0.5), Classify())
+    job = Job(model, data.shape, analyse(model, data.shape), parse_rate(0.5), Classify())
     method = Method(job) if name == "plain" else catalogue.create(catalogue.find(name, "prune"), job, {})
     method.prepare()
     return Training(method, data, Recipe(epochs=epochs, lr=0.05), CPU, shrink=shrink)

@@ -32,11 +32,13 @@ import compressor
 from compressor.checkpoint import load_model
 from compressor.data import Data, open_data
 from compressor.files import write_text
-from compressor.network.cost import accuracy, compare_latency, fidelity, onnx_predict
 from compressor.onnx import quantizer
 from compressor.onnx.export import export_onnx, quiet
+from compressor.onnx.latency import compare_latency
+from compressor.onnx.runtime import onnx_predict
 from compressor.report import read_report
 from compressor.runs.quantize import LOOKED_AT
+from compressor.tasks.metrics import accuracy, fidelity
 from compressor.training.recipe import Recipe
 
 ARCH = Path(__file__).parents[1] / "cifar/resnet.py"

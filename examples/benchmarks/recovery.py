@@ -32,20 +32,24 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from absorb import absorb
 from torch import nn
 
 import compressor
 from compressor.channels import Verified, analyse, remove
 from compressor.checkpoint import load_model
-from compressor.data import Data, open_data
-from compressor.methods import widths
+from compressor.data import Batch, Data, open_data
 from compressor.methods.prune.filters import norms
 from compressor.methods.prune.papers.magnitude import Magnitude
-from compressor.network.cost import accuracy, count_macs, torch_predict
+from compressor.methods.widths import choose, hold, uniform
+from compressor.network.cost import count_macs
+from compressor.network.outputs import torch_predict
 from compressor.recovery.recalibrate import recalibrate
-from compressor.recovery.repair import absorb, refit
+from compressor.recovery.repair import refit
 from compressor.tasks.classify import Classify
-from compressor.training.method import Batch, Job
+from compressor.tasks.metrics import accuracy
+from compressor.training.goal import parse_rate, parse_target
+from compressor.training.method import Job
 
 NETWORKS = Path(__file__).resolve().parents[1] / "cifar" / "resnet.py"
 SHAPE = (3, 32, 32)
@@ -54,15 +58,15 @@ Found = dict[str, dict[str, list[float]]]  # repair -> top1 and seconds -> one e
 
 
 def halved(model: nn.Module) -> Verified:
-    channels = widths.hold(analyse(model, SHAPE), ["conv1", "*.conv2"])
-    ranked = widths.uniform(channels, norms(model, channels))
-    half = widths.parse_target("filters=50%")
-    return remove(model, channels, lambda held: widths.choose(held, ranked, half), SHAPE)
+    channels = hold(analyse(model, SHAPE), ["conv1", "*.conv2"])
+    ranked = uniform(channels, norms(model, channels))
+    half = parse_target("filters=50%")
+    return remove(model, channels, lambda held: choose(held, ranked, half), SHAPE)
 
 
 def magnitude(model: nn.Module, residual: str) -> Verified:
     channels = analyse(model, SHAPE, residual)
-    method = Magnitude(Job(model, SHAPE, channels, widths.parse_rate(0.5), Classify()), largest=True)
+    method = Magnitude(Job(model, SHAPE, channels, parse_rate(0.5), Classify()), largest=True)
     method.remove()
     return method.removed
 

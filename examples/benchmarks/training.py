@@ -32,9 +32,9 @@ from torchvision.transforms import v2
 import compressor
 from compressor.channels import analyse
 from compressor.data import Data, open_data
-from compressor.methods import widths
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all
@@ -47,7 +47,7 @@ BATCH, RATE = 128, 0.02
 
 def ours(data: Data, device: torch.device) -> Callable[[], int]:
     model = resnet20()
-    method = Method(Job(model, data.shape, analyse(model, data.shape), widths.parse_rate(0.5), Classify())).to(device)
+    method = Method(Job(model, data.shape, analyse(model, data.shape), parse_rate(0.5), Classify())).to(device)
 
     def epoch() -> int:
         recipe = Recipe(epochs=1, batch_size=BATCH, lr=RATE, amp="none", channels_last=False)

@@ -29,17 +29,19 @@ from torch import Tensor, nn
 
 import compressor
 from compressor.checkpoint import load_model
-from compressor.data import Batches, Data, open_data
+from compressor.data import Batch, Batches, Data, open_data
 from compressor.files import write_text
-from compressor.methods import widths
 from compressor.methods.lowrank.papers.svd import Svd
-from compressor.network.cost import accuracy, count_macs, count_params, torch_predict
+from compressor.network.cost import count_macs, count_params
+from compressor.network.outputs import torch_predict
 from compressor.network.parts import replaced
 from compressor.network.unpack import unpacked
 from compressor.recovery.recalibrate import recalibrate
 from compressor.runs.recover import RECALIBRATION_IMAGES
 from compressor.tasks.classify import Classify
-from compressor.training.method import Batch, Job
+from compressor.tasks.metrics import accuracy
+from compressor.training.goal import parse_rate
+from compressor.training.method import Job
 
 CIFAR = Path(__file__).resolve().parents[1] / "cifar"
 SHAPE = (3, 32, 32)
@@ -54,7 +56,7 @@ def opened(file: Path) -> nn.Module:
 
 
 def three(model: nn.Module, data: Data, rate: float) -> Iterator[tuple[str, Svd]]:
-    looking = Job(model, SHAPE, None, widths.parse_rate(rate), Classify(), macs=count_macs(model, SHAPE), images=data)
+    looking = Job(model, SHAPE, None, parse_rate(rate), Classify(), macs=count_macs(model, SHAPE), images=data)
     blind = replace(looking, images=None)
     plain = Svd(blind, split="channel")
     plain.prepare()

@@ -53,17 +53,16 @@ from zoo_models import LAYERS, Entry, zoo
 import compressor
 from compressor.channels import Channels, Cut, Mask, analyse, remove, surgery
 from compressor.checkpoint.plan import Plan, save_model
-from compressor.errors import Infeasible
+from compressor.errors import Infeasible, first_line
 from compressor.files import write_text
-from compressor.methods import widths
 from compressor.methods.prune.papers.magnitude import Magnitude
-from compressor.methods.widths import Scores
+from compressor.methods.widths import Scores, Shelf
 from compressor.network.cost import count_macs
 from compressor.network.inputs import Inputs
 from compressor.network.outputs import tensors_in
 from compressor.onnx.export import check_onnx, export_onnx
-from compressor.onnx.runtime import first_line
 from compressor.tasks.classify import Classify
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job
 
 HERE = Path(__file__).resolve()
@@ -131,7 +130,7 @@ def work(entry: Entry, tool: str, stage: str, pipe: Connection, folder: str) -> 
 
 
 def ours(model: nn.Module, entry: Entry, progress: Progress) -> tuple[nn.Module, Cut]:
-    goal = widths.parse_rate(0.5)
+    goal = parse_rate(0.5)
     with progress.step("analysis"):
         channels = analyse(model, entry.inputs)
         progress.tell(groups=len(channels.groups), frozen=len(channels.frozen()), unknown=channels.unknown_operators())
@@ -142,9 +141,9 @@ def ours(model: nn.Module, entry: Entry, progress: Progress) -> tuple[nn.Module,
         def choose(channels: Channels) -> Mask:
             scores: Scores = np.concatenate([strength[group.name] for group in channels.groups] or [np.zeros(0)])
             try:
-                return widths.choose(channels, scores, goal)
+                return choose(channels, scores, goal)
             except Infeasible:
-                return widths.Shelf(channels, scores, 1, Job.most).without_weakest(channels.atoms)
+                return Shelf(channels, scores, 1, Job.most).without_weakest(channels.atoms)
 
         mask = choose(channels)
         if mask.all():

@@ -18,10 +18,11 @@ import torch
 from compressor.channels import analyse
 from compressor.checkpoint import build
 from compressor.data import open_data
-from compressor.methods.widths import parse_rate
-from compressor.network.cost import accuracy, torch_predict
+from compressor.network.outputs import torch_predict
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
+from compressor.tasks.metrics import accuracy
+from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all

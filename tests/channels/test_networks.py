@@ -1,13 +1,12 @@
 """Networks whose code is not as tidy as a zoo's: what can be cut is cut exactly, what cannot is held whole and told."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from random_cuts import EXACT, answers, apart, at_random, cut_and_check, liven, macs
+from resnet import resnet20  # found through the line above
 from torch import Tensor, nn
 from torchvision.models import get_model
 
@@ -15,9 +14,6 @@ from compressor.channels import Channels, Mask, Residual, Verified, analyse, mas
 from compressor.channels.trace import RuleFailed, Trace
 from compressor.channels.verify import TOLERANCE, difference
 from compressor.errors import UsageError, VerificationFailed
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples/cifar"))
-from resnet import resnet20  # found through the line above
 
 SHAPE = (3, 8, 8)
 

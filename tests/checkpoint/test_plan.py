@@ -21,12 +21,14 @@ from torch import nn
 import compressor
 from compressor.channels import Cut, Residual, analyse, remove
 from compressor.checkpoint import build
-from compressor.checkpoint.plan import Plan, from_json, load_run, save_model, to_json
+from compressor.checkpoint.load import load_run
+from compressor.checkpoint.plan import Plan, from_json, save_model, to_json
 from compressor.errors import ArchitectureError, CheckpointError, UsageError
-from compressor.methods import widths
 from compressor.methods.prune.filters import norms
+from compressor.methods.widths import choose
 from compressor.network.inputs import Input, Inputs
 from compressor.network.parts import Chains, describe, make, replaced
+from compressor.training.goal import parse_rate
 
 NETS = '''
 import os
@@ -83,8 +85,8 @@ RUNS: dict[str, tuple[str, dict[str, object], tuple[int, int, int], Residual]] =
 def cut(model: torch.nn.Module, shape: tuple[int, int, int], residual: Residual = "coupled") -> Any:
     """`model` without half of its MACs."""
     channels = analyse(model, shape, residual)
-    goal = widths.parse_rate(0.5)
-    return remove(model, channels, lambda left: widths.choose(left, norms(model, left), goal, round_to=1), shape)
+    goal = parse_rate(0.5)
+    return remove(model, channels, lambda left: choose(left, norms(model, left), goal, round_to=1), shape)
 
 
 @pytest.fixture(scope="module")

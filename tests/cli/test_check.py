@@ -5,13 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import example
 import pytest
 from small import compress
 
 from compressor.report import to_json
-
-sys.path.append(str(Path(__file__).parents[1] / "report"))
-import example
 
 HEAVY = {"torch", "torchvision", "numpy", "matplotlib", "onnx", "onnxruntime", "scipy", "sklearn"}
 

@@ -140,7 +140,7 @@ def test_a_clock_that_is_set_again_and_again_changes_only_what_it_says(
     chance = random.Random(0)
     monkeypatch.setattr(time, "time", lambda: chance.uniform(0, 4e9))  # from 1970 to 2096
     for module in ("run", "journal"):
-        monkeypatch.setattr(f"compressor.{module}.datetime", Clock)
+        monkeypatch.setattr(f"compressor.runs.{module}.datetime", Clock)
     with monkeypatch.context() as patched:
         patched.setattr(Training, "_step", interrupt_at(11 + 5, Training._step))
         assert prune(*TRAINED, "--out", "a").exit_code == 130

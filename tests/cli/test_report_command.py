@@ -1,15 +1,12 @@
 """`compress report`, and `compress compare` of finished runs: pages out of report.json alone, and what they refuse."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import example
 import pytest
 from small import compress
-
-sys.path.append(str(Path(__file__).parents[1] / "report"))
-import example
 
 from compressor.report import read_report, to_json
 

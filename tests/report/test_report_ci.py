@@ -13,8 +13,8 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from compressor.errors import OutputError
-from compressor.report import Latency, Report, ci, gate
-from compressor.report.gate import Checked
+from compressor.report import Latency, Report, budgets, ci, gate
+from compressor.report.judgement import Checked
 from compressor.report.markdown import check_to_markdown
 
 BUDGETS = ["macs<=50%", "drop<=0.5", "latency<=1ms", "off: size<=1KB"]
@@ -22,7 +22,7 @@ ODD = 'cpu\u2028\n::error::x\x1b[31m\udc80\ufffe|`<b>"'
 
 
 def checked(report: Report, texts: list[str] = BUDGETS) -> Checked:
-    return gate.check(report, gate.collect(texts))
+    return gate.check(report, budgets.collect(texts))
 
 
 def odd() -> Report:

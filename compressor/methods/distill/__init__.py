@@ -1,1 +1,1 @@
-"""Papers that remove channels."""
+"""Methods that distil: what they share, and in `papers/` one file each."""

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.methods.distill.losses import contrast
-
 WIDTH = 128  # of an embedding
 TERMS = ("vcl", "soft_vcl", "icl", "soft_icl")
 
@@ -111,3 +109,15 @@ def unrolled(
             speed[name] = momentum * speed[name] + gradient + decay * value
             now[name] = value - rate * speed[name]
     return now
+
+
+def contrast(similarities: Tensor, targets: Tensor) -> Tensor:
+    """Supervised contrast of similarities / tau [..., n, n], row by row, [..., n]: an anchor's logits over all other images.
+
+    The mean of -log softmax over the images of the anchor's class, the image itself left out on both sides; 0 for an anchor
+    that has no other of its class. Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2.
+    """
+    itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    positive = (targets[:, None] == targets[None]) & ~itself  # [n, n]
+    log_shares = similarities.float().masked_fill(itself, -torch.inf).log_softmax(-1).masked_fill(itself, 0.0)
+    return -(log_shares * positive).sum(-1) / positive.sum(-1).clamp(min=1)

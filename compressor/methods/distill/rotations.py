@@ -21,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.errors import UsageError
-from compressor.methods.distill.losses import softened
-from compressor.methods.distill.taps import Anatomy, Answer, Branch
+from compressor.methods.distill.branches import Branch
+from compressor.methods.distill.taps import Anatomy, Answer
 from compressor.methods.distill.teaching import Distillation, Frozen, Teacher, above, total
 from compressor.network.outputs import main_first
-from compressor.training.method import Batch, Job
+from compressor.tasks.classify import softened
+from compressor.training.method import Job
 
 TURNS = 4
 HEADS_ALONE = 100 / 240  # epochs of a teacher's heads, as a share of the student's: Yang et al. trained them so

@@ -27,10 +27,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.errors import UsageError
-from compressor.methods.distill.taps import Anatomy, Answer, Branch, fresh, near
+from compressor.methods.distill.branches import Branch, fresh, near
+from compressor.methods.distill.taps import Anatomy, Answer
 from compressor.methods.remembered import Remembered
-from compressor.training.method import Batch, Job, Method
+from compressor.training.method import Job, Method
 
 TIMED = 50  # calls of a teacher are timed, after the first few
 WARMING = 3

@@ -1,1 +1,1 @@
-"""Papers on low rank."""
+"""Methods that factor layers: what they share, and in `papers/` one file each."""

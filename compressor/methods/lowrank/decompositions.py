@@ -13,10 +13,8 @@ W is [N outputs, C inputs, kernel rows, kernel columns], or [N, C] of a linear l
     channel     k x k from C to rank, 1 x 1 to N
     input       1 x 1 from C to rank, k x k to N
     separable   k x 1 from C to rank, 1 x k to N
-    tucker      1 x 1 from C to min(rank, C), k x k to min(rank, N), 1 x 1 to N
-    cp          1 x 1 from C to rank, depthwise k x 1, depthwise 1 x k, 1 x 1 to N
 
-The first four cut one matrix M, an unfolding of W, down to U U^T M, where U has `rank` orthonormal columns. Without images
+All four cut one matrix M, an unfolding of W, down to U U^T M, where U has `rank` orthonormal columns. Without images
 these are the first left singular vectors of M: no matrix of that rank is nearer. With images they are such that the layer's
 *output* changes least:
 
@@ -25,8 +23,9 @@ these are the first left singular vectors of M: no matrix of that rank is nearer
   and its mean goes into the bias: b' = b + (I - U U^T) (mean - b).
 - `input`: the left singular vectors of M S, where S is the root of the covariance of the input channels. Interpretation: the
   places of a patch are taken as uncorrelated, and for the mean that goes into the bias, a plane is taken to have no border.
-- `tucker`: principal components of the output on one side, `input` on the other.
-- `separable` and `cp` cut by the weights alone, whatever was seen.
+- `separable` cuts by the weights alone, whatever was seen.
+
+A split of a paper's own stands in the paper's file (papers/tucker.py, papers/cp.py).
 
 Then each of the `rank` pairs, a column of U and a row of U^T M, is scaled so that both have the same norm: without images this
 is U S^1/2 and S^1/2 V^T. All is computed in float64.
@@ -48,17 +47,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.errors import UsageError
 from compressor.network.meta import evaluating, separate_attention
-from compressor.training.method import Batch
 
 ROWS = 8191  # places at most of a layer that a batch counts with; a prime, lest evenly spaced ones all lie in a few columns
 TIE = 1e-9  # of the variance: makes what was never seen follow the weights, where fewer images than channels were seen
-HOOI = 20  # iterations at most
-SWEEPS = 50  # of alternating least squares
-FEW_SWEEPS = 10  # to estimate an error
-FITS = 8  # ranks at most at which it is estimated
-RIDGE = 1e-5  # for a tensor of norm 1
 TINY = torch.finfo(torch.float64).tiny
 
 Layer = nn.Linear | nn.Conv2d
@@ -121,7 +115,7 @@ def watch(model: nn.Module, layers: Iterable[str], batches: Iterable[Batch]) -> 
 def _look(seen: dict[str, Seen], name: str, layer: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
     """Add what `layer` just read and gave to what was seen of it."""
     assert isinstance(layer, Layer)
-    known = seen.setdefault(name, Seen(Moments(), Moments() if _places(layer) > 1 else None))
+    known = seen.setdefault(name, Seen(Moments(), Moments() if places_of(layer) > 1 else None))
     known.outputs.add(_rows(layer, out))
     if known.inputs is not None:
         known.inputs.add(_rows(layer, next(iter((*args, *kwargs.values())))))
@@ -133,7 +127,7 @@ def _rows(layer: Layer, tensor: Tensor) -> Tensor:
     return table if len(table) <= ROWS else table[torch.arange(ROWS, device=table.device) * len(table) // ROWS]
 
 
-def _places(layer: Layer) -> int:
+def places_of(layer: Layer) -> int:
     """Of the kernel."""
     return prod(layer.weight.shape[2:])
 
@@ -207,7 +201,7 @@ class Split(ABC):
 
     def dense(self, chain: nn.Sequential) -> Tensor:
         """The weights that the chain stands for, float64: [N, C, rows, columns], or [N, C] of linear layers."""
-        weights = [_weight(part) for part in chain if isinstance(part, Layer)]
+        weights = [weight_of(part) for part in chain if isinstance(part, Layer)]
         whole = reduce(_behind, [weight.reshape(*weight.shape[:2], *(weight.shape[2:] or (1, 1))) for weight in weights])
         return whole.flatten(1) if weights[0].dim() == 2 else whole
 
@@ -239,11 +233,11 @@ def _behind(first: Tensor, then: Tensor) -> Tensor:
     return both.flatten(4, 5).flatten(2, 3)
 
 
-def _weight(layer: Layer) -> Tensor:
+def weight_of(layer: Layer) -> Tensor:
     return layer.weight.detach().double()
 
 
-def _conv(
+def conv_like(
     layer: Layer, inputs: int, outputs: int, axes: Sequence[int] = (), depthwise: bool = False, bias: bool = False
 ) -> nn.Conv2d:
     """A convolution on `meta` that does along `axes` (0: rows, 1: columns) what `layer` does, and nothing along others."""
@@ -267,7 +261,7 @@ def _conv(
     )
 
 
-def _balanced(last: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+def balanced(last: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """`last` [m, rank] and `first` [rank, n] with the same product, each column of one as long as its row of the other."""
     scale = (first.norm(dim=1) / last.norm(dim=0)).sqrt()
     scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
@@ -313,7 +307,7 @@ class Truncation(Split):
         return known.spectrum
 
     def _spectrum(self, layer: Layer, seen: Seen | None) -> tuple[Tensor, Tensor]:
-        matrix = self.matrix(_weight(layer))
+        matrix = self.matrix(weight_of(layer))
         if len(matrix) > matrix.shape[1]:
             left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
             return left, values
@@ -324,7 +318,7 @@ class Truncation(Split):
 
     def mean(self, layer: Layer, seen: Seen | None) -> Tensor:
         """[rows] of the matrix times what it reads; 0 where nothing was seen, or it makes no difference."""
-        return _weight(layer).new_zeros(self.shape(layer)[0])
+        return weight_of(layer).new_zeros(self.shape(layer)[0])
 
     def lost(self, layer: Layer, basis: Tensor, seen: Seen | None) -> Tensor:
         """What the mean output [N] loses when the matrix is projected on `basis`."""
@@ -340,7 +334,7 @@ class Truncation(Split):
 
     def _factors(self, layer: Layer, rank: int, seen: Seen | None) -> tuple[list[Tensor], Tensor]:
         basis = self.spectrum(layer, seen)[0][:, :rank]
-        last, first = _balanced(basis, basis.mT @ self.matrix(_weight(layer)))
+        last, first = balanced(basis, basis.mT @ self.matrix(weight_of(layer)))
         return [first, last.reshape(len(layer.weight), -1, rank).mT], self.lost(layer, basis, seen)
 
 
@@ -353,7 +347,7 @@ class ByOutputs(Truncation):
     def _spectrum(self, layer: Layer, seen: Seen | None) -> tuple[Tensor, Tensor]:
         if seen is None:
             return super()._spectrum(layer, seen)
-        matrix = self.matrix(_weight(layer))
+        matrix = self.matrix(weight_of(layer))
         covariance = seen.outputs.covariance.to(matrix)
         unseen = matrix @ matrix.mT  # the covariance if all that it reads were white
         unseen *= covariance.trace() / unseen.trace().clamp(min=TINY)
@@ -387,7 +381,7 @@ class Channel(ByOutputs):
 
     def _parts(self, layer: Layer, rank: int, bias: bool) -> list[nn.Module]:
         outputs, inputs = layer.weight.shape[:2]
-        return [_conv(layer, inputs, rank, (0, 1)), _conv(layer, rank, outputs, bias=bias)]
+        return [conv_like(layer, inputs, rank, (0, 1)), conv_like(layer, rank, outputs, bias=bias)]
 
 
 class Input(Truncation):
@@ -396,7 +390,7 @@ class Input(Truncation):
     name = "input"
 
     def why_not(self, layer: Layer) -> str:
-        return super().why_not(layer) or _small(layer)
+        return super().why_not(layer) or small(layer)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.permute(0, 2, 3, 1).flatten(0, 2)  # [N * kernel, C]
@@ -405,7 +399,7 @@ class Input(Truncation):
         if seen is None:
             return super()._spectrum(layer, seen)
         assert seen.inputs is not None
-        matrix = self.matrix(_weight(layer))
+        matrix = self.matrix(weight_of(layer))
         values, vectors = torch.linalg.eigh(seen.inputs.covariance.to(matrix))
         values = values.clamp(min=0) + TIE * values.mean().clamp(min=0)
         left, values, _ = torch.linalg.svd(matrix @ vectors * values.sqrt(), full_matrices=False)
@@ -415,12 +409,12 @@ class Input(Truncation):
         if seen is None:
             return super().mean(layer, seen)
         assert seen.inputs is not None
-        matrix = self.matrix(_weight(layer))
+        matrix = self.matrix(weight_of(layer))
         return matrix @ seen.inputs.mean.to(matrix)
 
     def _parts(self, layer: Layer, rank: int, bias: bool) -> list[nn.Module]:
         outputs, inputs = layer.weight.shape[:2]
-        return [_conv(layer, inputs, rank), _conv(layer, rank, outputs, (0, 1), bias=bias)]
+        return [conv_like(layer, inputs, rank), conv_like(layer, rank, outputs, (0, 1), bias=bias)]
 
 
 class Separable(Truncation):
@@ -434,166 +428,24 @@ class Separable(Truncation):
     whitens = False
 
     def why_not(self, layer: Layer) -> str:
-        return super().why_not(layer) or _small(layer) or _narrow(layer)
+        return super().why_not(layer) or small(layer) or narrow(layer)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.permute(0, 3, 1, 2).flatten(2, 3).flatten(0, 1)  # [N * columns, C * rows]
 
     def _parts(self, layer: Layer, rank: int, bias: bool) -> list[nn.Module]:
         outputs, inputs = layer.weight.shape[:2]
-        return [_conv(layer, inputs, rank, (0,)), _conv(layer, rank, outputs, (1,), bias=bias)]
+        return [conv_like(layer, inputs, rank, (0,)), conv_like(layer, rank, outputs, (1,), bias=bias)]
 
 
-def _small(layer: Layer) -> str:
-    return "a 1 x 1 convolution" if _places(layer) == 1 else ""
+def small(layer: Layer) -> str:
+    return "a 1 x 1 convolution" if places_of(layer) == 1 else ""
 
 
-def _narrow(layer: Layer) -> str:
+def narrow(layer: Layer) -> str:
     rows, columns = layer.weight.shape[2:]
     return f"a {rows} x {columns} kernel, already separate" if min(rows, columns) == 1 else ""
 
 
-# Tensors --------------------------------------------------------------------------------------------------------------
-
-
-class Tucker(Split):
-    """1 x 1 from C to r1 = min(rank, C), k x k to r2 = min(rank, N), 1 x 1 to N: params C r1 + k^2 r1 r2 + r2 N.
-
-    Tucker-2, as in Kim, Park, Yoo, Choi, Yang, Shin: "Compression of Deep Convolutional Neural Networks for Fast and Low Power
-    Mobile Applications", ICLR 2016, arXiv 1511.06530. Errors are those of the truncated higher-order singular value
-    decomposition. Without images, `factor` goes on from there by orthogonal iteration (HOOI), which does not make it worse.
-    With images, it is `input` followed by the projection on the output's principal components. What the latter loses is known;
-    what the former adds to it is an estimate, by what `input` takes for granted.
-    """
-
-    name = "tucker"
-
-    def why_not(self, layer: Layer) -> str:
-        return super().why_not(layer) or _small(layer)
-
-    def shape(self, layer: Layer) -> tuple[int, int]:
-        """[N, C]: the sides that are cut, both at once."""
-        outputs, inputs = layer.weight.shape[:2]
-        return outputs, inputs
-
-    def most(self, layer: Layer) -> int:
-        return min(max(self.shape(layer)), _places(layer) * min(self.shape(layer)))
-
-    def singular(self, layer: Layer, seen: Seen | None = None) -> Tensor:
-        """[most] float64: squares are what each rank saves, in the order of ranks, which need not quite be that of size."""
-        (basis, worth), (read, values) = CHANNEL.spectrum(layer, seen), INPUT.spectrum(layer, seen)
-        core = torch.einsum("nq,nkr->qkr", basis, (read * values).reshape(len(basis), -1, len(values)))
-        energy = core.square().sum(1).cumsum(0).cumsum(1)  # [r2, r1] of the core that is kept
-        ranks = torch.arange(self.most(layer), device=energy.device)
-        left, right = (ranks.clamp(max=size - 1) for size in energy.shape)
-        variance = worth.square().cumsum(0)  # [r2] of the output
-        by_outputs = 1 - variance[left] / variance[-1].clamp(min=TINY)
-        by_inputs = (energy[left, -1] - energy[left, right]) / energy[-1, -1].clamp(min=TINY)
-        lost = (by_outputs + by_inputs).flip(0).cummax(0).values.flip(0)  # a share; never less than at a higher rank
-        saved = -lost.clamp(0, 1).diff(prepend=lost.new_ones(1))
-        return (saved * variance[-1]).sqrt()
-
-    def _parts(self, layer: Layer, rank: int, bias: bool) -> list[nn.Module]:
-        outputs, inputs = layer.weight.shape[:2]
-        left, right = min(rank, outputs), min(rank, inputs)
-        return [_conv(layer, inputs, right), _conv(layer, right, left, (0, 1)), _conv(layer, left, outputs, bias=bias)]
-
-    def _factors(self, layer: Layer, rank: int, seen: Seen | None) -> tuple[list[Tensor], Tensor]:
-        left, right = (min(rank, size) for size in self.shape(layer))
-        lost = torch.zeros(())
-        if seen is None:
-            last, core, first = _hooi(_weight(layer).flatten(2), left, right)
-        else:
-            last, read = CHANNEL.spectrum(layer, seen)[0][:, :left], INPUT.spectrum(layer, seen)[0][:, :right]
-            first = read.mT @ INPUT.matrix(_weight(layer))
-            core = torch.einsum("nq,nkr->qkr", last, read.reshape(len(last), -1, right))
-            mean = CHANNEL.mean(layer, seen)
-            lost = mean - last @ (last.mT @ (mean - INPUT.lost(layer, read, seen)))
-        inner, first = _balanced(core.flatten(0, 1), first)
-        last, inner = _balanced(last, inner.reshape(left, -1))
-        return [first, inner.reshape(left, -1, right).mT, last], lost
-
-
-def _hooi(tensor: Tensor, left: int, right: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[N, C, places] -> [N, left], [left, places, right] and [right, C]."""
-    import tensorly
-    from tensorly.decomposition import partial_tucker
-
-    with tensorly.backend_context("numpy"), np.errstate(invalid="ignore"):  # zeros, whose relative error is 0 / 0, are no fault
-        found, _ = partial_tucker(tensor.cpu().numpy(), rank=[left, right], modes=[0, 1], n_iter_max=HOOI)
-    core, (last, first) = found
-    return tensor.new_tensor(last), tensor.new_tensor(core).mT, tensor.new_tensor(first).mT
-
-
-class CP(Split):
-    """1 x 1 from C to rank, depthwise k x 1, depthwise 1 x k, 1 x 1 to N: params rank (C + 2k + N). The weights alone decide.
-
-    Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky: "Speeding-up Convolutional Neural Networks Using Fine-tuned
-    CP-decomposition", ICLR 2015, arXiv 1412.6553, by alternating least squares from a fixed random start.
-
-    It is unstable: there may be no nearest tensor of a rank, and then components grow without bound that cancel each other,
-    which rounding and training feel (Phan et al., ECCV 2020, arXiv 2008.05441). So each step has a small ridge, which bounds
-    them. What comes out still depends on the start.
-    """
-
-    # Own code, for tensorly's `parafac` multiplies out the Khatri-Rao product of all factors but one: at 512 x 512 x 3 x 3 and
-    # rank 512, 3 GB.
-
-    name = "cp"
-    whitens = False
-
-    def why_not(self, layer: Layer) -> str:
-        return super().why_not(layer) or _small(layer) or _narrow(layer)
-
-    def shape(self, layer: Layer) -> tuple[int, int]:
-        """Of the unfolding by outputs. A rank may be higher than its sides."""
-        return CHANNEL.shape(layer)
-
-    def most(self, layer: Layer) -> int:
-        return layer.weight.numel() // max(layer.weight.shape)
-
-    def singular(self, layer: Layer, seen: Seen | None = None) -> Tensor:
-        """[most] float64, falling: of the unfolding by outputs, then zeros. A rank loses at least what is beyond it."""
-        return nn.functional.pad(CHANNEL.singular(layer), (0, self.most(layer) - CHANNEL.most(layer)))
-
-    def errors(self, layer: Layer, ranks: Sequence[int], seen: Seen | None = None) -> npt.NDArray[np.float64]:
-        """Squared error of short fits, as a share of the whole; of more than `FITS` ranks, on lines between fits of some."""
-        weight, rising = _weight(layer), np.unique(ranks)
-        whole = weight.square().sum().clamp(min=TINY)
-        tried = rising[np.unique(np.geomspace(1, len(rising), FITS).round().astype(int)) - 1]
-        left = [weight - torch.einsum("nr,cr,yr,xr->ncyx", *_fit(weight, int(rank), FEW_SWEEPS)) for rank in tried]
-        lost = np.minimum.accumulate([float(rest.square().sum() / whole) for rest in left])
-        errors: npt.NDArray[np.float64] = np.interp(ranks, tried, lost)
-        return errors
-
-    def _parts(self, layer: Layer, rank: int, bias: bool) -> list[nn.Module]:
-        outputs, inputs = layer.weight.shape[:2]
-        rows, columns = (_conv(layer, rank, rank, (axis,), depthwise=True) for axis in (0, 1))
-        return [_conv(layer, inputs, rank), rows, columns, _conv(layer, rank, outputs, bias=bias)]
-
-    def _factors(self, layer: Layer, rank: int, seen: Seen | None) -> tuple[list[Tensor], Tensor]:
-        last, first, rows, columns = _fit(_weight(layer), rank, SWEEPS)
-        return [first.mT, rows.mT, columns.mT, last], torch.zeros(())
-
-
-def _fit(tensor: Tensor, rank: int, sweeps: int) -> list[Tensor]:
-    """Factors [size, rank] of each dimension of `tensor`, each component equally long in all of them."""
-    norm = tensor.norm().clamp(min=TINY)
-    unit, dims, component = tensor / norm, list(range(tensor.dim())), tensor.dim()
-    start = torch.Generator().manual_seed(0)
-    factors = [torch.randn(size, rank, generator=start).to(tensor) / size**0.5 for size in tensor.shape]
-    ridge = RIDGE * torch.eye(rank).to(tensor)
-    for _ in range(sweeps):
-        for dim in dims:
-            others = [other for other in dims if other != dim]
-            gram = torch.stack([factors[other].mT @ factors[other] for other in others]).prod(0) + ridge  # [rank, rank]
-            operands = [operand for other in others for operand in (factors[other], [other, component])]
-            product = torch.einsum(unit, dims, *operands, [dim, component])  # [size, rank]
-            factors[dim] = torch.linalg.solve(gram, product.mT).mT
-    lengths = torch.stack([factor.norm(dim=0) for factor in factors])  # [dimensions, rank]
-    scales = ((norm * lengths.prod(0)) ** (1 / tensor.dim()) / lengths).nan_to_num(posinf=0)
-    return [factor * scale for factor, scale in zip(factors, scales, strict=True)]
-
-
 CHANNEL, INPUT = Channel(), Input()
-SPLITS: dict[str, Split] = {split.name: split for split in (Linear(), CHANNEL, INPUT, Separable(), Tucker(), CP())}
+SPLITS: dict[str, Split] = {split.name: split for split in (Linear(), CHANNEL, INPUT, Separable())}

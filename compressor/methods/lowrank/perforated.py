@@ -24,10 +24,10 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.network.meta import evaluating
 from compressor.network.parts import Fill, Pair, Patches, Take
 from compressor.tasks.classify import Classify
-from compressor.training.method import Batch
 
 # --- what is kept ----------------------------------------------------------------------------------------------------
 

@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.methods.lowrank.perforated import Grid, Kept, impact, perforate, plane, strongest
 from compressor.network.parts import Pair, replaced
 from compressor.recovery.recalibrate import recalibrate
 from compressor.tasks.classify import Classify
-from compressor.training.method import Batch
 
 Kind = Literal["grid", "rows", "places"]
 Shares = Mapping[str, float]  # layer -> the share of its places that it keeps

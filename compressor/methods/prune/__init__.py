@@ -1,1 +1,1 @@
-"""Papers that remove channels."""
+"""Methods that remove channels, or weights: what they share, and in `papers/` one file each."""

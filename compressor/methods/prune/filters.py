@@ -18,12 +18,12 @@ from compressor.channels import Channels, Mask, Verified, remove
 from compressor.channels.groups import ROLES, Role
 from compressor.channels.sizes import Ids
 from compressor.channels.surgery import Cut, apply, plan
+from compressor.data import Batch
 from compressor.errors import Infeasible, UsageError
-from compressor.methods import widths
 from compressor.methods.prune.importance import gather
-from compressor.methods.widths import Scores
+from compressor.methods.widths import Scores, by_sensitivity, choose
 from compressor.training import processes
-from compressor.training.method import Batch, Job, Made, Method, Progress, Selection
+from compressor.training.method import Job, Made, Method, Progress, Selection
 
 WORTHWHILE = 0.1  # of the MACs must be saved before a network that trains is made smaller
 
@@ -261,6 +261,6 @@ def weakest(job: Job, channels: Channels, scores: Scores) -> Mask:
     Where it was measured what each group costs, that decides between groups, and `scores` inside them.
     """
     if job.curves is not None:
-        scores = widths.by_sensitivity(channels, scores, job.curves)
-    mask = widths.choose(channels, scores, job.goal, round_to=job.round_to, most=job.most, overhead=job.overhead)
+        scores = by_sensitivity(channels, scores, job.curves)
+    mask = choose(channels, scores, job.goal, round_to=job.round_to, most=job.most, overhead=job.overhead)
     return processes.agreed(mask)

@@ -21,10 +21,10 @@ from torch.func import functional_call
 
 from compressor.channels import Channels
 from compressor.channels.groups import Cost, Place
+from compressor.data import Batch
 from compressor.methods.widths import Scores
 from compressor.network.meta import evaluating
 from compressor.tasks.classify import Classify
-from compressor.training.method import Batch
 
 
 def gather(channels: Channels, values: Mapping[str, Tensor], places: Iterable[Place]) -> Scores:

@@ -34,8 +34,8 @@ import math
 import numpy as np
 import torch
 
-from compressor.methods import widths
 from compressor.methods.prune.filters import FilterPruning, weakest
+from compressor.methods.widths import uniform
 from compressor.training.method import Job, Progress
 
 NOTHING = 1e-4  # a softness below this counts as 0
@@ -77,7 +77,7 @@ class SoftPruning(FilterPruning):
     def __init__(self, job: Job, mask_norms: bool) -> None:
         super().__init__(job)
         self.mask_norms = mask_norms
-        kept = weakest(job, self.channels, widths.uniform(self.channels, self.scores(self.channels)))
+        kept = weakest(job, self.channels, uniform(self.channels, self.scores(self.channels)))
         self.sizes = np.array([group.size for group in self.channels.groups], np.int64)  # N_l
         self.counts = np.array([int((~own).sum()) for own in self.channels.split(kept).values()], np.int64)
         share = job.goal.share if job.goal.quantity == "filters" else None

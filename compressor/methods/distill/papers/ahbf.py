@@ -37,10 +37,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from compressor.methods.distill.losses import softened
+from compressor.data import Batch
 from compressor.methods.distill.taps import Answer, by_channel
 from compressor.methods.distill.teaching import Branched, above, total
-from compressor.training.method import Batch, Job, Progress
+from compressor.tasks.classify import softened
+from compressor.training.method import Job, Progress
 
 
 class AHBF(Branched):

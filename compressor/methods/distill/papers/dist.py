@@ -16,8 +16,9 @@ images, T = 1 and labels alone 53 %.
 import torch.nn.functional as F
 from torch import Tensor
 
+from compressor.data import Batch
 from compressor.methods.distill.teaching import Distillation, above
-from compressor.training.method import Batch, Job
+from compressor.training.method import Job
 
 
 class DIST(Distillation):

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor.methods.distill.losses import softened
+from compressor.data import Batch
 from compressor.methods.distill.teaching import Distillation, above
-from compressor.training.method import Batch, Job, Progress
+from compressor.tasks.classify import softened
+from compressor.training.method import Job, Progress
 
 FAR = 1000.0  # what the right class is behind the others when only these are compared; an infinity would make 0 x infinity
 

@@ -18,9 +18,10 @@ steps).
 
 from torch import Tensor
 
-from compressor.methods.distill.losses import softened
+from compressor.data import Batch
 from compressor.methods.distill.teaching import Distillation, above, ordered_pairs, total
-from compressor.training.method import Batch, Job
+from compressor.tasks.classify import softened
+from compressor.training.method import Job
 
 
 class DML(Distillation):

@@ -23,8 +23,9 @@ Interpretation: for a network with other stages than a ResNet, a head is what `t
 
 from torch import Tensor
 
+from compressor.data import Batch
 from compressor.methods.distill.rotations import SelfSupervised, rotated
-from compressor.training.method import Batch, Job
+from compressor.training.method import Job
 
 
 class HSAKD(SelfSupervised):

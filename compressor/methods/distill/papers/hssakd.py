@@ -23,9 +23,10 @@ Interpretation: with M > 2, 1 / (M - 1), so that a network learns as much from t
 
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.methods.distill.rotations import Heads, SelfSupervised, Told, rotated
 from compressor.methods.distill.teaching import above, ordered_pairs, total
-from compressor.training.method import Batch, Job
+from compressor.training.method import Job
 
 
 class HSSAKD(SelfSupervised):

@@ -13,9 +13,12 @@ teacher's scale; it takes T = 2 and a weight of 9.
 
 from torch import Tensor
 
-from compressor.methods.distill.losses import softened, standardised
+from compressor.data import Batch
 from compressor.methods.distill.teaching import Distillation, above
-from compressor.training.method import Batch, Job
+from compressor.tasks.classify import softened
+from compressor.training.method import Job
+
+TINY = 1e-7
 
 
 class KD(Distillation):
@@ -53,3 +56,11 @@ class KD(Distillation):
                 "kd": lambda: softened(self.scaled(student.logits), self.scaled(teacher), self.temperature),
             }
         )
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Each row less its mean, divided by its standard deviation (of a sample).
+
+    Sun, Ren, Li, Wang, Cao: "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1.
+    """
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + TINY)

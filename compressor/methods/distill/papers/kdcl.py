@@ -25,11 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compressor.data import Batch
 from compressor.errors import UsageError, did_you_mean
-from compressor.methods.distill.losses import softened
 from compressor.methods.distill.teaching import Distillation, above, total
 from compressor.network.meta import evaluating
-from compressor.training.method import Batch, Job, Progress
+from compressor.tasks.classify import softened
+from compressor.training.method import Job, Progress
 
 ENSEMBLES = ("minlogit", "naive", "linear", "general")
 STEPS = 20  # of the search for `linear`

@@ -38,11 +38,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from compressor.data import Batch
+from compressor.methods.distill.branches import Branch
 from compressor.methods.distill.contrast import TERMS, Matcher, Named, Projector, contrasts, mlp, unrolled
-from compressor.methods.distill.losses import softened
-from compressor.methods.distill.taps import Answer, Branch
+from compressor.methods.distill.taps import Answer
 from compressor.methods.distill.teaching import Distillation, above, total
-from compressor.training.method import Batch, Job, Progress
+from compressor.tasks.classify import softened
+from compressor.training.method import Job, Progress
 
 NETWORKS = 2
 TRIED = 2  # steps on the layers' loss

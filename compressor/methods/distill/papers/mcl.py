@@ -25,10 +25,11 @@ report the best of them on the test images. Where a batch has only one image of 
 import torch
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.methods.distill.contrast import Projector, contrasts
-from compressor.methods.distill.losses import softened
 from compressor.methods.distill.teaching import Distillation, above, ordered_pairs, total
-from compressor.training.method import Batch, Job
+from compressor.tasks.classify import softened
+from compressor.training.method import Job
 
 
 class MCL(Distillation):

@@ -27,11 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.errors import UsageError
-from compressor.methods.distill.losses import softened
 from compressor.methods.distill.taps import Answer
 from compressor.methods.distill.teaching import Branched, above, total
-from compressor.training.method import Batch, Job
+from compressor.tasks.classify import softened
+from compressor.training.method import Job
 
 WIDTH = 128  # of an embedding
 MOMENTUM = 0.5  # share of a bank's row that stays

@@ -19,10 +19,11 @@ Interpretation: which stages are shared is a setting. Where features are tokens,
 import torch
 from torch import Tensor, nn
 
-from compressor.methods.distill.losses import softened
+from compressor.data import Batch
 from compressor.methods.distill.taps import by_channel
 from compressor.methods.distill.teaching import Branched, above, total
-from compressor.training.method import Batch, Job
+from compressor.tasks.classify import softened
+from compressor.training.method import Job
 
 
 class ONE(Branched):

@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compressor.data import Batch
 from compressor.errors import UsageError
-from compressor.methods.distill.losses import softened
 from compressor.methods.distill.teaching import Distillation, above
-from compressor.training.method import Batch, Job
+from compressor.tasks.classify import softened
+from compressor.training.method import Job
 
 
 class RCKA(Distillation):

@@ -41,9 +41,10 @@ from torch import Tensor, nn
 from compressor.errors import Infeasible, UsageError, did_you_mean
 from compressor.methods import ranks
 from compressor.methods.lowrank.decompositions import SPLITS, Layer, Seen, Split
-from compressor.methods.lowrank.factor import LowRank, Site, cost
+from compressor.methods.lowrank.factor import LowRank
 from compressor.methods.lowrank.perforated import Kept, copied, perforate, plane
 from compressor.methods.lowrank.shares import Kind, Shares, Trial, greedily
+from compressor.methods.lowrank.sites import Site, cost
 from compressor.methods.ranks import RULES, Ladder
 from compressor.network.parts import Pair, replaced
 from compressor.training.method import Job
@@ -114,7 +115,7 @@ class Espace(LowRank):
         seen = self.watched()
         self.sizes = {name: size for name in self.read if (size := self._size(name))}
         self.found = {site.name: site for site in (self.sites(seen) if self.lowrank else [])}
-        goal = self.allowed()[1] if self.job.goal.quantity == "macs" else None
+        goal = self.allocation.allowed()[1] if self.job.goal.quantity == "macs" else None
         chosen = self.chosen(None if goal is None else self.job.macs ** (1 - self.lowrank) * goal**self.lowrank)
         if self.lowrank < 1:
             self.kept = self.masks(chosen, goal, seen)

@@ -35,16 +35,18 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.errors import UsageError, did_you_mean
 from compressor.methods.lowrank.decompositions import SPLITS, Layer, Seen, Split
-from compressor.methods.lowrank.factor import LowRank, Site
+from compressor.methods.lowrank.factor import LowRank
+from compressor.methods.lowrank.sites import Site
 from compressor.methods.ranks import Choice
 from compressor.methods.remembered import Remembered, halves, reads
 from compressor.network.inputs import Inputs
+from compressor.network.meta import frozen
 from compressor.network.outputs import logits_of
 from compressor.network.parts import replaced
-from compressor.tasks.classify import frozen
-from compressor.training.method import Batch, Job
+from compressor.training.method import Job
 
 Pairs = Callable[[Batch], list[tuple[Tensor, Tensor]]]
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -34,14 +34,15 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.errors import UsageError
 from compressor.methods.lowrank.decompositions import SPLITS, Layer, Split
 from compressor.methods.lowrank.factor import LowRank
 from compressor.methods.remembered import reads
 from compressor.network.inputs import Inputs
+from compressor.network.meta import frozen
 from compressor.network.outputs import logits_of
-from compressor.tasks.classify import frozen
-from compressor.training.method import Batch, Job
+from compressor.training.method import Job
 
 
 class Lrdkt(LowRank):

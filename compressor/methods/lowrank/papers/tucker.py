@@ -7,7 +7,7 @@ factorisation, Tucker decomposition of the kernels, fine-tuning of the whole net
     W = sum over a, b of  last[:, a] core[a, b, :, :] first[b, :]        W [N, C, k, k], core [r2, r1, k, k]
 
 is a 1 x 1 convolution from C to r1 channels, the core, and a 1 x 1 convolution to N. The kernel's own two sides are too short
-to be cut. Without images the factors are found by higher-order orthogonal iteration (`tucker` in decompositions.py); with
+to be cut. Without images the factors are found by higher-order orthogonal iteration (HOOI); with
 images, the output's principal components are kept on one side and what matters of the input on the other. Fully-connected
 layers and 1 x 1 convolutions have no core and are split in two.
 
@@ -19,11 +19,29 @@ one with the higher rank counts.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-from compressor.methods.lowrank.decompositions import SPLITS, Layer, Seen, Split
-from compressor.methods.lowrank.factor import LowRank, Site
+from compressor.methods.lowrank.decompositions import (
+    CHANNEL,
+    INPUT,
+    SPLITS,
+    TINY,
+    Layer,
+    Seen,
+    Split,
+    balanced,
+    conv_like,
+    places_of,
+    small,
+    weight_of,
+)
+from compressor.methods.lowrank.factor import LowRank
+from compressor.methods.lowrank.sites import Site
 from compressor.training.method import Job
+
+HOOI = 20  # iterations at most
 
 
 class Tucker(LowRank):
@@ -41,7 +59,7 @@ class Tucker(LowRank):
     def splits(self, name: str, layer: Layer) -> Sequence[Split]:
         if isinstance(layer, nn.Linear):
             return [SPLITS["linear"]]
-        return [SPLITS["channel" if max(layer.kernel_size) == 1 else "tucker"]]
+        return [CHANNEL if max(layer.kernel_size) == 1 else IN_THREE]
 
     def sites(self, seen: Mapping[str, Seen]) -> list[Site]:
         return [_by_unfolding(site, seen.get(site.name)) for site in super().sites(seen)]
@@ -49,10 +67,88 @@ class Tucker(LowRank):
 
 def _by_unfolding(site: Site, seen: Seen | None) -> Site:
     """The site with the singular values of the unfolding in which variational Bayes finds the higher rank."""
-    if site.split is not SPLITS["tucker"]:
+    if site.split is not IN_THREE:
         return site
-    unfolded = [SPLITS["channel"], SPLITS["input"]]
+    unfolded = [CHANNEL, INPUT]
     ladders = [
         replace(site.ladder, singular=s.singular(site.layer, seen).cpu().numpy(), shape=s.shape(site.layer)) for s in unfolded
     ]
     return replace(site, ladder=max(ladders, key=lambda ladder: ladder.analytic))
+
+
+# The decomposition ----------------------------------------------------------------------------------------------------
+
+
+class InThree(Split):
+    """1 x 1 from C to r1 = min(rank, C), k x k to r2 = min(rank, N), 1 x 1 to N: params C r1 + k^2 r1 r2 + r2 N.
+
+    Tucker-2. Errors are those of the truncated higher-order singular value
+    decomposition. Without images, `factor` goes on from there by orthogonal iteration (HOOI), which does not make it worse.
+    With images, it is `input` followed by the projection on the output's principal components. What the latter loses is known;
+    what the former adds to it is an estimate, by what `input` takes for granted.
+    """
+
+    name = "tucker"
+
+    def why_not(self, layer: Layer) -> str:
+        return super().why_not(layer) or small(layer)
+
+    def shape(self, layer: Layer) -> tuple[int, int]:
+        """[N, C]: the sides that are cut, both at once."""
+        outputs, inputs = layer.weight.shape[:2]
+        return outputs, inputs
+
+    def most(self, layer: Layer) -> int:
+        return min(max(self.shape(layer)), places_of(layer) * min(self.shape(layer)))
+
+    def singular(self, layer: Layer, seen: Seen | None = None) -> Tensor:
+        """[most] float64: squares are what each rank saves, in the order of ranks, which need not quite be that of size."""
+        (basis, worth), (read, values) = CHANNEL.spectrum(layer, seen), INPUT.spectrum(layer, seen)
+        core = torch.einsum("nq,nkr->qkr", basis, (read * values).reshape(len(basis), -1, len(values)))
+        energy = core.square().sum(1).cumsum(0).cumsum(1)  # [r2, r1] of the core that is kept
+        ranks = torch.arange(self.most(layer), device=energy.device)
+        left, right = (ranks.clamp(max=size - 1) for size in energy.shape)
+        variance = worth.square().cumsum(0)  # [r2] of the output
+        by_outputs = 1 - variance[left] / variance[-1].clamp(min=TINY)
+        by_inputs = (energy[left, -1] - energy[left, right]) / energy[-1, -1].clamp(min=TINY)
+        lost = (by_outputs + by_inputs).flip(0).cummax(0).values.flip(0)  # a share; never less than at a higher rank
+        saved = -lost.clamp(0, 1).diff(prepend=lost.new_ones(1))
+        return (saved * variance[-1]).sqrt()
+
+    def _parts(self, layer: Layer, rank: int, bias: bool) -> list[nn.Module]:
+        outputs, inputs = layer.weight.shape[:2]
+        left, right = min(rank, outputs), min(rank, inputs)
+        return [
+            conv_like(layer, inputs, right),
+            conv_like(layer, right, left, (0, 1)),
+            conv_like(layer, left, outputs, bias=bias),
+        ]
+
+    def _factors(self, layer: Layer, rank: int, seen: Seen | None) -> tuple[list[Tensor], Tensor]:
+        left, right = (min(rank, size) for size in self.shape(layer))
+        lost = torch.zeros(())
+        if seen is None:
+            last, core, first = _hooi(weight_of(layer).flatten(2), left, right)
+        else:
+            last, read = CHANNEL.spectrum(layer, seen)[0][:, :left], INPUT.spectrum(layer, seen)[0][:, :right]
+            first = read.mT @ INPUT.matrix(weight_of(layer))
+            core = torch.einsum("nq,nkr->qkr", last, read.reshape(len(last), -1, right))
+            mean = CHANNEL.mean(layer, seen)
+            lost = mean - last @ (last.mT @ (mean - INPUT.lost(layer, read, seen)))
+        inner, first = balanced(core.flatten(0, 1), first)
+        last, inner = balanced(last, inner.reshape(left, -1))
+        return [first, inner.reshape(left, -1, right).mT, last], lost
+
+
+def _hooi(tensor: Tensor, left: int, right: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, C, places] -> [N, left], [left, places, right] and [right, C]."""
+    import tensorly
+    from tensorly.decomposition import partial_tucker
+
+    with tensorly.backend_context("numpy"), np.errstate(invalid="ignore"):  # zeros, whose relative error is 0 / 0, are no fault
+        found, _ = partial_tucker(tensor.cpu().numpy(), rank=[left, right], modes=[0, 1], n_iter_max=HOOI)
+    core, (last, first) = found
+    return tensor.new_tensor(last), tensor.new_tensor(core).mT, tensor.new_tensor(first).mT
+
+
+IN_THREE = InThree()

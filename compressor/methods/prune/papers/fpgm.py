@@ -18,9 +18,8 @@ import torch
 
 from compressor.channels import Channels
 from compressor.channels.groups import Group
-from compressor.methods import widths
 from compressor.methods.prune.filters import OneShot
-from compressor.methods.widths import Scores
+from compressor.methods.widths import Scores, uniform
 
 
 class FPGM(OneShot):
@@ -29,7 +28,7 @@ class FPGM(OneShot):
     paper = "He et al., CVPR 2019 (arXiv 1811.00250)"
 
     def scores(self, channels: Channels) -> Scores:
-        return widths.uniform(channels, np.concatenate([self.distances(group) for group in channels.groups]))
+        return uniform(channels, np.concatenate([self.distances(group) for group in channels.groups]))
 
     def distances(self, group: Group) -> Scores:
         """g of each filter of a group [atoms]."""

@@ -32,10 +32,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels import Channels
+from compressor.data import Batch
 from compressor.methods.prune.filters import FilterPruning, weakest
 from compressor.methods.prune.importance import first_order, gates, gather
 from compressor.methods.widths import Scores
-from compressor.training.method import Batch, Job, Progress
+from compressor.training.method import Job, Progress
 
 
 class GDP(FilterPruning):

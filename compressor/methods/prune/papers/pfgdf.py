@@ -31,12 +31,12 @@ import torch
 
 from compressor.channels import Channels, Mask, mask
 from compressor.channels.surgery import plan
+from compressor.data import Batch
 from compressor.errors import UsageError
-from compressor.methods import widths
 from compressor.methods.prune.filters import OneShot, energies
-from compressor.methods.widths import Scores
+from compressor.methods.widths import Scores, cost_of, reached
 from compressor.network.outputs import logits_of
-from compressor.training.method import Batch, Job
+from compressor.training.method import Job
 
 
 class PFGDF(OneShot):
@@ -98,7 +98,7 @@ class PFGDF(OneShot):
                     if gone[own].mean() > self.job.most or self.accuracy(channels, held_out, ~gone) < least - tolerance:
                         break
                     turns[gone & np.isinf(turns)] = np.isfinite(turns).sum()
-                    if widths.reached(channels, ~gone, self.job.goal, self.job.overhead) >= enough:
+                    if reached(channels, ~gone, self.job.goal, self.job.overhead) >= enough:
                         return ranked(turns, strengths)
             tolerance *= 2
         return ranked(turns, strengths)
@@ -108,7 +108,7 @@ class PFGDF(OneShot):
         goal = self.job.goal
         if goal.share is not None:
             return goal.share
-        return goal.asked(widths.cost_of(channels, goal.quantity).total(channels.all_kept()) + self.job.overhead)
+        return goal.asked(cost_of(channels, goal.quantity).total(channels.all_kept()) + self.job.overhead)
 
     def accuracy(self, channels: Channels, held_out: list[Batch], kept: Mask) -> float:
         """Share of the held-out images that the network gets right without the channels that are not `kept`."""

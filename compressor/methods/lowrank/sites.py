@@ -1,0 +1,197 @@
+"""Which layers of a network can be factored, what each rank costs and loses, and what a layer's error does to the answers."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor.methods.lowrank.decompositions import Layer, Seen, Split
+from compressor.methods.ranks import Ladder
+from compressor.methods.widths import check_keep, units
+from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.meta import evaluating, meta_copy, separate_attention
+from compressor.network.outputs import logits_of
+from compressor.network.parts import replaced
+from compressor.training.goal import Goal
+
+RUNGS = 96  # ranks on a ladder, at most
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer that can be factored, and the shape of what it reads, once for each call with one image."""
+
+    name: str
+    layer: Layer
+    shapes: tuple[Shape, ...]
+    split: Split
+    ladder: Ladder
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds for one image, and parameters."""
+
+    macs: int
+    params: int
+
+    def of(self, quantity: str) -> int:
+        return self.macs if quantity == "macs" else self.params
+
+
+def cost(chain: nn.Module, shapes: Iterable[Shape]) -> Cost:
+    """What a chain costs that reads tensors of these shapes, each with a batch of one."""
+    macs = 0
+    twin = meta_copy(chain)
+    for shape in shapes:
+        x = torch.empty(shape, device="meta")
+        for part in twin if isinstance(twin, nn.Sequential) else [twin]:
+            x = part(x)
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                made = part.out_channels if isinstance(part, nn.Conv2d) else part.out_features
+                macs += x.numel() // made * part.weight.numel()
+    return Cost(macs, sum(parameter.numel() for parameter in chain.parameters()))
+
+
+def layers(
+    model: nn.Module, inputs: AnyInputs, keep: Sequence[str] = ()
+) -> tuple[dict[str, tuple[Shape, ...]], dict[str, str]]:
+    """The layers that a chain could stand for, with the shapes of what they read; and those that none could, with the reason.
+
+    `keep` are patterns of layers to leave whole. Raises UsageError for one that matches none.
+    """
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)}
+    check_keep(keep, linear)
+    read = _shapes_read(model, inputs, list(linear))
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    fine: dict[str, tuple[Shape, ...]] = {}
+    left: dict[str, str] = {}
+    for name, module in linear.items():
+        kept = next((pattern for pattern in keep if fnmatch(name, pattern)), None)
+        if kept is not None:
+            left[name] = f"kept as asked (--keep {kept})"
+        elif type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward):
+            left[name] = f"no way to factor a {type(module).__name__}"
+        elif names[id(module)] > 1 or "weight" not in module._parameters or owners[id(module.weight)] > 1:
+            left[name] = "its weights are shared, or computed from others"
+        elif module._forward_hooks or module._forward_pre_hooks:
+            left[name] = "a hook changes what it gives"
+        elif name not in read:
+            left[name] = "it is not called: another module reads its weights, or nobody"
+        else:
+            fine[name] = tuple(read[name])
+    for name in _irreplaceable(model, inputs, list(fine)):
+        left[name] = "the model's code reads its weights"
+        del fine[name]
+    return fine, left
+
+
+def _irreplaceable(model: nn.Module, inputs: AnyInputs, names: Sequence[str]) -> Sequence[str]:
+    """Layers in whose place nothing else can stand, for the network then fails."""
+
+    def works(some: Sequence[str]) -> bool:
+        network = copy.deepcopy(model).eval()
+        replaced(network, {name: nn.Sequential(network.get_submodule(name)) for name in some})
+        try:
+            with torch.no_grad():
+                Inputs.of(inputs).call(network, Inputs.of(inputs).random(1, like=network))
+        except Exception:  # whatever the model's own code may raise
+            return False
+        return True
+
+    return () if works(names) else [name for name in names if not works([name])]
+
+
+def _shapes_read(model: nn.Module, inputs: AnyInputs, names: Iterable[str]) -> dict[str, list[Shape]]:
+    """For each of the modules that is called: the shapes of its input, call by call, for one image."""
+    read: dict[str, list[Shape]] = {}
+    inputs = Inputs.of(inputs)
+    try:
+        network = meta_copy(model).eval()
+        _listen(network, inputs, names, read)
+    except Exception:  # a network that branches on values cannot run without data
+        read.clear()
+        _listen(copy.deepcopy(model).eval(), inputs, names, read)
+    return read
+
+
+def _listen(network: nn.Module, inputs: Inputs, names: Iterable[str], read: dict[str, list[Shape]]) -> None:
+    def hear(name: str) -> None:
+        def heard(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            read.setdefault(name, []).append(tuple(next(iter((*args, *kwargs.values()))).shape))
+
+        network.get_submodule(name).register_forward_pre_hook(heard, with_kwargs=True)
+
+    for name in names:
+        hear(name)
+    with torch.no_grad(), separate_attention():
+        inputs.call(network, inputs.random(1, like=network))
+
+
+def ladder_of(
+    layer: Layer, shapes: Sequence[Shape], split: Split, seen: Seen | None, goal: Goal, round_to: int | None
+) -> Ladder:
+    """Ranks that save both MACs and parameters, in multiples of `round_to`, or of what suits processors."""
+    quantity = goal.quantity
+    full, most = cost(layer, shapes), split.most(layer)
+    unit = min(most, round_to or int(units(np.array([most // 2]))[0]))
+    bias = True if seen is not None and split.whitens else None
+    steps = np.linspace(1, most // unit, RUNGS).astype(int) * unit
+    if goal.limit and quantity == "rank":  # what was asked for, though it be odd
+        multiple = round_to or 1
+        steps = np.append(steps, np.clip(int(goal.limit) // multiple * multiple, multiple, most))
+    costs = {int(rank): cost(split.chain(layer, int(rank), bias), shapes) for rank in np.unique(steps)}
+    worth = {rank: c for rank, c in costs.items() if c.macs < full.macs and c.params < full.params}
+    return Ladder(
+        np.array(list(worth), np.int64),
+        split.errors(layer, list(worth), seen) if worth else np.zeros(0),
+        np.array([c.of(quantity) for c in worth.values()], np.float64),
+        float(full.of(quantity)),
+        split.singular(layer, seen).cpu().numpy(),
+        split.shape(layer),
+    )
+
+
+def probed(model: nn.Module, found: Sequence[Sequence[Site]], seen: Mapping[str, Seen], images: Sequence[Tensor]) -> list[Site]:
+    """For each layer the way to split it that changes the network's answers least at half the layer's cost, and how much.
+
+    `found` has all ways to split a layer together. Each is tried alone, on `images`, batches of [n, channels, height, width].
+    What it does to the answers, as KL divergence, over its error is taken as the weight of all errors of that layer.
+    """
+    original = _answers(model, images)
+    chosen = []
+    for ways in found:
+        tried = []
+        for site in ways:
+            middle = int(np.argmin(np.abs(site.ladder.costs - site.ladder.full / 2)))
+            chain = site.split.factor(site.layer, int(site.ladder.ranks[middle]), seen.get(site.name))
+            replaced(model, {site.name: chain})
+            answers = _answers(model, images)
+            replaced(model, {site.name: site.layer})
+            harm = max(float(F.kl_div(answers, original, log_target=True, reduction="batchmean")), 1e-9)
+            weight = harm / max(float(site.ladder.errors[middle]), 1e-9)
+            tried.append((harm, replace(site, ladder=replace(site.ladder, weight=weight))))
+        chosen.append(min(tried, key=lambda entry: entry[0])[1])
+    return chosen
+
+
+def _answers(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
+    """Log-probabilities [n, classes] in eval mode."""
+    with evaluating(model), torch.inference_mode():
+        return torch.cat([logits_of(model(batch)).float().log_softmax(-1) for batch in images])
+
+
+def half_error(site: Site) -> float:
+    """The error at half the layer's cost, or as near as its ranks come."""
+    return float(site.ladder.errors[np.argmin(np.abs(site.ladder.costs - site.ladder.full / 2))])

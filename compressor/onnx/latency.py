@@ -1,0 +1,85 @@
+"""How long ONNX Runtime takes for a network, as a file: that is what gets deployed.
+
+Files that are compared take turns, so that a machine that warms up or gets busy slows them all alike. Times are milliseconds
+for one batch. `inputs` is the shape of one image (channels, height, width), or whatever `Inputs.of` takes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compressor.network.inputs import AnyInputs, Inputs
+from compressor.onnx.runtime import bound_run, open_session
+from compressor.report.schema import Latency
+
+
+def latency(
+    path: Path,
+    inputs: AnyInputs,
+    *,
+    batches: Sequence[int] = (1, 32),
+    threads: int = 1,
+    provider: str = "cpu",
+    runs: int = 100,
+    warmup: int = 10,
+    seconds: float = 5.0,
+) -> list[Latency]:
+    """`compare_latency` of one file."""
+    return compare_latency(
+        [path],
+        inputs,
+        batches=batches,
+        threads=threads,
+        provider=provider,
+        runs=runs,
+        warmup=warmup,
+        seconds=seconds,
+    )[0]
+
+
+def compare_latency(
+    paths: Sequence[Path],
+    inputs: AnyInputs,
+    *,
+    batches: Sequence[int] = (1, 32),
+    threads: int = 1,
+    provider: str = "cpu",
+    runs: int = 100,
+    warmup: int = 10,
+    seconds: float = 5.0,
+) -> list[list[Latency]]:
+    """For each file, ONNX Runtime's time for one batch of each size; the files take turns, run by run.
+
+    A batch size gets `runs` runs of every file, but no more (though at least five) once `seconds` are over. Warming up
+    takes at most `warmup` runs and a quarter of that time. On "cuda" the images lie on the GPU before the clock starts.
+    """
+    sessions = [open_session(path, provider, threads) for path in paths]
+    by_batch = []
+    for batch in batches:
+        samples = [tensor.numpy() for tensor in Inputs.of(inputs).random(batch)]
+        calls = [bound_run(session, samples, provider) for session in sessions]
+        warm = len(take_turns(calls, most=warmup, least=1, seconds=seconds / 4)[0])
+        by_batch.append(
+            [
+                Latency(batch, float(np.median(ms)), float(np.percentile(ms, 90)), len(ms), warm, provider, threads)
+                for ms in take_turns(calls, most=runs, least=5, seconds=seconds)
+            ]
+        )
+    return [list(of_one_file) for of_one_file in zip(*by_batch, strict=True)]
+
+
+def take_turns(calls: Sequence[Callable[[], None]], most: int, least: int, seconds: float) -> list[list[float]]:
+    """Milliseconds of each call's runs. Every second turn goes backwards, so that nobody always comes first."""
+    milliseconds: list[list[float]] = [[] for _ in calls]
+    turns = list(zip(calls, milliseconds, strict=True))
+    start = time.perf_counter()
+    for done in range(most):
+        if done >= least and time.perf_counter() - start > seconds:
+            break
+        for call, of_call in turns if done % 2 == 0 else reversed(turns):
+            before = time.perf_counter()
+            call()
+            of_call.append((time.perf_counter() - before) * 1000)
+    return milliseconds

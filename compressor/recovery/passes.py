@@ -1,0 +1,159 @@
+"""A forward pass in which layers, the batch norms behind them, and what both are added to are looked at.
+
+A tensor is marked with the layer, or the batch norm behind it, that gave it; so an addition knows what it adds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compressor.channels import Cut
+from compressor.network.inputs import Inputs
+from compressor.network.meta import evaluating, separate_attention
+
+ADDITIONS = {"aten.add.Tensor", "aten.add_.Tensor"}
+LINEAR = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}  # subclasses may compute otherwise
+
+Layer = nn.Linear | _ConvNd
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a tensor is: the output of `layer`, or of the batch norm `norm` that reads exactly that."""
+
+    layer: str
+    version: int  # of the tensor: in-place changes since then make it something else
+    norm: str | None = None
+
+
+def mark(tensor: Tensor, layer: str, norm: str | None = None) -> None:
+    tensor._source = Source(layer, tensor._version, norm)  # type: ignore[attr-defined]
+
+
+def source_of(tensor: Tensor) -> Source | None:
+    source: Source | None = getattr(tensor, "_source", None)
+    return source if source is not None and source.version == tensor._version else None
+
+
+class Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its __init_subclass__ untyped
+    """Tells `found` of each marked tensor that is about to be added to another of its shape, and of that other."""
+
+    def __init__(self, found: Callable[[Source, Tensor, Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.found = found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func) in ADDITIONS and not kwargs and isinstance(args[1], Tensor) and args[0].shape == args[1].shape:
+            for one, other in (args, args[::-1]):
+                if (made := source_of(one)) is not None:
+                    self.found(made, one, other)
+        return func(*args, **(kwargs or {}))
+
+
+class Pass:
+    """A forward pass of `model` in which `layers`, the batch norms behind them, and what both are added to are looked at."""
+
+    def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
+        self.model, self.layers = model, {name: layer_of(model, name) for name in layers}
+        self.calls: Counter[str] = Counter()  # of layers, and of the norms that read what they give
+
+    def run(self, inputs: Inputs, tensors: Sequence[Tensor]) -> None:
+        with evaluating(self.model), torch.no_grad(), separate_attention(), ExitStack() as stack:
+            for name, layer in self.layers.items():
+                stack.callback(layer.register_forward_pre_hook(partial(self._before, name), with_kwargs=True).remove)
+                stack.callback(layer.register_forward_hook(partial(self._after, name)).remove)
+            for name, module in self.model.named_modules():
+                if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                    stack.callback(module.register_forward_hook(partial(self._normed, name), with_kwargs=True).remove)
+            stack.enter_context(Additions(self.added))
+            inputs.call(self.model, tensors)
+
+    def once(self, name: str, norm: str | None) -> bool:
+        """Whether a layer, and the norm that reads what it gives, were called once."""
+        return self.calls[name] == 1 and (norm is None or self.calls[norm] == 1)
+
+    def _before(self, name: str, layer: Layer, args: Sequence[Tensor], kwargs: dict[str, Tensor]) -> None:
+        self.before(name, layer, next(iter((*args, *kwargs.values()))))
+
+    def _after(self, name: str, layer: Layer, args: Sequence[Tensor], out: Tensor) -> None:
+        self.calls[name] += 1
+        mark(out, name)
+        self.after(name, layer, out)
+
+    def _normed(self, name: str, norm: _BatchNorm, args: Sequence[Tensor], kwargs: dict[str, Tensor], out: Tensor) -> None:
+        made = source_of(next(iter((*args, *kwargs.values()))))
+        if made is not None and made.norm is None:
+            self.calls[name] += 1
+            mark(out, made.layer, name)
+            self.normed(made.layer, name)
+
+    # What a pass is made for
+
+    def before(self, name: str, layer: Layer, x: Tensor) -> None:
+        """A layer is about to read `x`."""
+
+    def after(self, name: str, layer: Layer, out: Tensor) -> None:
+        """A layer gave `out`."""
+
+    def normed(self, name: str, norm: str) -> None:
+        """The batch norm `norm` read exactly what the layer `name` gave."""
+
+    def added(self, made: Source, one: Tensor, other: Tensor) -> None:
+        """`one`, which is `made`, is about to be added to `other`."""
+
+
+# Layers ---------------------------------------------------------------------------------------------------------------
+
+
+def plain_layers(model: nn.Module) -> list[str]:
+    """Linear layers and convolutions that do what torch's own do, with a weight that is theirs alone."""
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module).forward in LINEAR and "weight" in module._parameters and owners[id(module.weight)] == 1
+    ]
+
+
+def that_lost_inputs(model: nn.Module, cut: Cut) -> list[str]:
+    """Modules with weights that lost inputs."""
+    names = dict.fromkeys(tensor.rpartition(".")[0] for tensor, dims in cut.kept.items() if 1 in dims and "weight" in tensor)
+    return [name for name in names if not isinstance(model.get_submodule(name), _ConvTransposeNd)]
+
+
+def layer_of(model: nn.Module, name: str) -> Layer:
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear | _ConvNd)
+    return module
+
+
+def norm_of(model: nn.Module, name: str) -> _BatchNorm:
+    module = model.get_submodule(name)
+    assert isinstance(module, _BatchNorm)
+    return module
+
+
+def groups_of(layer: Layer) -> int:
+    return 1 if isinstance(layer, nn.Linear) else layer.groups
+
+
+def table_of(layer: Layer, tensor: Tensor) -> Tensor:
+    """What `layer` reads or gives, as [places, channels]: image by image, then place by place."""
+    return (tensor if isinstance(layer, nn.Linear) else tensor.movedim(1, -1)).flatten(0, -2)
+
+
+def kept_places(cut: Cut, layer: str, dim: int, size: int) -> Tensor:
+    """Places along `dim` of the layer's weight that stay."""
+    places = cut.kept.get(f"{layer}.weight", {}).get(dim)
+    return torch.arange(size) if places is None else torch.from_numpy(places)

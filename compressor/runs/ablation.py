@@ -1,0 +1,105 @@
+"""One group of coupled channels cut alone, really and verified, and what the network then answers: rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.channels import Channels, Mask, remove
+from compressor.channels.groups import Group
+from compressor.data import Batch
+from compressor.errors import DataError, UsageError
+from compressor.methods.widths import Scores
+from compressor.network.inputs import Inputs
+from compressor.network.outputs import logits_of
+from compressor.runs.sensitivity_table import Row
+from compressor.runs.sources import Opened
+from compressor.runs.stages import EVALUATION_BATCH
+from compressor.tasks import metrics
+
+HELD_OUT_IMAGES, RANDOM_INPUTS = 2000, 64
+RANDOM_BATCH = 8
+DIGITS = 6  # of what is written down
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the networks are asked: batches with one tensor for each input, and the labels [n] where there are any."""
+
+    batches: list[list[Tensor]]
+    targets: Tensor | None
+    name: str
+
+    @staticmethod
+    def take(opened: Opened, count: int | None, device: torch.device, seed: int) -> Sample:
+        """`count` held-out images, spread evenly; without data random inputs. Raises DataError when none are held out."""
+        data = opened.data
+        if data is None:
+            count = count or RANDOM_INPUTS
+            drawn = opened.inputs.random(count, seed, opened.loaded.model.to(device))
+            return Sample(
+                [list(batch) for batch in zip(*(torch.split(t, RANDOM_BATCH) for t in drawn), strict=True)],
+                None,
+                "random inputs",
+            )
+        if not data.counts.get("held_out"):
+            raise DataError(
+                f"{data.spec} holds out no images, and test images must not choose: have it return held-out images."
+            )
+        read = list(data.batches("held_out", batch_size=EVALUATION_BATCH, device=device, limit=count or HELD_OUT_IMAGES))
+        return Sample([[batch.images] for batch in read], torch.cat([batch.targets for batch in read]).cpu(), "held-out images")
+
+    @property
+    def described(self) -> str:
+        return f"{sum(len(tensors[0]) for tensors in self.batches):,} {self.name}"
+
+    def ask(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """The scores [n, classes] on the CPU; one row a pixel where a network classifies pixels. Raises UsageError."""
+        with torch.inference_mode():
+            answers = [logits_of(inputs.call(model.eval(), tensors)).float().cpu() for tensors in self.batches]
+        if answers[0].dim() < 2 or len({answer.shape[1:] for answer in answers}) > 1:
+            raise UsageError("The network does not answer with scores for classes: its sensitivity cannot be measured.")
+        return torch.cat([answer.movedim(1, -1).flatten(0, -2) for answer in answers])
+
+
+class Bench:
+    """The network, and what it answers as long as nothing is cut."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, channels: Channels, sample: Sample) -> None:
+        self.model, self.inputs, self.channels, self.sample = model, inputs, channels, sample
+        self.before = sample.ask(model, inputs)  # [n, classes]
+
+    def rows(self, group: Group, scores: Scores, rates: Sequence[float]) -> list[Row]:
+        """The original, and the network without the weakest channels of one group at each rate. `scores` [group.size].
+
+        Empty when the group cannot be cut.
+        """
+        order = np.argsort(scores, kind="stable")
+        rows = [self._row(group, 0.0, np.ones(group.size, bool), self.before)]
+        for rate in rates:
+            kept = np.ones(group.size, bool)
+            kept[order[: min(max(round(rate * group.size), 1), group.size - 1)]] = False
+            small = self._cut(group, kept)
+            if small is None:
+                return []
+            rows.append(self._row(group, rate, kept, self.sample.ask(small, self.inputs)))
+        return rows
+
+    def _cut(self, group: Group, kept: Mask) -> nn.Module | None:
+        """The verified network of which one group keeps `kept` [group.size] alone; None when it cannot be cut."""
+        removed = remove(self.model, self.channels, lambda channels: channels.join({group.name: kept}), self.inputs)
+        return None if removed.mask.all() else removed.model
+
+    def _row(self, group: Group, rate: float, kept: Mask, after: Tensor) -> Row:
+        whole, mask = self.channels.all_kept(), self.channels.join({group.name: kept})
+        shares = [1 - table.total(mask) / table.total(whole) for table in (self.channels.macs, self.channels.params)]
+        targets = self.sample.targets
+        blank = torch.zeros(0)
+        closeness = metrics.fidelity(lambda _: self.before, lambda _: after, [Batch(blank, blank, blank)], self.sample.name)
+        accuracy = None if targets is None else metrics.accuracy(lambda logits: logits, [Batch(after, targets, blank)]).top1
+        rest = [round(figure, DIGITS) for figure in (closeness.agreement, closeness.mean_kl, *shares)]
+        return Row(group.name, group.size, rate, int(kept.sum()), accuracy, *rest)

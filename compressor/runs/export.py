@@ -1,0 +1,44 @@
+"""A model as an ONNX file that was checked, for `compress export`."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.files import write_whole
+from compressor.network.cost import count_macs
+from compressor.network.inputs import Inputs
+from compressor.onnx.export import check_onnx, export_onnx
+from compressor.report import read_report
+from compressor.runs.sources import Images, Source, open_both
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network that was written as ONNX; by batch size, how far its answers are from PyTorch's, where that was seen now."""
+
+    arch: str
+    inputs: dict[str, list[int]]  # name -> shape of one sample
+    notes: list[str]
+    differences: dict[str, float]
+
+
+def export_checked(source: Source, asked: Inputs | None, out: Path) -> Exported:
+    """Write a model as ONNX and check it; of a run, the file that was checked when it was made. Raises a CompressError."""
+    run = Path(source.model)
+    if (run / "report.json").is_file() and source.arch is None and asked is None:
+        report = read_report(run)
+        write_whole(out, lambda path: shutil.copyfile(run / "model.onnx", path))
+        return Exported(report.arch, report.inputs, [f"a copy of {run / 'model.onnx'}, checked when it was made"], {})
+    opened = open_both(source, Images(), asked)
+    model, inputs = opened.loaded.model, opened.inputs
+    count_macs(model, inputs)  # says in one line when the model does not run on such images
+    differences: dict[str, float] = {}
+
+    def write(path: Path) -> None:
+        export_onnx(model, inputs, path)
+        differences.update(check_onnx(model, path, inputs))
+
+    write_whole(out, write)
+    return Exported(opened.loaded.arch, inputs.shapes, opened.notes, differences)

@@ -1,0 +1,242 @@
+"""What is lost with a channel comes back where it can: exactly when others or a bias can say it, nearer to it otherwise."""
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import SHAPE, Toy
+
+from compressor.channels import Channels, Mask, Residual, Verified, analyse, remove
+from compressor.data import Batch
+from compressor.network.inputs import AnyInputs
+from compressor.network.outputs import logits_of
+from compressor.recovery.repair import Repaired, refit
+
+
+def cut(model: nn.Module, inputs: AnyInputs, residual: Residual = "coupled", **gone: Sequence[int]) -> Verified:
+    """`model` without the channels `gone` of the groups that have these names (with _ for a dot)."""
+
+    def choose(channels: Channels) -> Mask:
+        masks = channels.split(channels.all_kept())
+        for name, places in gone.items():
+            masks[name.replace("_", ".")][list(places)] = False
+        return channels.join(masks)
+
+    with torch.random.fork_rng():
+        return remove(model.eval(), analyse(model, inputs, residual), choose, inputs)
+
+
+def halved(model: nn.Module, inputs: AnyInputs, residual: Residual = "coupled") -> Verified:
+    """`model` without every second channel of each group."""
+
+    def choose(channels: Channels) -> Mask:
+        return channels.join({group.name: torch.arange(group.size).numpy() % 2 == 0 for group in channels.groups})
+
+    return remove(model.eval(), analyse(model, inputs, residual), choose, inputs)
+
+
+def batches(shape: Sequence[int], count: int = 64, size: int = 64) -> list[Batch]:
+    images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
+    nothing = torch.zeros(size, dtype=torch.int64)
+    return [Batch(part, nothing, nothing) for part in images.split(size)]
+
+
+def error(original: nn.Module, small: nn.Module, shape: Sequence[int]) -> float:
+    """Mean squared difference of the answers to images that nothing was fitted to."""
+    images = torch.randn(64, *shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        return float((logits_of(original.eval()(images)) - logits_of(small.eval()(images))).square().mean())
+
+
+def linear(rows: Sequence[Sequence[float]], bias: Sequence[float] | None = None) -> nn.Linear:
+    """A layer with these weights."""
+    layer = nn.Linear(len(rows[0]), len(rows), bias=bias is not None)
+    layer.weight.data = torch.tensor(rows)
+    if bias is not None:
+        layer.bias.data = torch.tensor(bias)
+    return layer
+
+
+def test_a_channel_that_others_add_up_to_is_made_up_for_exactly() -> None:
+    model = nn.Sequential(linear([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0]]), linear([[1.0, 1.0, 10.0]], [5.0]))
+    small = cut(model, (2,), **{"0": [2]})  # 2 of the first and 3 of the second channel
+    assert small.model[1].weight.tolist() == [[1, 1]]
+    assert refit(model, small.model, small.cut, batches((2,)), (2,), ridges=(1e-9,)) == Repaired(["1"], {})
+    assert torch.allclose(small.model[1].weight, torch.tensor([[21.0, 31.0]]), atol=1e-4)
+    assert torch.allclose(small.model[1].bias, torch.tensor([5.0]), atol=1e-4)
+
+
+def test_a_strong_ridge_leaves_the_weights() -> None:
+    model = nn.Sequential(linear([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0]]), linear([[1.0, 1.0, 10.0]]))
+    small = cut(model, (2,), **{"0": [2]})
+    refit(model, small.model, small.cut, batches((2,)), (2,), ridges=(1e9,))
+    assert torch.allclose(small.model[1].weight, torch.ones(1, 2), atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_strides_borders_dilation_and_groups_are_those_of_the_convolution(groups: int, mode: str) -> None:
+    torch.manual_seed(0)
+    first = nn.Conv2d(2, 6, 1, bias=False)
+    for last in (2, 5):  # of either group: the sum of the other two
+        first.weight.data[last] = first.weight.data[last - 2] + first.weight.data[last - 1]
+    second = nn.Conv2d(6, 4, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1), groups=groups, padding_mode=mode)
+    model, shape = nn.Sequential(first, second), (2, 9, 8)
+    channels = analyse(model, shape).groups[0]
+    gone = [2, 5] if channels.size == 6 else [2]  # in groups, a choice is one channel of each
+    small = cut(model, shape, **{"0": gone})
+    assert small.model[1].weight.shape[1] == 4 // groups
+    assert error(model, small.model, shape) > 1e-3
+    refit(model, small.model, small.cut, batches(shape), shape, ridges=(1e-9,))
+    assert error(model, small.model, shape) < 1e-9
+
+
+class Sum(nn.Module):
+    """[n, 2] -> [n, 1]: a shortcut, which reads x itself, and a branch, of whose inner channels the last two are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shortcut = linear([[1.0, 0.0], [0.0, 1.0]]), linear([[1.0, 1.0]])
+        self.inner, self.last = linear([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), linear([[4.0, 1.0, 1.0]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(self.first(x)) + self.last(self.inner(x))
+
+
+def test_a_branch_gives_what_its_shortcut_lacks() -> None:
+    model = Sum()
+    small = cut(model, (2,), first=[1], inner=[2])
+    assert refit(model, small.model, small.cut, batches((2,)), (2,), ridges=(1e-9,)).layers == ["shortcut", "last"]
+    (first, second), (own,) = small.model.last.weight[0].tolist(), small.model.shortcut.weight[0].tolist()
+    assert first + own == pytest.approx(5, abs=1e-4)  # the original's 4 and 1
+    assert second == pytest.approx(3, abs=1e-4)  # its 1 and 1, and the 1 that the shortcut has lost
+
+
+class Normed(nn.Module):
+    """[n, 1, 4, 4] -> [n, 1, 4, 4]: the second of two inner channels is always 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2)
+        self.conv2, self.bn2 = nn.Conv2d(2, 1, 1, bias=False), nn.BatchNorm2d(1)
+        self.bn1.weight.data, self.bn1.bias.data = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 5.0])
+        self.conv2.weight.data = torch.tensor([2.0, 3.0]).reshape(1, 2, 1, 1)
+        self.bn2.running_mean.fill_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+
+
+def test_refit_puts_the_intercept_into_the_norm_where_there_is_no_bias() -> None:
+    model, shape = Normed(), (1, 4, 4)
+    small = cut(model, shape, conv1=[1])
+    refit(model, small.model, small.cut, batches(shape), shape)
+    assert small.model.bn2.running_mean.item() == pytest.approx(1 - 3 * 5)
+    assert small.model.conv2.weight.item() == pytest.approx(2)
+    assert error(model, small.model, shape) < 1e-9
+
+
+def paired() -> Toy:
+    """A network whose channels come in equal pairs, so that half of them are superfluous."""
+    torch.manual_seed(0)
+    model = Toy()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("head"):
+                parameter[1::2] = parameter[::2]
+    return model
+
+
+@pytest.mark.parametrize("residual", ["coupled", "scatter"])
+def test_a_network_of_pairs_is_repaired_through_all_its_layers(residual: Residual) -> None:
+    model = paired()
+    small = halved(model, SHAPE, residual)
+    before = error(model, small.model, SHAPE)
+    assert refit(model, small.model, small.cut, batches(SHAPE), SHAPE, ridges=(1e-9,)).left == {}
+    assert error(model, small.model, SHAPE) < 1e-6 * before
+
+
+def test_the_size_of_batches_does_not_matter_and_a_second_call_changes_nothing() -> None:
+    model = paired()
+    one = halved(model, SHAPE)
+    many = copy.deepcopy(one.model)
+    refit(model, one.model, one.cut, batches(SHAPE), SHAPE, ridges=(1e-6,))
+    once = copy.deepcopy(one.model.state_dict())
+    refit(model, many, one.cut, batches(SHAPE, size=8), SHAPE, ridges=(1e-6,))
+    refit(model, one.model, one.cut, batches(SHAPE), SHAPE, ridges=(1e-6,))
+    for name, value in once.items():
+        assert torch.allclose(value, many.state_dict()[name], rtol=1e-5), name
+        assert torch.allclose(value, one.model.state_dict()[name], rtol=1e-3, atol=1e-3), name
+
+
+def test_the_ridge_is_the_one_that_does_best_on_images_that_nothing_was_fitted_to() -> None:
+    model = nn.Sequential(linear(torch.eye(40).tolist()), linear([[1.0] * 40], [0.0]))
+    errors = {}
+    for ridges in ((1e-9,), (1.0,), (1.0, 1e-9)):
+        small = cut(model, (40,), **{"0": [0]})
+        refit(model, small.model, small.cut, batches((40,)), (40,), ridges=ridges)  # of what is lost, the others know nothing
+        errors[ridges] = error(model, small.model, (40,))
+    assert errors[1.0, 1e-9] == errors[1.0,] < errors[1e-9,]
+
+
+def test_a_transformer_called_by_name_comes_nearer_to_the_original() -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=5, **sizes))
+    shape, inputs = (3, 16, 16), {"pixel_values": (3, 16, 16)}
+    small = halved(model, inputs)
+
+    before = error(model, small.model, shape)
+    repaired = refit(model, small.model, small.cut, batches(shape), inputs)
+    assert error(model, small.model, shape) < before / 2
+    assert repaired.left == {} and len([name for name in repaired.layers if "attention" in name]) == 8
+
+
+class Odd(nn.Module):
+    """[n, 4] -> [n, 4]: what reads the cut channels is none of torch's own, shares its weights, or runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.own, self.one, self.other, self.twice = Own(6, 4), nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 4)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.own(x) + self.one(x) * self.other(x) + self.twice(x) * self.twice(-x)
+
+
+class Own(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+def test_layers_of_which_too_little_is_known_are_left_alone() -> None:
+    model = Odd()
+    small = cut(model, (4,), first=[0])
+    before = copy.deepcopy(small.model.state_dict())
+    repaired = refit(model, small.model, small.cut, batches((4,)), (4,))
+    assert repaired.layers == [] and list(repaired.left) == ["own", "one", "twice"]
+    assert all(torch.equal(value, before[name]) for name, value in small.model.state_dict().items())
+
+
+def test_without_images_nothing_changes() -> None:
+    model = Normed()
+    small = cut(model, (1, 4, 4), conv1=[1])
+    assert refit(model, small.model, small.cut, [], (1, 4, 4)) == Repaired([], {"conv2": "there were no images"})
+    assert small.model.conv2.weight.item() == 2
+
+
+def test_modes_are_given_back_and_no_hook_stays() -> None:
+    model, shape = Normed(), (1, 4, 4)
+    small = cut(model, shape, conv1=[1])
+    model.train()
+    small.model.bn1.train()
+    refit(model, small.model, small.cut, batches(shape), shape)
+    assert model.bn1.training and small.model.bn1.training and not small.model.bn2.training
+    modules = [*model.modules(), *small.model.modules()]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)

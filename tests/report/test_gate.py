@@ -1,0 +1,261 @@
+"""Budgets: how they are written, what is wrong with some, and how they are held against a report."""
+
+from dataclasses import replace
+
+import example
+import pytest
+
+from compressor.errors import UsageError
+from compressor.report import Latency, Profile, Report, budgets, gate
+from compressor.report.budgets import Budget, Limit
+from compressor.report.judgement import Finding
+
+RUN = example.example()
+
+
+def judged(text: str, report: Report = RUN, baseline: Report | None = None) -> Finding:
+    (finding,) = gate.check(report, [Budget.parse(text)], baseline).findings
+    return finding
+
+
+def earlier(**compressed: object) -> Report:
+    """A report like the example's, but for some figures of the compressed network."""
+    return replace(RUN, compressed=replace(RUN.compressed, **compressed))
+
+
+def with_latency(report: Report, before: list[Latency], after: list[Latency]) -> Report:
+    return replace(
+        report, baseline=replace(report.baseline, latency=before), compressed=replace(report.compressed, latency=after)
+    )
+
+
+# How a budget is written ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("macs<=40M", Limit(40e6)),
+        ("params <= 5e6", Limit(5e6)),
+        ("size<=10MB", Limit(10e6)),
+        ("weights<=.5 kb", Limit(500)),
+        ("latency<=5ms", Limit(5)),
+        ("latency<=250us", Limit(0.25)),
+        ("top1>=90%", Limit(0.9)),
+        ("drop<=1", Limit(0.01)),
+        ("drop<=1%", Limit(0.01)),
+        ("macs<=50%", Limit(-0.5, "original")),
+        ("macs<=original-50%", Limit(-0.5, "original")),
+        ("size<=baseline + 2 %", Limit(0.02, "baseline")),
+        ("top1>=baseline", Limit(0.0, "baseline")),
+        ("top1>=original-1.5%", Limit(-0.015, "original")),
+    ],
+)
+def test_limits_are_understood(text: str, limit: Limit) -> None:
+    found = Budget.parse(text).limit
+    assert (found.amount, found.beside) == (pytest.approx(limit.amount), limit.beside)
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "batch", "plain"),
+    [
+        ("macs <= 50%", "error", None, "macs<=50%"),
+        ("latency<=5ms", "warn", None, "latency<=5ms"),
+        (" error: latency@8 <= 20 ms ", "error", 8, "latency@8<=20ms"),
+        ("warn:top1>=90%", "warn", None, "top1>=90%"),
+        ("off: drop<=1", "off", None, "drop<=1"),
+    ],
+)
+def test_a_level_and_a_batch_may_be_given(text: str, level: str, batch: int | None, plain: str) -> None:
+    budget = Budget.parse(text)
+    assert (budget.level, budget.batch, budget.text) == (level, batch, plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("", "not understood; write it like macs<=50%"),
+        ("macs", "not understood"),
+        ("latency@x<=5ms", "not understood"),
+        ("macs<=5\n::error::x", "not understood"),
+        ("macc<=50%", "'macc' is none of macs, params, size, weights, latency, top1, drop, agreement; did you mean 'macs'?"),
+        ("wran: macs<=50%", "the level 'wran' is none of off, warn, error; did you mean 'warn'?"),
+        ("params<=5MB", "the unit 'MB' is none of K, M, G, %; did you mean 'M'?"),
+        ("latency<=5", "a unit is missing, one of us, ms, s, %; write it like latency<=5ms."),
+        ("top1>=0.9", "a unit is missing, one of %; write it like top1>=90%."),
+        ("top1<=90%", "top1 has limits with >=; write it like top1>=90%."),
+        ("macs=50%", "macs has limits with <="),
+        ("macs@8<=5M", "only latency is of a batch"),
+        ("macs<=orginal", "'orginal' is neither a figure nor one of original, baseline; did you mean 'original'?"),
+        ("macs<=baseline+2", "the limit was not understood.\nWrite a figure, as in macs<=50%, or macs<=baseline+2%."),
+        ("top1>=-1%", "or top1>=baseline-2%."),
+        ("agreement>=original-1%", "agreement compares with the original already"),
+        ("macs<=0%", "no network has such a figure"),
+        ("macs<=baseline-100%", "no network has such a figure"),
+        ("params<=1e999", "no network has such a figure"),
+        ("top1>=101%", "no network has such a figure"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_told(text: str, answer: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Budget.parse(text)
+    told = str(caught.value)
+    assert told.startswith("budget ") and answer in told
+    assert len(told.splitlines()) <= 2
+
+
+def test_options_are_short_for_budgets() -> None:
+    found = budgets.collect(
+        ["top1>=90%", "macs<=60%"],
+        max_drop="1.0",
+        min_cut="0.4",
+        max_latency="5ms",
+        max_size="10MB",
+        max_params="5M",
+        max_macs="40M",
+    )
+    texts = [budget.text for budget in found]  # what two of them ask stands there once
+    assert texts == ["top1>=90%", "macs<=60%", "drop<=1.0", "latency<=5ms", "size<=10MB", "params<=5M", "macs<=40M"]
+    assert budgets.collect(min_cut="35%")[0].text == "macs<=65%"
+
+
+def test_no_worse_asks_for_what_the_baseline_measured() -> None:
+    def texts(baseline: Report) -> list[str]:
+        return [f"{budget.level}: {budget.text}" for budget in budgets.collect(no_worse="2%", baseline=baseline)]
+
+    counted = ["error: macs<=baseline+2%", "error: params<=baseline+2%", "error: size<=baseline+2%"]
+    assert texts(RUN) == [*counted, "warn: latency<=baseline+2%", "error: top1>=baseline-2%"]
+    assert texts(example.without_data()) == counted
+
+
+@pytest.mark.parametrize(
+    ("texts", "given", "answer"),
+    [
+        ([], {}, "no budget to check: give some, as in --max-drop 1"),
+        ([], {"min_cut": "40"}, "--min-cut is the share of MACs that must be gone, such as 0.4 or 40%; found '40'"),
+        ([], {"no_worse": "2", "baseline": RUN}, "--no-worse is a percentage, such as 2%; found '2'"),
+        ([], {"no_worse": "2%"}, "--no-worse compares with an earlier report: give it with --baseline"),
+        (["macs<=baseline"], {}, "a budget speaks of a baseline, but there is none"),
+        (["macs<=50%"], {"baseline": RUN}, "--baseline is given, but no budget speaks of it"),
+    ],
+)
+def test_what_does_not_fit_together_is_told(texts: list[str], given: dict[str, str], answer: str) -> None:
+    with pytest.raises(UsageError, match=answer):
+        budgets.collect(texts, **given)
+
+
+# What is found --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("macs<=50%", "ok      macs 20.2 M <= 50 % of the original (40.6 M): 49.7 %"),
+        ("params<=100K", "missed  params 126 k <= 100 k: over by 26.3 k"),
+        ("size<=10MB", "ok      size 527 kB <= 10.0 MB"),
+        ("off: weights<=4KB", "off     weights 505 kB <= 4.00 kB: over by 501 kB"),
+        ("latency<=5ms", "ok      latency 1.31 ms <= 5.00 ms: median of 50 runs, batch 1, CPU, 1 thread"),
+        (
+            "latency@32<=50%",
+            "warn    latency@32 23.9 ms <= 50 % of the original (41.7 ms): 57.3 %, over by 3.05 ms, "
+            "median of 50 runs, batch 32, CPU, 1 thread, p90 25.3 ms",
+        ),
+        (
+            "top1>=90%",
+            "missed  top1 87.10 % >= 90.00 %: short by 2.90 points, 95 % interval [86.4, 87.7], n = 10,000",
+        ),
+        (
+            "top1>=original-1%",
+            "ok      top1 87.10 % >= original (87.96 %) - 1 %: -0.86 points, 95 % interval [86.4, 87.7], n = 10,000",
+        ),
+        ("drop<=1", "ok      drop 0.86 points <= 1.00 points: 87.96 % -> 87.10 %, n = 10,000"),
+        ("agreement>=95%", "missed  agreement 92.31 % >= 95.00 %: short by 2.69 points, 10,000 test images"),
+    ],
+)
+def test_one_line_tells_what_was_asked_and_found(text: str, line: str) -> None:
+    assert judged(text).line == line
+
+
+def test_a_baseline_is_compared_with() -> None:
+    baseline = earlier(macs=19_000_000, accuracy=example.accuracy(0.875, 5000))
+    found = judged("macs<=baseline+2%", baseline=baseline)
+    assert found.line == "missed  macs 20.2 M <= baseline (19.0 M) + 2 %: +6.1 %, over by 772 k"
+    assert judged("macs<=baseline+7%", baseline=baseline).met
+    found = judged("top1>=baseline-0.5%", baseline=baseline)  # points, and on other images
+    assert found.met
+    assert found.limit == pytest.approx(0.87)
+    assert found.line.endswith("n = 10,000, the baseline's n = 5,000")
+    assert judged("drop<=baseline+0.5%", baseline=baseline).met
+
+
+def test_what_meets_its_limit_exactly_is_met() -> None:
+    report = earlier(accuracy=example.accuracy(0.8696), macs=RUN.baseline.macs // 2)
+    assert RUN.baseline.accuracy is not None
+    assert RUN.baseline.accuracy.top1 - 0.8696 > 0.01  # in floats
+    for text in ("drop<=1", "top1>=original-1%", "macs<=50%", "macs<=20275520"):
+        assert judged(text, report).met
+    assert not judged("macs<=20275519", report).met
+
+
+def test_a_baseline_is_scaled_by_the_time_that_the_original_took() -> None:
+    now = with_latency(RUN, [example.timed(1, 4.0)], [example.timed(1, 2.0)])  # a machine half as fast
+    then = with_latency(RUN, [example.timed(1, 2.0)], [example.timed(1, 1.0)])
+    found = judged("latency<=baseline+5%", now, then)
+    assert found.met
+    assert found.limit == pytest.approx(2.1)
+    assert "latency 2.00 ms <= baseline (2.00 ms) + 5 %: 0.0 %" in found.line
+    assert found.line.endswith("the baseline's time x 2.00, as the original's")
+    other = replace(then, baseline=replace(then.baseline, macs=1))
+    found = judged("latency<=baseline+5%", now, other)
+    assert not found.met
+    assert found.limit == pytest.approx(1.05)
+    assert found.line.endswith("not scaled: the originals differ or were not timed alike")
+
+
+def test_a_latency_is_compared_with_one_of_the_same_kind() -> None:
+    found = judged("latency<=baseline+5%", baseline=with_latency(RUN, [], [example.timed(1, 9.0, threads=4)]))
+    assert found.line == (
+        "warn    latency<=baseline+5%: the baseline was not measured in the same way; give another --baseline"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("top1>=90%", "missed  top1>=90%: not measured; make the run with --data"),
+        ("warn: drop<=1", "warn    drop<=1: not measured; make the run with --data"),
+        ("latency<=5ms", "warn    latency<=5ms: not measured; make the run again"),
+        ("size<=50%", "missed  size<=50%: the original was not measured; make the run again"),
+        ("off: top1>=90%", "off     top1>=90%: not measured; make the run with --data"),
+    ],
+)
+def test_what_was_not_measured_is_missed(text: str, line: str) -> None:
+    assert judged(text, example.without_data()).line == line
+
+
+def test_a_batch_that_was_not_timed_is_told_with_those_that_were() -> None:
+    line = judged("error: latency@8<=20ms").line
+    assert line == "missed  latency@8<=20ms: not measured; write latency@N with a batch that was timed: 1, 32"
+
+
+def test_the_verdict_counts_and_only_errors_fail() -> None:
+    def verdict(*texts: str) -> tuple[bool, str]:
+        checked = gate.check(RUN, budgets.collect(texts))
+        return checked.passed, checked.verdict
+
+    assert verdict("macs<=50%") == (True, "PASS: 1 of 1 budgets met")
+    assert verdict("macs<=50%", "latency<=1ms", "off: macs<=1") == (True, "PASS: 1 of 2 budgets met, 1 warning, 1 off")
+    found = verdict("macs<=1%", "macs<=2%", "warn: macs<=3%", "warn: macs<=4%")
+    assert found == (False, "FAIL: 0 of 4 budgets met, 2 missed, 2 warnings")
+
+
+def test_a_strangers_words_cannot_give_orders_to_a_build() -> None:
+    spoilt = Latency(1, 2.0, 2.1, 50, 10, "cpu\n::set-output name=x::##[error]\x1b[31m", 1)
+    line = judged("latency<=1ms", with_latency(RUN, [], [spoilt])).line
+    assert line.isascii() and line.isprintable()
+    assert "::" not in line and "##[" not in line
+
+
+def test_a_network_that_costs_nothing_divides_nothing() -> None:
+    report = replace(RUN, baseline=Profile(0, 0, 0), compressed=Profile(0, 0, 0))
+    assert judged("macs<=50%", report).line == "ok      macs 0 <= 50 % of the original (0)"

@@ -1,0 +1,117 @@
+"""Stages: each is measured once, also when a run is taken up, and on the same test images."""
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from small import make_net
+from torch import Tensor, nn
+
+from compressor.data import Data, open_data
+from compressor.errors import UsageError
+from compressor.network.cost import count_macs
+from compressor.onnx.export import export_onnx
+from compressor.runs.journal import Journal
+from compressor.runs.stages import Stages
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return open_data("digits")
+
+
+class Counting(nn.Module):
+    """Counts how many images it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+        self.images = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":  # the cost is counted without data
+            self.images += len(x)
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def make_stages(folder: Path, data: Data | None, identity: str = "abc") -> Stages:
+    return Stages(SHAPE, data, torch.device("cpu"), Journal(), folder / "stages.json", identity)
+
+
+def save_onnx(operator: str, path: Path) -> None:
+    """A network of one operator, for images of any shape."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node(operator, ["x"], ["y"])], operator, [x], [y])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), path)
+
+
+def test_a_stage_is_accuracy_and_cost(digits: Data, tmp_path: Path) -> None:
+    stages, model = make_stages(tmp_path, digits), Counting()
+    stages.original(model)
+    stages.add("cut", model, note="why")
+    first, second = stages.rows
+    assert (first.name, second.name, second.note) == ("original", "cut", "why")
+    assert first.accuracy == second.accuracy and first.accuracy is not None
+    assert (first.accuracy.n, first.macs) == (359, count_macs(model, SHAPE))
+
+
+def test_the_original_is_asked_once(digits: Data, tmp_path: Path) -> None:
+    stages, model = make_stages(tmp_path, digits), Counting()
+    stages.original(model)
+    export_onnx(model.net, SHAPE, tmp_path / "a.onnx")
+    fidelity = stages.written(model.net, tmp_path / "no such file", tmp_path / "a.onnx", seed=0)
+    assert model.images == 359
+    assert fidelity is not None and (fidelity.n, fidelity.inputs) == (359, "test images")
+    assert fidelity.agreement == 1 and fidelity.mean_kl < 1e-6
+    assert stages.rows[1].name == "ONNX" and stages.rows[1].accuracy is not None
+
+
+def test_without_images_both_files_answer_for_random_ones(tmp_path: Path) -> None:
+    stages = make_stages(tmp_path, None)
+    stages.original(make_net())
+    for name in ("a", "b"):
+        save_onnx("Flatten", tmp_path / f"{name}.onnx")
+    fidelity = stages.written(make_net(), tmp_path / "a.onnx", tmp_path / "b.onnx", seed=0)
+    assert fidelity is not None and (fidelity.n, fidelity.inputs, fidelity.agreement) == (64, "random inputs", 1)
+    assert [row.accuracy for row in stages.rows] == [None, None]
+
+
+def test_maps_of_answers_are_not_compared_as_if_they_were_classes(tmp_path: Path) -> None:
+    save_onnx("Relu", tmp_path / "a.onnx")
+    assert make_stages(tmp_path, None).written(make_net(), tmp_path / "a.onnx", tmp_path / "a.onnx", seed=0) is None
+
+
+def test_a_run_that_is_taken_up_does_not_measure_again(digits: Data, tmp_path: Path) -> None:
+    first, model = make_stages(tmp_path, digits), Counting()
+    first.original(model)
+    first.add("cut", model)
+    second = make_stages(tmp_path, digits)
+    second.original(model)
+    asked = model.images
+    second.add("cut", model)
+    assert model.images == asked
+    second.add("fine-tuned", model)
+    assert model.images > asked
+    assert [row.name for row in second.rows] == ["original", "cut", "fine-tuned"]
+    assert second.rows[1] == first.rows[1]
+
+
+def test_measurements_of_another_model_are_refused(digits: Data, tmp_path: Path) -> None:
+    make_stages(tmp_path, None).original(make_net())
+    assert json.loads((tmp_path / "stages.json").read_text(encoding="utf-8"))["identity"] == "abc"
+    with pytest.raises(UsageError, match="the model's file is not the one this run was begun with"):
+        make_stages(tmp_path, None, identity="other")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[" * 100_000, "[]", "{}", '{"identity": "abc", "stages": [{"name": 3}]}', "9" * 5000, "\x80"]
+)
+def test_stages_that_are_damaged_are_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "stages.json").write_text(text, encoding="latin1")
+    with pytest.raises(UsageError, match=r"stages\.json is damaged\. --force starts the run anew"):
+        make_stages(tmp_path, None)
