@@ -49,7 +49,7 @@ class LowRank(Method, ABC):
         if cost not in COSTS:
             raise UsageError(f"--set cost={cost}: known are {', '.join(COSTS)}{did_you_mean(cost, COSTS) or '.'}")
         if cost == "latency" and job.clock is None:
-            raise UsageError("cost=latency needs a clock: give the job one, such as compressor.timing.Clock().")
+            raise UsageError("cost=latency needs a clock: give the job one, such as compressor.onnx.layer_latency.Clock().")
         self.in_time = cost == "latency"
         if ranks not in RULES:
             raise UsageError(f"--set ranks={ranks}: known are {', '.join(RULES)}{did_you_mean(ranks, RULES) or '.'}")
