@@ -1,6 +1,7 @@
 """Who may import whom: folders in one direction, no circle of modules, and a command line that starts without torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -94,6 +95,14 @@ def test_every_file_is_in_the_drawing_and_no_arrow_points_up() -> None:
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """Nor inside a folder, nor where an import is put off or for types alone. Raises CycleError with the circle."""
     TopologicalSorter({module: names for module, names in OWN.items() if module != "compressor"}).prepare()
+
+
+def test_contributors_are_told_the_same() -> None:
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)(?:/|\.py)` \| .* \| ?(.*?) ?\|$", text, re.MULTILINE))
+    above = {name: " ".join(list(DRAWING)[:place]) for place, name in enumerate(DRAWING)}
+    found = {name: set((above[name] if told == "all above" else told).split()) for name, told in rows.items()}
+    assert found == {name: set(allowed.split()) for name, allowed in DRAWING.items()}
 
 
 @pytest.mark.parametrize("name", [name for name in DRAWING if (ROOT / name).is_dir()])
