@@ -17,7 +17,7 @@ from types import NoneType, UnionType
 from typing import Any
 
 from compressor.methods.catalogue import Entry, catalogue
-from compressor.report import Accuracy, Report, figures, read_report, schema
+from compressor.report import Accuracy, Report, formatting, read_report, schema
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measured import results  # it lies beside this file
@@ -127,13 +127,13 @@ def _results() -> str:
     for path in sorted(EXAMPLES.glob("*/results/*.json")):
         report = read_report(path)
         before, after = report.baseline, report.compressed
-        times = [f"{figures.milliseconds(profile.latency[0].median_ms)}" for profile in (before, after)]
+        times = [f"{formatting.milliseconds(profile.latency[0].median_ms)}" for profile in (before, after)]
         rows.append(
             [
                 f"[{path.stem}]({path.relative_to(EXAMPLES)})",
                 str(len(report.epochs)),
-                f"{figures.count(before.macs)} → {figures.count(after.macs)}",
-                f"{figures.count(before.params)} → {figures.count(after.params)}",
+                f"{formatting.count(before.macs)} → {formatting.count(after.macs)}",
+                f"{formatting.count(before.params)} → {formatting.count(after.params)}",
                 f"{_top1(before.accuracy)} → {_top1(after.accuracy)}",
                 " → ".join(times),
             ]
@@ -142,7 +142,7 @@ def _results() -> str:
 
 
 def _top1(accuracy: Accuracy | None) -> str:
-    return "not measured" if accuracy is None else f"{figures.percent(accuracy.top1)} {figures.interval(accuracy)}"
+    return "not measured" if accuracy is None else f"{formatting.percent(accuracy.top1)} {formatting.interval(accuracy)}"
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def _cells(tools: dict[str, Row], tool: str) -> list[str]:
         return [""] * (2 + len(STEPS_OF[tool]))
     spent = [row["seconds"][step]["cpu"] for step in ("analysis", "selection", "surgery") if step in row.get("seconds", {})]
     marks = _marks(row)
-    left = figures.share(row["macs_after"] / row["macs"]) if "macs_after" in row else ""
+    left = formatting.share(row["macs_after"] / row["macs"]) if "macs_after" in row else ""
     return [f"{sum(spent):.1f}" if marks["cut"] == "✓" else "", left, *(marks[step] for step in STEPS_OF[tool])]
 
 
@@ -218,7 +218,7 @@ def _shortcomings(row: Row) -> list[str]:
     if _marks(row)["ONNX"] == "✗":
         why.append(f"onnx: {_code(row['failed']['onnx'])}")
     if row["tool"] == OURS and "macs_after" in row and row["macs_after"] > 0.51 * row["macs"]:
-        why.append(f"at most {figures.share(1 - row['macs_after'] / row['macs'])} of the MACs could go")
+        why.append(f"at most {formatting.share(1 - row['macs_after'] / row['macs'])} of the MACs could go")
     if held := row.get("held"):
         name, reason = next(iter(held.items()))
         why.append(f"{len(held)} of {row['groups']} groups are held whole, the first of them `{name}`: {_code(reason)}")

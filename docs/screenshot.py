@@ -24,7 +24,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from compressor.report.files import compare_runs, write_pages
+from compressor.report.write import compare_runs, write_pages
 
 DOCS = Path(__file__).parent
 WIDTH = 1120  # of the window, in pixels of the page

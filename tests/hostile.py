@@ -59,7 +59,7 @@ from compressor.checkpoint.plan import Plan, save_model
 from compressor.cli import app
 from compressor.data import open_data
 from compressor.errors import CompressError, UsageError
-from compressor.network.parts import Chains, describe, make, replaced
+from compressor.network.replacements import Chains, describe, make, replaced
 from compressor.onnx import latency
 from compressor.report import print_report, read_report, to_json
 from compressor.report.markdown import to_markdown

@@ -29,7 +29,7 @@ from typing import Any
 
 from processes import start
 
-from compressor.runs.directory import RESULTS, RunDirectory
+from compressor.runs.run_directory import RESULTS, RunDirectory
 
 EPOCHS = 3
 TRAINED = ("--arch", "net.py:Net", "--data", "digits", "--epochs", str(EPOCHS), "--batch-size", "32")

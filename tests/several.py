@@ -19,7 +19,7 @@ from compressor.methods import catalogue
 from compressor.report.schema import Epoch
 from compressor.runs.journal import Journal
 from compressor.runs.run import check_needs
-from compressor.training import processes
+from compressor.training import distributed
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training
 
@@ -82,7 +82,7 @@ def begun(name: str, model: nn.Module, data: Data, state: Path | None = None, **
 def keep(folder: Path, name: str, training: Training) -> None:
     """What each process has in the end."""
     history = [(row.losses, row.held_out_top1) for row in training.history]
-    torch.save((training.method.state_dict(), history), folder / f"{name}-{processes.index()}.pt")
+    torch.save((training.method.state_dict(), history), folder / f"{name}-{distributed.index()}.pt")
 
 
 def train(folder: Path) -> None:
@@ -99,7 +99,7 @@ def train(folder: Path) -> None:
     for name, training in trainings.items():
         training.run(Journal())
         keep(folder, name, training)
-    state = folder / f"state-{processes.index()}.pt"  # as on machines that have no disk in common
+    state = folder / f"state-{distributed.index()}.pt"  # as on machines that have no disk in common
     try:
         begun("ghfp", normed, data, state).run(Stop())
     except KeyboardInterrupt:
@@ -125,12 +125,12 @@ def several(folder: Path) -> None:
     os.chdir(folder)
     compress(*RUN, "--json")
     train(folder)
-    if processes.count() > 1:
+    if distributed.count() > 1:
         try:
             check_needs(catalogue.find("l_mcl", "distill"), 1, "digits")
         except UsageError as error:
-            (folder / f"refused-{processes.index()}").write_text(str(error))
-        if processes.is_first():
+            (folder / f"refused-{distributed.index()}").write_text(str(error))
+        if distributed.is_first():
             (folder / "almost").touch()
         compress(*RUN)  # which is there
 

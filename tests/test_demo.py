@@ -10,7 +10,7 @@ from rich.console import Console
 import compressor
 from compressor import demo
 from compressor.errors import OutputError
-from compressor.runs.directory import RESULTS
+from compressor.runs.run_directory import RESULTS
 
 
 def test_the_demo_does_the_whole_job_and_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ Imports: network.
 """
 
 from compressor.channels.groups import Channels, Frozen, Group, Heads, Mask, Residual, analyse
-from compressor.channels.surgery import Cut, apply, mask
+from compressor.channels.masks import mask
+from compressor.channels.surgery import Cut, apply
 from compressor.channels.verify import Verified, remove
 
 __all__ = ["Channels", "Cut", "Frozen", "Group", "Heads", "Mask", "Residual", "Verified", "analyse", "apply", "mask", "remove"]

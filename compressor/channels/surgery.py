@@ -1,7 +1,6 @@
 """Take channels out of a model, or scatter them: the user's own classes stay, only their tensors and counts change.
 
-`plan` says what each tensor keeps, `apply` makes the small model from it, `mask` makes the large model whose cut channels are
-zero: the two must agree (`verify.py`).
+`plan` says what each tensor keeps, and `apply` makes the small model from it.
 """
 
 from __future__ import annotations
@@ -194,16 +193,3 @@ def _counts_less(now: object, value: Count) -> bool:
 def typed(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A copy; real numbers become `dtype`, if one is given."""
     return tensor.to(dtype, copy=True) if dtype and tensor.is_floating_point() else tensor.clone()
-
-
-def mask(model: nn.Module, cut: Cut, dtype: torch.dtype | None = None) -> nn.Module:
-    """The large model with zeros wherever `cut` takes something away; in `dtype`, if one is given."""
-
-    def zero(name: str, tensor: Tensor) -> Tensor:
-        tensor = typed(tensor, dtype)
-        for dim, places in cut.kept.get(name, {}).items():
-            gone = np.setdiff1d(np.arange(tensor.shape[dim]), places)
-            tensor.index_fill_(dim, torch.from_numpy(gone).to(tensor.device), 0)
-        return tensor
-
-    return remake(model, zero)

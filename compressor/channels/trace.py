@@ -1,12 +1,10 @@
 """One forward pass on `meta` tensors tells which channels live and die together.
 
 Every index of every dimension of every parameter gets a number of its own. The forward runs under a dispatch mode, so that
-whatever the model's code looks like we see a sequence of ATen operators. Each operator's rule (`rules.py`) says what numbers
-its output carries and which numbers must go together; an operator without a rule freezes what it touches. A second mode
-watches the sizes that the model's code asks for (`sizes.py`).
-No data, no compute, no export: what runs can be analysed. A model whose control flow reads values cannot run on `meta`; it is
-traced with real tensors instead.
-"""
+whatever the model's code looks like we see a sequence of ATen operators. Each operator's rule (`operators.py`) says what
+numbers its output carries and which numbers must go together; an operator without a rule freezes what it touches. A second mode
+watches the sizes that the model's code asks for (`sizes.py`). No data, no compute, no export: what runs can be analysed. A
+model whose control flow reads values cannot run on `meta`; it is traced with real tensors instead. """
 
 from __future__ import annotations
 
@@ -23,11 +21,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.channels.labels import Call, Rule, Split, Trace
-from compressor.channels.rules import RULES, unknown
+from compressor.channels.operators import RULES, unknown
 from compressor.channels.sizes import Size, mark_attributes
 from compressor.errors import UsageError
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.meta import meta_copy, separate_attention
+from compressor.network.meta_device import meta_copy, separate_attention
 from compressor.network.outputs import tensors_in
 
 VIEWS = {
@@ -114,7 +112,7 @@ class _Sizes(TorchFunctionMode):
 
 
 def _asked(name: str, args: Any, kwargs: Any) -> list[int | None] | None:
-    """The sizes in a call that the rules of `rules.py` ask for: one a dimension of a view, the bounds of slices, or pieces."""
+    """The sizes in a call that these rules ask for: one a dimension of a view, the bounds of slices, or pieces."""
     if name in ("view", "reshape", "expand", "split", "split_with_sizes"):
         sizes = [*args[1:], *kwargs.values()]
         return [size for part in sizes for size in (part if isinstance(part, tuple | list) else [part])]

@@ -21,14 +21,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from compressor.channels import surgery
+from compressor.channels import masks, surgery
 from compressor.channels.groups import Channels, Mask
 from compressor.channels.sizes import Ids
 from compressor.channels.surgery import Cut
 from compressor.channels.trace import plain_attention
 from compressor.errors import VerificationFailed
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.meta import meta_copy
+from compressor.network.meta_device import meta_copy
 from compressor.network.outputs import tensors_in
 
 TOLERANCE = 1e-5  # largest difference over largest output; float64 gives about 1e-15, float32 about 1e-6
@@ -141,7 +141,7 @@ def _difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: Inputs, dt
     def answers(hidden: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Of the small and of the masked model, one after the other: both at once may not fit into memory."""
         mine = _outputs(surgery.remake(small, lambda _, tensor: surgery.typed(tensor, dtype)), inputs, hidden=hidden)
-        masked = surgery.mask(model, cut, dtype)
+        masked = masks.mask(model, cut, dtype)
         weights = {name: weight for name, weight in masked.named_parameters() if name in cut.kept and weight.dim() == 1}
         return mine, _outputs(masked, inputs, {id(weight): cut.kept[name][0] for name, weight in weights.items()}, hidden)
 

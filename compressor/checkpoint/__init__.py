@@ -4,7 +4,7 @@ Imports: network, channels.
 """
 
 from compressor.checkpoint.arch import accepts, build, parse_arch_args
-from compressor.checkpoint.kinds import kind_of
+from compressor.checkpoint.file_formats import kind_of
 from compressor.checkpoint.load import Loaded, from_code, load, load_model
 from compressor.checkpoint.read import Content, read
 from compressor.checkpoint.recognise import Recognised, recognise

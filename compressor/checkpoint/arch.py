@@ -25,7 +25,7 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from compressor.checkpoint.kinds import in_one_line
+from compressor.checkpoint.file_formats import in_one_line
 from compressor.errors import ArchitectureError, UsageError, did_you_mean
 from compressor.network.inputs import Inputs
 

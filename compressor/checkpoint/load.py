@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compressor.checkpoint.arch import Sparingly, build, inputs_of
-from compressor.checkpoint.exported import open_program
-from compressor.checkpoint.fit import check_finite, fit
-from compressor.checkpoint.kinds import check_archive, in_one_line, kind_of
+from compressor.checkpoint.exported_program import open_program
+from compressor.checkpoint.file_formats import check_archive, in_one_line, kind_of
+from compressor.checkpoint.fit_weights import check_finite, fit
 from compressor.checkpoint.plan import LARGEST_NETWORK, Plan, check_trusted, read_plan, rebuild
 from compressor.checkpoint.read import read
 from compressor.checkpoint.recognise import recognise

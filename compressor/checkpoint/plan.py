@@ -10,7 +10,7 @@
         scatter     module -> {kept, width, dim}: where a narrow output is put back into a wide stream
         kept        tensor -> dimension -> name of a list in `indices`: which places remain of what was there before the step
     or layers were replaced:
-        parts       module -> the plain layers that take its place, one after the other (parts.py)
+        parts       module -> the plain layers that take its place, one after the other (replacements.py)
     indices     the lists
 
 Building the network again needs no pickle and executes nothing but the code that builds the original.
@@ -35,13 +35,13 @@ from torch import Tensor, nn
 
 from compressor.channels.surgery import Count, Cut, Spread, attach, set_counts
 from compressor.checkpoint.arch import WithoutMemory
-from compressor.checkpoint.fit import ORDINARY
-from compressor.checkpoint.kinds import in_one_line
+from compressor.checkpoint.file_formats import in_one_line
+from compressor.checkpoint.fit_weights import ORDINARY
 from compressor.errors import ArchitectureError, CheckpointError, printable
 from compressor.files import read_text, write_text, write_whole
 from compressor.network.cost import count_macs
 from compressor.network.inputs import AnyInputs, Input, Inputs
-from compressor.network.parts import Chains, make, replaced
+from compressor.network.replacements import Chains, make, replaced
 
 VERSION = 2
 KEYS = ("arch", "arch_args", "input_shape", "steps", "indices")

@@ -24,9 +24,9 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file
 
-from compressor.checkpoint.calls import Excessive, check_calls
-from compressor.checkpoint.exported import read_weights
-from compressor.checkpoint.kinds import check_archive, in_one_line, kind_of
+from compressor.checkpoint.exported_program import read_weights
+from compressor.checkpoint.file_formats import check_archive, in_one_line, kind_of
+from compressor.checkpoint.pickle_calls import Excessive, check_calls
 from compressor.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]

@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from compressor.checkpoint.arch import outline
-from compressor.checkpoint.fit import Difference, Shapes, class_counts, compare, shapes_of
+from compressor.checkpoint.fit_weights import Difference, Shapes, class_counts, compare, shapes_of
 from compressor.checkpoint.weights import Spelling, spellings
 from compressor.errors import ArchitectureError, CheckpointError
 

@@ -24,7 +24,7 @@ from compressor.cli.quantize import quantize
 from compressor.cli.report import report
 from compressor.cli.run import run
 from compressor.cli.sensitivity import sensitivity
-from compressor.training import processes
+from compressor.training import distributed
 
 app.command()(demo)
 app.command()(inspect)
@@ -44,7 +44,7 @@ app.command()(methods)
 
 def main() -> None:
     """`compress`, as a process: SIGTERM, with which schedulers stop a job, is as Ctrl-C. Of several, the first one tells so."""
-    if processes.speaks():
+    if distributed.speaks():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.signal(signal.SIGALRM, signal.default_int_handler)  # see _interrupt_again
         sys.unraisablehook = _interrupt_again

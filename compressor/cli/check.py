@@ -69,7 +69,7 @@ def check(
 
     What was not measured counts as missed. On GitHub it annotates the build, and writes the summary and outputs of the step.
     """
-    from compressor.report import ci, gate, read_report
+    from compressor.report import check_output, gate, read_report
     from compressor.report.budgets import collect
 
     json, quiet = context.params["json"], context.params["quiet"]
@@ -87,13 +87,13 @@ def check(
     )
     run = read_report(report)
     checked = gate.check(run, budgets, earlier)
-    ci.print_check(checked, Console(stderr=json or quiet), quiet)
+    check_output.print_check(checked, Console(stderr=json or quiet), quiet)
     if json:
-        print(ci.check_to_json(run, checked), end="")
-    ci.tell_github(run, checked, os.environ, sys.stderr if json else sys.stdout)
+        print(check_output.check_to_json(run, checked), end="")
+    check_output.tell_github(run, checked, os.environ, sys.stderr if json else sys.stdout)
     if junit is not None:
-        ci.write_junit(junit, run, checked)
+        check_output.write_junit(junit, run, checked)
     if metrics is not None:
-        ci.write_metrics(metrics, run, checked)
+        check_output.write_metrics(metrics, run, checked)
     if not checked.passed:
         raise typer.Exit(1)

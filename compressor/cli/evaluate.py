@@ -24,7 +24,7 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Measure accuracy, cost, size and latency, through PyTorch and ONNX Runtime."""
-    from compressor.report import figures
+    from compressor.report import formatting
     from compressor.runs.evaluate import evaluate as measured
 
     asked = options.Asked(context)
@@ -34,16 +34,16 @@ def evaluate(
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     rows = {
-        "Input": figures.inputs(result.inputs),
-        "MACs, one image": None if result.macs is None else figures.count(result.macs),
-        "Parameters": None if result.params is None else figures.count(result.params),
-        "ONNX file": figures.size(result.size_bytes),
+        "Input": formatting.inputs(result.inputs),
+        "MACs, one image": None if result.macs is None else formatting.count(result.macs),
+        "Parameters": None if result.params is None else formatting.count(result.params),
+        "ONNX file": formatting.size(result.size_bytes),
     }
     for engine, found in (("PyTorch", result.torch), ("ONNX Runtime", result.onnx)):
         if found is not None:
-            rows[f"Top-1, {engine}"] = f"{figures.percent(found.top1)} {figures.interval(found)} of {found.n} test images"
+            rows[f"Top-1, {engine}"] = f"{formatting.percent(found.top1)} {formatting.interval(found)} of {found.n} test images"
     for row in result.latency:
-        rows[f"Latency, batch {row.batch}"] = f"{figures.milliseconds(row.median_ms)} ({figures.timing(row)})"
+        rows[f"Latency, batch {row.batch}"] = f"{formatting.milliseconds(row.median_ms)} ({formatting.timing(row)})"
     for name, text in rows.items():
         if text is not None:
             table.add_row(name, text)

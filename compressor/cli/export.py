@@ -22,14 +22,14 @@ def export(
     """Write a model as ONNX, and check it in ONNX Runtime against PyTorch at batch 1, 2 and 3."""
     if out.exists() and not force:
         raise OutputError(f"--out {out} exists: --force replaces it.")
-    from compressor.report import figures
+    from compressor.report import formatting
     from compressor.runs.export import export_checked
 
     asked = options.Asked(context)
     made = export_checked(asked.source(model), asked.inputs, out)
     if quiet:
         return
-    print(f"{out}: {made.arch}, {figures.inputs(made.inputs)}, {figures.size(out.stat().st_size)}")
+    print(f"{out}: {made.arch}, {formatting.inputs(made.inputs)}, {formatting.size(out.stat().st_size)}")
     for note in made.notes:
         print(f"  {note}")
     if made.differences:

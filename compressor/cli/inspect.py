@@ -47,17 +47,17 @@ def inspect(
 
 
 def _show(view: Mapping[str, Any], graph: Path | None) -> None:
-    from compressor.report import figures
+    from compressor.report import formatting
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, IN_A_FILE)
-    console.print(f"{view['model']}: {view['arch']}, {figures.inputs(view['inputs'])}")
+    console.print(f"{view['model']}: {view['arch']}, {formatting.inputs(view['inputs'])}")
     for note in view["notes"]:
         console.print(f"  {note}")
     macs, params = view["macs"], view["params"]
     groups = view["groups"]
-    console.print(f"{figures.count(macs)} MACs, {figures.count(params)} parameters, {len(groups)} groups of channels\n")
+    console.print(f"{formatting.count(macs)} MACs, {formatting.count(params)} parameters, {len(groups)} groups of channels\n")
     if groups:
         console.print(_groups(groups))
         console.print("Shares: what goes when the whole group goes. Several groups in a row are alike.", style="dim")
@@ -71,8 +71,8 @@ def _show(view: Mapping[str, Any], graph: Path | None) -> None:
         console.print(f"operator {operator} has no rule ({count} times): what it touches stays")
     least = view["smallest"]
     console.print(
-        f"\nSmallest reachable: {figures.count(round(least['macs'] * macs))} MACs ({least['macs']:.1%}), "
-        f"{figures.count(round(least['params'] * params))} parameters ({least['params']:.1%})"
+        f"\nSmallest reachable: {formatting.count(round(least['macs'] * macs))} MACs ({least['macs']:.1%}), "
+        f"{formatting.count(round(least['params'] * params))} parameters ({least['params']:.1%})"
     )
     if graph is not None:
         console.print(f"The coupling is drawn in {graph}")
@@ -99,7 +99,7 @@ def _groups(groups: Iterable[Mapping[str, Any]]) -> Table:
 
 def _names(names: list[str], most: int | None = None) -> str:
     """In few words, each pattern on a line of its own."""
-    from compressor.channels.drawing import brief
+    from compressor.channels.diagram import brief
 
     return brief(names, most).replace(", ", "\n")
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from compressor.cli import configured
+from compressor.cli import config_file
 from compressor.errors import CompressError, UsageError
-from compressor.training import processes
+from compressor.training import distributed
 
 if TYPE_CHECKING:
     from compressor.network.inputs import Inputs
@@ -69,7 +69,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would come ou
 
 def _configure(context: typer.Context, file: Path | None) -> Path | None:
     try:
-        return configured.configure(context, file)
+        return config_file.configure(context, file)
     except CompressError as error:
         raise typer.Exit(_told(error)) from None
 
@@ -209,9 +209,9 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
         def answered(**given: Any) -> None:
             try:
                 if RUN in shared and RECIPE in shared:  # it trains
-                    processes.join(given["device"])
+                    distributed.join(given["device"])
                 else:
-                    processes.refuse(function.__name__)
+                    distributed.refuse(function.__name__)
                 function(**{name: value for name, value in given.items() if name in own})
             except (typer.Exit, typer.Abort, BrokenPipeError):  # as in `compress methods | head`
                 raise
@@ -237,7 +237,7 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
 
 def _told(error: Exception) -> int:
     """Say what went wrong on standard error. Returns the exit status."""
-    processes.let_the_first_speak()
+    distributed.let_the_first_speak()
     if isinstance(error, CompressError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -284,11 +284,11 @@ class Asked:
     @property
     def console(self) -> Console | None:
         """Where a command tells what it does: nowhere, or standard error when standard output is for JSON."""
-        return None if self.options["quiet"] or not processes.speaks() else Console(stderr=self.options["json"])
+        return None if self.options["quiet"] or not distributed.speaks() else Console(stderr=self.options["json"])
 
     def _introduced(self) -> Console | None:
         """The console, on which stands what came out of a file of settings."""
-        told = configured.told(self.context)
+        told = config_file.told(self.context)
         if told and self.console is not None:
             self.console.print(told, highlight=False, markup=False)
         return self.console
@@ -346,7 +346,7 @@ class Asked:
         from compressor.report import to_json
 
         report, console = run.run(), run.console
-        if not processes.speaks():
+        if not distributed.speaks():
             return
         if self.options["json"]:
             print(to_json(report))
@@ -355,7 +355,7 @@ class Asked:
 
     def side_by_side(self, runs: Sequence[Path], out: Path | None) -> None:
         """Compare finished runs, and tell what came of it."""
-        from compressor.report.files import compare_runs
+        from compressor.report.write import compare_runs
 
         place = out or Path("runs") / "compare"
         self.show_comparison(compare_runs(runs, place), place)
@@ -372,7 +372,7 @@ class Asked:
 
     def _foretell(self, run: Run) -> None:
         foreseen = run.foresee()
-        if not processes.speaks():
+        if not distributed.speaks():
             return
         if self.options["json"]:
             print(json_.dumps(dataclasses.asdict(foreseen), indent=2))

@@ -27,7 +27,7 @@ def report(
     Several runs come onto one page, as with `compress compare`. Needs neither the model nor images.
     """
     from compressor.report import print_report, to_json
-    from compressor.report.files import write_pages
+    from compressor.report.write import write_pages
 
     asked = options.Asked(context)
     if len(runs) > 1:

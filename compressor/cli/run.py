@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.cli import configured, options
+from compressor.cli import config_file, options
 from compressor.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ def run(
 ) -> None:
     """Carry out the steps of a file, one after the other. Steps that are done are kept, so it can be repeated."""
     if schema:
-        print(json_.dumps(configured.json_schema(), indent=2))
+        print(json_.dumps(config_file.json_schema(), indent=2))
         return
-    found = file or configured.find()
+    found = file or config_file.find()
     if found is None:
-        raise UsageError(f"There is no {configured.FILE} here, and no [tool.compress] in pyproject.toml: name the file.")
+        raise UsageError(f"There is no {config_file.FILE} here, and no [tool.compress] in pyproject.toml: name the file.")
     from compressor.report import read_report
     from compressor.runs.pipeline import Pipeline
 
-    settings = configured.read(found)
+    settings = config_file.read(found)
     steps = [(step.command, step.settings, step.own) for step in settings.steps]
     place = out or settings.out or Path("runs") / options.stem(settings.model or "pipeline")
     pipeline = Pipeline(steps, place, settings.text, settings.model)

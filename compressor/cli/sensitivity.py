@@ -69,7 +69,7 @@ def _shares(text: str) -> list[float]:
 
 def _show(found: Sensitivity, console: Console) -> None:
     """Points of accuracy or agreement that each rate costs, the most sensitive group first."""
-    from compressor.report import figures
+    from compressor.report import formatting
 
     groups = found.groups
     rates = [row.rate for row in next(iter(groups.values()))[1:]]
@@ -79,9 +79,9 @@ def _show(found: Sensitivity, console: Console) -> None:
         table.add_column(heading, justify="right")
     for name in found.ranked:
         first, *cut = groups[name]
-        lost = (figures.points(row.quality - first.quality) for row in cut)
-        table.add_row(name, str(first.channels), *lost, figures.share(cut[-1].macs_removed))
+        lost = (formatting.points(row.quality - first.quality) for row in cut)
+        table.add_row(name, str(first.channels), *lost, formatting.share(cut[-1].macs_removed))
     original = next(iter(groups.values()))[0]
-    beside = "" if original.accuracy is None else f" (the original: {figures.percent(original.accuracy)})"
+    beside = "" if original.accuracy is None else f" (the original: {formatting.percent(original.accuracy)})"
     console.print(f"\nChange of {found.measured} in points{beside}, the most sensitive group first\n", highlight=False)
     console.print(table)

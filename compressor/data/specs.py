@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from compressor.data.batches import Data, Split
+from compressor.data.datasets import read_cifar10, read_cifar100, read_digits, read_fashionmnist
 from compressor.data.folders import read_folder
-from compressor.data.function import call_function
 from compressor.data.images import Frame, Images
 from compressor.data.readers import InMemory, Reader, Streamed
-from compressor.data.sets import read_cifar10, read_cifar100, read_digits, read_fashionmnist
 from compressor.data.splits import Part, Source, cut
+from compressor.data.user_function import call_function
 from compressor.errors import DataError, did_you_mean
 
 FOLDERS: dict[str, Callable[[Path], Source]] = {
@@ -41,7 +41,7 @@ def open_data(
     memory_limit: int = 2 * 2**30,
 ) -> Data:
     """The images that `spec` names: `digits`, `imagefolder:DIR` or DIR, `cifar10:DIR`, `cifar100:DIR`, `fashionmnist:DIR`, or
-    `file.py:function` (see function.py). Nothing but a few images is read before the first batch.
+    `file.py:function` (see user_function.py). Nothing but a few images is read before the first batch.
 
     `size` in pixels (one number, or height and width) and `channels` (1 or 3) are by default those that the images have; images
     of several sizes become 224x224, and image files get three channels. `mean` and `std`, one number a channel, are those of

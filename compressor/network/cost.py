@@ -1,6 +1,6 @@
 """What a network costs: multiply-adds, parameters, bytes.
 
-Cost is counted on the network as it stands, with whole channels, by running one image through a copy without data (meta.py).
+Cost is counted on the network as it stands, with whole channels, by running one image through a copy without data.
 
 Units: MACs are multiply-adds for one image, sizes are bytes. `inputs` is the shape of one image (channels, height, width), or
 whatever `Inputs.of` takes.
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.errors import UsageError, first_line
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.meta import meta_copy, separate_attention
+from compressor.network.meta_device import meta_copy, separate_attention
 from compressor.network.outputs import tensors_in
 
 Watch = TypeVar("Watch", bound=AbstractContextManager[Any])

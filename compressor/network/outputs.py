@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from compressor.errors import UsageError
-from compressor.network.meta import evaluating
+from compressor.network.meta_device import evaluating
 
 Predict = Callable[..., Tensor]  # images [n, channels, height, width], or every input -> logits [n, classes]
 

@@ -25,7 +25,7 @@ from compressor.network.cost import weight_bytes
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import main_first
 from compressor.onnx.runtime import open_session, run_session
-from compressor.onnx.sink import sink_fills
+from compressor.onnx.sink_fills import sink_fills
 from compressor.version import __version__
 
 LARGEST = 2**31 - 1  # bytes in one ONNX file

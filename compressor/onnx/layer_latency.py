@@ -23,7 +23,7 @@ from torch import nn
 from compressor.errors import UsageError
 from compressor.files import read_text, write_text
 from compressor.network.inputs import Inputs
-from compressor.network.parts import Part, describe, make
+from compressor.network.replacements import Part, describe, make
 from compressor.onnx.export import export_onnx
 from compressor.onnx.latency import take_turns
 from compressor.onnx.runtime import bound_run, open_session

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.recovery.passes import Layer, table_of
+from compressor.recovery.forward_passes import Layer, table_of
 
 
 class Squares:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.data import Batch
-from compressor.network.meta import evaluating
+from compressor.network.meta_device import evaluating
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:

@@ -29,8 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compressor.channels import Cut
 from compressor.data import Batch
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.recovery.least_squares import Squares, patches_of
-from compressor.recovery.passes import (
+from compressor.recovery.forward_passes import (
     Layer,
     Pass,
     Source,
@@ -42,6 +41,7 @@ from compressor.recovery.passes import (
     table_of,
     that_lost_inputs,
 )
+from compressor.recovery.least_squares import Squares, patches_of
 
 RIDGES = (1.0, 0.1, 0.01, 1e-3)
 CHECKED = 4  # one in so many places, those of the last images, judges the ridges

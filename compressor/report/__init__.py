@@ -5,10 +5,9 @@ Imports: nothing.
 """
 
 from compressor.report.comparison import Comparison, Gap, collect, comparison_to_json
-from compressor.report.files import read_report, write_comparison, write_reports
 from compressor.report.html import to_html
 from compressor.report.markdown import to_markdown
-from compressor.report.read import from_json, json_schema, to_json
+from compressor.report.read import from_json, json_schema, read_report, to_json
 from compressor.report.schema import (
     VERSION,
     Accuracy,
@@ -27,6 +26,7 @@ from compressor.report.schema import (
 )
 from compressor.report.summary import compare, verdict
 from compressor.report.terminal import print_comparison, print_report
+from compressor.report.write import write_comparison, write_reports
 
 __all__ = [
     "VERSION",

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from compressor.errors import UsageError, did_you_mean
-from compressor.report import figures
-from compressor.report.figures import BYTES, COUNTS, MILLISECONDS, POINTS
+from compressor.report import formatting
+from compressor.report.formatting import BYTES, COUNTS, MILLISECONDS, POINTS
 from compressor.report.schema import Latency, Profile, Report
 
 Level = Literal["off", "warn", "error"]
@@ -70,11 +70,11 @@ class Quantity:
 
 
 def _count(value: float) -> str:
-    return figures.count(math.ceil(value))
+    return formatting.count(math.ceil(value))
 
 
 def _size(value: float) -> str:
-    return figures.size(math.ceil(value))
+    return formatting.size(math.ceil(value))
 
 
 def _points(value: float) -> str:
@@ -94,7 +94,7 @@ def _latency(_report: Report, network: Profile, batch: int | None) -> float | No
 
 def _how_timed(report: Report, batch: int | None) -> str:
     timed = timed_at(report.compressed, batch)
-    return f"median of {timed.runs} runs, {figures.plain(figures.timing(timed))}" if timed else ""
+    return f"median of {timed.runs} runs, {formatting.plain(formatting.timing(timed))}" if timed else ""
 
 
 def _top1(_report: Report, network: Profile, _batch: int | None) -> float | None:
@@ -108,14 +108,14 @@ def _drop(report: Report, network: Profile, _batch: int | None) -> float | None:
 
 def _how_seen(report: Report, _batch: int | None) -> str:
     seen = report.compressed.accuracy
-    return f"95 % interval {figures.interval(seen)}, {figures.images(seen.n)}" if seen else ""
+    return f"95 % interval {formatting.interval(seen)}, {formatting.images(seen.n)}" if seen else ""
 
 
 def _how_lost(report: Report, _batch: int | None) -> str:
     before, after = report.baseline.accuracy, report.compressed.accuracy
     if before is None or after is None:
         return ""
-    return f"{figures.percent(before.top1)} -> {figures.percent(after.top1)}, {figures.images(after.n)}"
+    return f"{formatting.percent(before.top1)} -> {formatting.percent(after.top1)}, {formatting.images(after.n)}"
 
 
 def _agreement(report: Report, _network: Profile, _batch: int | None) -> float | None:
@@ -123,7 +123,7 @@ def _agreement(report: Report, _network: Profile, _batch: int | None) -> float |
 
 
 def _how_alike(report: Report, _batch: int | None) -> str:
-    return f"{report.fidelity.n:,} {figures.plain(report.fidelity.inputs)}" if report.fidelity else ""
+    return f"{report.fidelity.n:,} {formatting.plain(report.fidelity.inputs)}" if report.fidelity else ""
 
 
 DATA = "make the run with --data"
@@ -134,10 +134,10 @@ QUANTITIES = {
         Quantity("params", "params<=5M", COUNTS, _count, lambda _report, network, _batch: network.params),
         Quantity("size", "size<=10MB", BYTES, _size, lambda _report, network, _batch: network.size_bytes),
         Quantity("weights", "weights<=4MB", BYTES, _size, lambda _report, network, _batch: network.weight_bytes),
-        Quantity("latency", "latency<=5ms", MILLISECONDS, figures.milliseconds, _latency, how=_how_timed),
-        Quantity("top1", "top1>=90%", POINTS, figures.percent, _top1, DATA, _how_seen, more_is_better=True),
+        Quantity("latency", "latency<=5ms", MILLISECONDS, formatting.milliseconds, _latency, how=_how_timed),
+        Quantity("top1", "top1>=90%", POINTS, formatting.percent, _top1, DATA, _how_seen, more_is_better=True),
         Quantity("drop", "drop<=1", {"": 0.01, **POINTS}, _points, _drop, DATA, _how_lost, of_original=False),
-        Quantity("agreement", "agreement>=95%", POINTS, figures.percent, _agreement, DATA, _how_alike, True, False),
+        Quantity("agreement", "agreement>=95%", POINTS, formatting.percent, _agreement, DATA, _how_alike, True, False),
     )
 }
 
@@ -193,7 +193,7 @@ class Budget:
 
 
 def _refused(budget: str, why: str) -> UsageError:
-    return UsageError(f"budget {figures.shorten(repr(budget), 80)}: {why}")
+    return UsageError(f"budget {formatting.shorten(repr(budget), 80)}: {why}")
 
 
 def _examples() -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from statistics import fmean, stdev
 
-from compressor.report import figures
+from compressor.report import formatting
 from compressor.report.schema import Accuracy, Latency, Report
 from compressor.report.summary import quantity, timings
 
@@ -153,7 +153,7 @@ class Spread:
     def __str__(self) -> str:
         """`87.10 % [86.4, 87.7]`, or `87.10 +- 0.21 %`."""
         if self.deviation is None:
-            return f"{figures.percent(self.mean)} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+            return f"{formatting.percent(self.mean)} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
         return f"{100 * self.mean:.2f} +- {100 * self.deviation:.2f} %"
 
 
@@ -296,12 +296,12 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
         *([str(row.original + 1)] if len(comparison.originals) > 1 else []),
         asked(row),
         str(row.top1 or EMPTY),
-        EMPTY if change is None else figures.points(change),
-        EMPTY if row.macs_left is None else figures.share(1 - row.macs_left),
-        EMPTY if params_left is None else figures.share(1 - params_left),
-        EMPTY if size is None else figures.size(round(size)),
-        EMPTY if faster is None else figures.times(faster),
-        EMPTY if seconds is None else figures.duration(seconds),
+        EMPTY if change is None else formatting.points(change),
+        EMPTY if row.macs_left is None else formatting.share(1 - row.macs_left),
+        EMPTY if params_left is None else formatting.share(1 - params_left),
+        EMPTY if size is None else formatting.size(round(size)),
+        EMPTY if faster is None else formatting.times(faster),
+        EMPTY if seconds is None else formatting.duration(seconds),
         *(str(row.stage(name) or EMPTY) for name in comparison.stages),
         str(len(row.points)),
     ]
@@ -311,15 +311,15 @@ def asked(row: Row | Point) -> str:
     """`50.0 %` of the MACs, which are not named, or `50.0 % of the parameters`."""
     if not row.rate:
         return EMPTY
-    return figures.share(row.rate) + ("" if row.quantity == "macs" else f" of the {quantity(row.quantity)}")
+    return formatting.share(row.rate) + ("" if row.quantity == "macs" else f" of the {quantity(row.quantity)}")
 
 
 def told(original: Original) -> str:
     """The costs and the accuracy of an original."""
-    size = [] if original.size_bytes is None else [f"{figures.size(original.size_bytes)} as ONNX"]
-    cost = [f"{figures.count(original.macs)} MACs", f"{figures.count(original.params)} parameters", *size]
+    size = [] if original.size_bytes is None else [f"{formatting.size(original.size_bytes)} as ONNX"]
+    cost = [f"{formatting.count(original.macs)} MACs", f"{formatting.count(original.params)} parameters", *size]
     if original.accuracy:
-        cost.append(f"top-1 {figures.percent(original.accuracy.top1)} {figures.interval(original.accuracy)}")
+        cost.append(f"top-1 {formatting.percent(original.accuracy.top1)} {formatting.interval(original.accuracy)}")
     return ", ".join(cost)
 
 
@@ -345,9 +345,9 @@ def _about_accuracy(comparison: Comparison) -> list[str]:
     sets = comparison.test_sets
     if not sets:
         return ["Accuracy was not measured: give images with --data."]
-    where, found = f"on the same test images everywhere ({figures.images(sets[0][1])})", []
+    where, found = f"on the same test images everywhere ({formatting.images(sets[0][1])})", []
     if len(sets) > 1:
-        where, names = "on each run's own test images", "; ".join(f"{data}, {figures.images(n)}" for data, n in sets)
+        where, names = "on each run's own test images", "; ".join(f"{data}, {formatting.images(n)}" for data, n in sets)
         found = [f"Not on the same test images: top-1 of one set says nothing beside top-1 of another ({names})."]
     return [
         *found,
@@ -371,7 +371,7 @@ def _about_terms(comparison: Comparison) -> list[str]:
 
 
 def _about_time(comparison: Comparison) -> list[str]:
-    setups = list(dict.fromkeys(figures.timing(point.latency) for point in comparison.points if point.latency))
+    setups = list(dict.fromkeys(formatting.timing(point.latency) for point in comparison.points if point.latency))
     if not setups:
         return []
     return [f"Faster: the original's median latency over this one's, measured in turns, {' or '.join(setups)}."]

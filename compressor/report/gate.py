@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from compressor.report import figures
+from compressor.report import formatting
 from compressor.report.budgets import QUANTITIES, Budget
-from compressor.report.judgement import Checked, Finding, clock_ratio, figure_beside, latency_of
+from compressor.report.finding import Checked, Finding, clock_ratio, figure_beside, latency_of
 from compressor.report.schema import Report
 
 
@@ -73,8 +73,8 @@ def _beside(found: Finding, other: float) -> str:
     if beside is None or not (other or quantity.is_share):
         return ""
     if quantity.is_share:
-        return f"{figures.points(found.value - other)} points"
-    return figures.share(found.value / other) if beside == "original" else figures.change(found.value / other)
+        return f"{formatting.points(found.value - other)} points"
+    return formatting.share(found.value / other) if beside == "original" else formatting.change(found.value / other)
 
 
 def _excess(found: Finding) -> str:
@@ -82,14 +82,14 @@ def _excess(found: Finding) -> str:
     if found.met or found.value is None or found.limit is None:
         return ""
     quantity, much = found.budget.quantity, abs(found.value - found.limit)
-    written = f"{figures.three_digits(100 * much)} points" if quantity.is_share else quantity.written(much)
+    written = f"{formatting.three_digits(100 * much)} points" if quantity.is_share else quantity.written(much)
     return f"{'short' if quantity.more_is_better else 'over'} by {written}"
 
 
 def _slowest(found: Finding, report: Report) -> str:
     """Of a latency that is missed: whether it may be the noise."""
     timed = latency_of(found.budget, report)
-    return f"p90 {figures.milliseconds(timed.p90_ms)}" if timed and not found.met else ""
+    return f"p90 {formatting.milliseconds(timed.p90_ms)}" if timed and not found.met else ""
 
 
 def _caveat(budget: Budget, report: Report, baseline: Report | None) -> str:
@@ -101,4 +101,6 @@ def _caveat(budget: Budget, report: Report, baseline: Report | None) -> str:
             return f"the baseline's time x {scale:.2f}, as the original's"
         return "not scaled: the originals differ or were not timed alike"
     now, then = report.compressed.accuracy, baseline.compressed.accuracy
-    return f"the baseline's {figures.images(then.n)}" if budget.quantity.is_share and now and then and now.n != then.n else ""
+    return (
+        f"the baseline's {formatting.images(then.n)}" if budget.quantity.is_share and now and then and now.n != then.n else ""
+    )

@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from compressor.report import comparison, figures, summary
+from compressor.report import comparison, formatting, summary
 from compressor.report.comparison import Comparison
+from compressor.report.pareto import HOW_TO_READ
 from compressor.report.schema import Report
-from compressor.report.tradeoff import HOW_TO_READ
 
 if TYPE_CHECKING:
     from compressor.report.plots import Plot
@@ -44,12 +44,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "count": figures.count,
-        "size": figures.size,
-        "share": figures.share,
-        "duration": figures.duration,
-        "shape": figures.shape,
-        "inputs": figures.inputs,
+        "count": formatting.count,
+        "size": formatting.size,
+        "share": formatting.share,
+        "duration": formatting.duration,
+        "shape": formatting.shape,
+        "inputs": formatting.inputs,
         "typeset": _typeset,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "data_url": _data_url,

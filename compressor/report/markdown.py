@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from compressor.report import comparison, figures, summary
+from compressor.report import comparison, formatting, summary
 from compressor.report.comparison import Comparison
+from compressor.report.pareto import HOW_TO_READ, tradeoffs
 from compressor.report.schema import Layer, Report
-from compressor.report.tradeoff import HOW_TO_READ, tradeoffs
 
 if TYPE_CHECKING:
-    from compressor.report.judgement import Checked
+    from compressor.report.finding import Checked
 
 MOST_LAYERS = 60
 MOST_NOTES = 12  # of warnings, and of frozen channels
@@ -96,9 +96,9 @@ def _layers(report: Report) -> str:
         [
             _code(layer.name).replace("|", "\\|"),
             _text(layer.kind),
-            f"{figures.shape(layer.shape)} -> {summary.weights_after(layer)}",
-            f"{figures.count(layer.macs)} -> {figures.count(layer.macs_after)}",
-            f"{figures.count(layer.params)} -> {figures.count(layer.params_after)}",
+            f"{formatting.shape(layer.shape)} -> {summary.weights_after(layer)}",
+            f"{formatting.count(layer.macs)} -> {formatting.count(layer.macs_after)}",
+            f"{formatting.count(layer.params)} -> {formatting.count(layer.params_after)}",
         ]
         for layer in shown
     )
@@ -123,7 +123,7 @@ def _frozen(report: Report) -> str:
 
 def _repeat(report: Report) -> str:
     versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in report.versions.items())
-    facts = f"Seed {report.seed}, {_text(report.device)}, {figures.duration(report.seconds)}, {_text(report.created)}"
+    facts = f"Seed {report.seed}, {_text(report.device)}, {formatting.duration(report.seconds)}, {_text(report.created)}"
     return f"### Repeat\n\n{_block(report.command)}\n\n{facts}. {versions}."
 
 
@@ -149,7 +149,7 @@ def _compared(compared: Comparison, row: comparison.Row) -> list[str]:
 
 def check_to_markdown(report: Report, checked: "Checked") -> str:
     """What a check found, for the summary of a build's step: the verdict, each budget, and what was before and after."""
-    title = f"### {_text(figures.shorten(report.name, 200))}: {checked.verdict}"
+    title = f"### {_text(formatting.shorten(report.name, 200))}: {checked.verdict}"
     states = {"missed": "**missed**", "warn": "warning"}
     rows = ([states.get(found.status, found.status), _code(found.budget.text), _text(found.text)] for found in checked.findings)
     table = _table(["", "budget", "found"], "lll", rows)

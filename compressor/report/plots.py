@@ -21,10 +21,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from compressor.report import figures, summary
+from compressor.report import formatting, summary
 from compressor.report.comparison import Comparison
+from compressor.report.pareto import Axis, Mark, Tradeoff, tradeoffs
 from compressor.report.schema import Layer, Report
-from compressor.report.tradeoff import Axis, Mark, Tradeoff, tradeoffs
 
 HALF = (460, 290)  # width and height of a plot that shares its row, in pixels of the page at full size
 WHOLE = (1040, 320)
@@ -99,7 +99,7 @@ def what_is_left(report: Report) -> Plot:
         axes.barh(places, left, color=AFTER, height=0.62)
         for place, value in zip(places, left, strict=True):
             axes.text(max(value, 100) + 2, place, f"{value:.0f} %", va="center")
-        axes.set_yticks(list(places), [figures.shorten(name, 34) for name in names])
+        axes.set_yticks(list(places), [formatting.shorten(name, 34) for name in names])
         axes.set_xlim(0, max(100, *left) * 1.16)
         axes.set_xticks([0, 50, 100], ["0", "50 %", "100 %"])
         axes.set_ylim(max(len(rows), 6) - 0.5, -0.5)  # from the top down; few bars stay slim
@@ -128,7 +128,7 @@ def stages(report: Report) -> Plot | None:
             in_valley = value < min(beside, default=value) - 0.1 * (max(top1) - min(top1))
             above_or_below = (0, -18 if in_valley else 10)  # in points; never on the line
             axes.annotate(f"{value:.2f}", (place, value), above_or_below, textcoords="offset points", ha="center")
-        axes.set_xticks(list(places), [figures.shorten(stage.name, 13) for stage, _ in measured])
+        axes.set_xticks(list(places), [formatting.shorten(stage.name, 13) for stage, _ in measured])
         axes.margins(x=0.1, y=0.2)
         axes.set_ylabel("top-1, %")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
@@ -172,7 +172,7 @@ def _draw_lines(axes: Axes, lines: dict[str, list[tuple[int, float]]], label: st
         colour = SERIES[index % len(SERIES)]
         dash = "-" if index < len(SERIES) else "--"
         marker = "o" if len(line) < 3 else ""
-        axes.plot(*zip(*line, strict=True), dash, color=colour, marker=marker, label=figures.shorten(name, 28))
+        axes.plot(*zip(*line, strict=True), dash, color=colour, marker=marker, label=formatting.shorten(name, 28))
     axes.margins(x=0.02)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
@@ -224,13 +224,13 @@ def _layer_plot(name: str, title: str, label: str, layers: list[Layer], before: 
             axes, [layer.name for layer in layers], "layers in the order of the network; the table below has their names"
         )
         axes.set_ylabel(label)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: figures.count(round(value))))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.count(round(value))))
         axes.grid(axis="y", alpha=0.12, color=INK)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, handlelength=1, borderaxespad=0)
 
     rows = ([layer.name, layer.kind, *pair] for layer, *pair in zip(layers, before, after, strict=True))
     table: Table = [["layer", "kind", "before", "after"], *rows]
-    alt = f"{len(layers)} layers, together {figures.count(sum(before))} before and {figures.count(sum(after))} after"
+    alt = f"{len(layers)} layers, together {formatting.count(sum(before))} before and {formatting.count(sum(after))} after"
     return _plot(name, title, alt, WHOLE, draw, table)
 
 
@@ -238,7 +238,7 @@ def _name_places(axes: Axes, names: Sequence[str], otherwise: str) -> None:
     """Names below the places 0, 1, ..., or the label `otherwise` where they are too many."""
     if len(names) <= MOST_NAMES:
         axes.set_xticks(
-            range(len(names)), [figures.shorten(name, 26) for name in names], rotation=60, ha="right", rotation_mode="anchor"
+            range(len(names)), [formatting.shorten(name, 26) for name in names], rotation=60, ha="right", rotation_mode="anchor"
         )
         axes.tick_params(axis="x", labelsize=10.5)
     else:
@@ -314,7 +314,7 @@ def _draw_front(axes: Axes, axis: Axis, styles: Mapping[str, tuple[str, str]]) -
         axes.plot([mark.cost for mark in own], [100 * mark.top1.mean for mark in own], color=colour, linewidth=1, alpha=0.3)
         for mark in own:
             _draw_mark(axes, mark, colour, marker)
-        axes.plot([], [], color=colour, marker=marker, linestyle="", label=figures.shorten(name, 34))
+        axes.plot([], [], color=colour, marker=marker, linestyle="", label=formatting.shorten(name, 34))
     for mark in marks:
         if not mark.seeds:
             place, shade = (mark.cost, 100 * mark.top1.mean), 1 if mark.front else PALE

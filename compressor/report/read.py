@@ -1,4 +1,4 @@
-"""The report as JSON: written, read back with exact complaints, and described by a JSON Schema.
+"""The report as JSON: put into words, read back with exact complaints, and described by a JSON Schema.
 
 All three follow the type hints of the dataclasses in schema.py, so a new figure is added in one place.
 """
@@ -7,10 +7,12 @@ import dataclasses
 import inspect
 import json
 import math
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 
 from compressor.errors import CompressError, UsageError, did_you_mean, printable
+from compressor.files import read_text
 from compressor.report.schema import VERSION, Latency, Report, Stage
 
 LARGEST = 1e100
@@ -37,6 +39,28 @@ def _leaves(value: object, path: str) -> list[tuple[str, object]]:
     if isinstance(value, list):
         return [leaf for index, part in enumerate(value) for leaf in _leaves(part, f"{path}[{index}]")]
     return [(path, value)]
+
+
+def read_report(path: Path) -> Report:
+    """The report of a run's directory, or of a report.json.
+
+    Raises UsageError when there is none or it cannot be read; the message names the file.
+    """
+    file = report_file(path)
+    try:
+        return from_json(read_text(file))
+    except FileNotFoundError:
+        raise UsageError(f"{file} does not exist: give the directory of a finished run, or its report.json") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} cannot be read as a report: it is no text file") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read as a report: {error.strerror}") from None
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
+
+
+def report_file(path: Path) -> Path:
+    return path / "report.json" if path.is_dir() else path
 
 
 def from_json(text: str) -> Report:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from compressor.report import figures
+from compressor.report import formatting
 from compressor.report.schema import Accuracy, Change, Latency, Layer, Profile, Report, Stage, Target, Teaching, Verification
 
 FASTER = 1.05  # a smaller gain is lost in the noise of timing
@@ -103,21 +103,21 @@ def _cost_verdict(baseline: Profile, compressed: Profile) -> str:
     """MACs; or the size of the ONNX file, where that alone has changed."""
     before, after = baseline.size_bytes, compressed.size_bytes
     if baseline.macs == compressed.macs and before and after and abs(after / before - 1) > SMALLER:
-        return f"{figures.size(before)} -> {figures.size(after)} ONNX file ({figures.change(after / before)})"
-    macs = f"{figures.count(baseline.macs)} -> {figures.count(compressed.macs)} MACs"
-    return f"{macs} ({figures.change(compressed.macs / baseline.macs)})"
+        return f"{formatting.size(before)} -> {formatting.size(after)} ONNX file ({formatting.change(after / before)})"
+    macs = f"{formatting.count(baseline.macs)} -> {formatting.count(compressed.macs)} MACs"
+    return f"{macs} ({formatting.change(compressed.macs / baseline.macs)})"
 
 
 def _accuracy_verdict(before: Accuracy | None, after: Accuracy | None) -> str:
     if after is None:
         return "accuracy not measured (no data)"
-    n = figures.images(after.n)
+    n = formatting.images(after.n)
     if before is None:
-        return f"top-1 {figures.percent(after.top1)} ({n}; the original was not measured)"
+        return f"top-1 {formatting.percent(after.top1)} ({n}; the original was not measured)"
     if before.n != after.n:
         n = f"n = {before.n:,} and {after.n:,}"
-    change = figures.points(after.top1 - before.top1)
-    return f"top-1 {figures.percent(before.top1)} -> {figures.percent(after.top1)} ({change}, {n})"
+    change = formatting.points(after.top1 - before.top1)
+    return f"top-1 {formatting.percent(before.top1)} -> {formatting.percent(after.top1)} ({change}, {n})"
 
 
 def _latency_verdict(baseline: Profile, compressed: Profile) -> str:
@@ -127,12 +127,12 @@ def _latency_verdict(baseline: Profile, compressed: Profile) -> str:
     before, after = timed[0]
     provider, where = after.provider.upper(), f"at batch {after.batch}"
     if before is None:
-        return f"{provider} {figures.milliseconds(after.median_ms)} {where} (the original was not measured)"
+        return f"{provider} {formatting.milliseconds(after.median_ms)} {where} (the original was not measured)"
     ratio = before.median_ms / after.median_ms
-    medians = f"{provider} {figures.milliseconds(before.median_ms)} -> {figures.milliseconds(after.median_ms)}"
+    medians = f"{provider} {formatting.milliseconds(before.median_ms)} -> {formatting.milliseconds(after.median_ms)}"
     if ratio >= FASTER:
-        return f"{medians} {where} ({figures.times(ratio)})"
-    return f"{medians}, {speed(ratio)} {where}: {figures.times(ratio)}"
+        return f"{medians} {where} ({formatting.times(ratio)})"
+    return f"{medians}, {speed(ratio)} {where}: {formatting.times(ratio)}"
 
 
 def speed(ratio: float) -> str:
@@ -164,12 +164,14 @@ def checks_verdict(verification: Verification) -> str:
 
 def asked_and_reached(target: Target) -> str:
     """`asked for 50.0 % of the MACs removed (macs=50%), reached 50.2 %`, and why the two differ."""
-    asked = f"asked for {figures.share(target.asked)} of the {quantity(target.quantity)} removed"
+    asked = f"asked for {formatting.share(target.asked)} of the {quantity(target.quantity)} removed"
     note = f": {target.note}" if target.note else ""
     papers = ""
     if target.macs_at_asked is not None:
-        papers = f"; counted as papers do, with widths that are not whole, {figures.share(target.macs_at_asked)} of the MACs go"
-    return f"{asked} ({target.text}), reached {figures.share(target.reached)}{note}{papers}"
+        papers = (
+            f"; counted as papers do, with widths that are not whole, {formatting.share(target.macs_at_asked)} of the MACs go"
+        )
+    return f"{asked} ({target.text}), reached {formatting.share(target.reached)}{note}{papers}"
 
 
 def quantity(name: str) -> str:
@@ -187,11 +189,11 @@ def cost_rows(report: Report) -> list[Row]:
     before, after = report.baseline, report.compressed
     peaks = before.peak_activation_bytes, after.peak_activation_bytes
     return [
-        _cost("MACs", "one image", before.macs, after.macs, figures.count),
-        _cost("Parameters", "", before.params, after.params, figures.count),
-        _cost("ONNX file", "", before.size_bytes, after.size_bytes, figures.size),
-        _cost("Weights", "", before.weight_bytes, after.weight_bytes, figures.size),
-        _cost("Peak activations", "one image", *peaks, figures.size),
+        _cost("MACs", "one image", before.macs, after.macs, formatting.count),
+        _cost("Parameters", "", before.params, after.params, formatting.count),
+        _cost("ONNX file", "", before.size_bytes, after.size_bytes, formatting.size),
+        _cost("Weights", "", before.weight_bytes, after.weight_bytes, formatting.size),
+        _cost("Peak activations", "one image", *peaks, formatting.size),
     ]
 
 
@@ -202,7 +204,7 @@ def _cost(name: str, detail: str, before: int | None, after: int | None, written
         return row
     left = after / before
     tone: Tone = "good" if left < 1 else "bad" if left > 1 else "plain"
-    return replace(row, change=figures.change(left), tone=tone, left=left)
+    return replace(row, change=formatting.change(left), tone=tone, left=left)
 
 
 def accuracy_rows(report: Report) -> list[Row]:
@@ -215,19 +217,19 @@ def accuracy_rows(report: Report) -> list[Row]:
     row = Row(
         "Top-1",
         f"n = {n}",
-        figures.percent(before.top1) if before else NOT_MEASURED,
-        figures.percent(after.top1) if after else NOT_MEASURED,
-        before_spread=figures.interval(before) if before else "",
-        after_spread=figures.interval(after) if after else "",
+        formatting.percent(before.top1) if before else NOT_MEASURED,
+        formatting.percent(after.top1) if after else NOT_MEASURED,
+        before_spread=formatting.interval(before) if before else "",
+        after_spread=formatting.interval(after) if after else "",
     )
     if before and after:
-        change = f"{figures.points(after.top1 - before.top1)} points"
+        change = f"{formatting.points(after.top1 - before.top1)} points"
         left = after.top1 / before.top1 if before.top1 else None
         row = replace(row, change=change, tone=_accuracy_tone(before, after), left=left)
     found = [row]
     if before and after and before.top5 is not None and after.top5 is not None:
-        top5 = figures.percent(before.top5), figures.percent(after.top5)
-        found.append(Row("Top-5", f"n = {n}", *top5, f"{figures.points(after.top5 - before.top5)} points"))
+        top5 = formatting.percent(before.top5), formatting.percent(after.top5)
+        found.append(Row("Top-5", f"n = {n}", *top5, f"{formatting.points(after.top5 - before.top5)} points"))
     return found
 
 
@@ -247,10 +249,10 @@ def latency_rows(report: Report) -> list[Row]:
 def _latency(before: Latency | None, after: Latency) -> Row:
     row = Row(
         "Latency",
-        figures.timing(after),
+        formatting.timing(after),
         NOT_MEASURED,
-        figures.milliseconds(after.median_ms),
-        after_spread=f"(p90 {figures.milliseconds(after.p90_ms)})",
+        formatting.milliseconds(after.median_ms),
+        after_spread=f"(p90 {formatting.milliseconds(after.p90_ms)})",
     )
     if before is None:
         return row
@@ -258,9 +260,9 @@ def _latency(before: Latency | None, after: Latency) -> Row:
     how = speed(ratio)
     return replace(
         row,
-        before=figures.milliseconds(before.median_ms),
-        before_spread=f"(p90 {figures.milliseconds(before.p90_ms)})",
-        change=f"{figures.times(ratio)} {how}" if how == "faster" else f"{how}: {figures.times(ratio)}",
+        before=formatting.milliseconds(before.median_ms),
+        before_spread=f"(p90 {formatting.milliseconds(before.p90_ms)})",
+        change=f"{formatting.times(ratio)} {how}" if how == "faster" else f"{how}: {formatting.times(ratio)}",
         tone=_SPEED_TONES[how],
         left=1 / ratio,
     )
@@ -282,7 +284,7 @@ def fidelity(report: Report) -> str:
     if report.fidelity is None:
         return NOT_MEASURED
     measured = report.fidelity
-    alike = f"{figures.percent(measured.agreement)} of {measured.n:,} {measured.inputs}"
+    alike = f"{formatting.percent(measured.agreement)} of {measured.n:,} {measured.inputs}"
     return f"same top-1 answer as the original on {alike}; mean KL divergence {measured.mean_kl:.3g} nats"
 
 
@@ -302,18 +304,18 @@ def stage_note(report: Report) -> str:
     """What a reader must know about the times of the stages; empty where there are none."""
     if not (setup := _stage_setup(report)):
         return ""
-    return f"Latency of stages: {figures.timing(setup)}, measured in turns; in brackets how many times as fast as the first."
+    return f"Latency of stages: {formatting.timing(setup)}, measured in turns; in brackets how many times as fast as the first."
 
 
 def _stage_cost(report: Report, stage: Stage) -> list[str]:
-    cost = [stage.name, figures.count(stage.macs), figures.count(stage.params)]
+    cost = [stage.name, formatting.count(stage.macs), formatting.count(stage.params)]
     if any(other.size_bytes is not None for other in report.stages):
-        cost.append("-" if stage.size_bytes is None else figures.size(stage.size_bytes))
+        cost.append("-" if stage.size_bytes is None else formatting.size(stage.size_bytes))
     if setup := _stage_setup(report):
         first, own = (_timed(other, setup) for other in (report.stages[0], stage))
-        cost.append("-" if own is None else figures.milliseconds(own.median_ms))
+        cost.append("-" if own is None else formatting.milliseconds(own.median_ms))
         if first and own and first is not own:
-            cost[-1] += f" ({figures.times(first.median_ms / own.median_ms)})"
+            cost[-1] += f" ({formatting.times(first.median_ms / own.median_ms)})"
     return cost
 
 
@@ -321,9 +323,9 @@ def _stage_accuracy(stage: Stage) -> list[str]:
     """Top-1 with its interval, number of images, and the time of the stage."""
     top1, n = "-", "-"
     if stage.accuracy:
-        top1 = f"{figures.percent(stage.accuracy.top1)} {figures.interval(stage.accuracy)}"
+        top1 = f"{formatting.percent(stage.accuracy.top1)} {formatting.interval(stage.accuracy)}"
         n = f"{stage.accuracy.n:,}"
-    return [top1, n, figures.duration(stage.seconds)]
+    return [top1, n, formatting.duration(stage.seconds)]
 
 
 def _stage_setup(report: Report) -> Latency | None:
@@ -344,19 +346,19 @@ def training(report: Report) -> str:
     images = sum(epoch.images_per_second * epoch.seconds for epoch in report.epochs)
     pace = f", {images / seconds:,.0f} images per second" if seconds else ""
     epochs = "1 epoch" if len(report.epochs) == 1 else f"{len(report.epochs)} epochs"
-    return f"{epochs} in {figures.duration(seconds)}{pace}{_teaching(report.teaching)}"
+    return f"{epochs} in {formatting.duration(seconds)}{pace}{_teaching(report.teaching)}"
 
 
 def _teaching(cost: Teaching | None) -> str:
     if cost is None:
         return ""
     once = ", each image once" if cost.kept else ""
-    return f"; the teacher took {figures.milliseconds(cost.ms)} a batch, {figures.share(cost.share)} of the time{once}"
+    return f"; the teacher took {formatting.milliseconds(cost.ms)} a batch, {formatting.share(cost.share)} of the time{once}"
 
 
 def weights_after(layer: Layer) -> str:
     """The shape of a layer's weights, or those of the chain that took its place."""
-    return figures.weights(layer.factors or [layer.shape_after])
+    return formatting.weights(layer.factors or [layer.shape_after])
 
 
 def changed_layers(report: Report) -> list[Layer]:

@@ -24,10 +24,10 @@ from compressor.files import write_text
 from compressor.methods.catalogue import Value
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.report import Comparison, Gap, Profile, Report, Target, collect, write_comparison
-from compressor.runs.directory import RunDirectory
 from compressor.runs.journal import Journal
 from compressor.runs.prune import Pruning, Wish
 from compressor.runs.run import Order, Run
+from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting, to_toml
 from compressor.runs.sources import Images, Opened, Source, open_both
 from compressor.training.goal import Goal, parse_rate

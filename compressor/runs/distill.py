@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from compressor.checkpoint import Loaded, accepts
-from compressor.checkpoint.kinds import in_one_line
+from compressor.checkpoint.file_formats import in_one_line
 from compressor.checkpoint.plan import Plan
 from compressor.errors import CheckpointError, CompressError, OutputError, UsageError
 from compressor.files import write_whole
@@ -32,15 +32,15 @@ from compressor.network.cost import count_macs
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import logits_of
 from compressor.report import Epoch, Profile, Report, Target, Teaching
-from compressor.runs import findings, prune
-from compressor.runs.directory import RunDirectory
+from compressor.runs import prune, reporting
 from compressor.runs.journal import Journal
 from compressor.runs.run import Order, Run, check_needs
+from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
 from compressor.runs.stages import Stages
 from compressor.tasks.classify import Classify
-from compressor.training import processes
+from compressor.training import distributed
 from compressor.training.goal import Goal, parse_rate, parse_target
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
@@ -222,10 +222,10 @@ class Distilling(Run):
         if first is None or opened.data is None:
             return
         kept = self._kept(first, opened)
-        if kept is not None and processes.agreed(kept.is_file()):
-            if processes.is_first():
+        if kept is not None and distributed.agreed(kept.is_file()):
+            if distributed.is_first():
                 _take_up(first, kept)
-            processes.synchronise(first)
+            distributed.synchronise(first)
             journal.event("taken up", file=str(kept))
             journal.say(f"the teacher was made ready by an earlier run: {kept}")
             return
@@ -236,7 +236,7 @@ class Distilling(Run):
         if self.resume:
             training.resume()
         training.run(journal)
-        if kept is not None and processes.is_first():
+        if kept is not None and distributed.is_first():
             _keep(first, kept, journal)
 
     def _kept(self, first: Method, opened: Opened) -> Path | None:
@@ -276,7 +276,7 @@ class Distilling(Run):
             return Target("macs", share, share, GIVEN)
         assert method.removed is not None, "the student was cut"
         removed, goal = method.removed, method.job.goal
-        return findings.target_of_cut(goal, removed.channels, removed.mask, baseline, compressed, self.wish.round_to)
+        return reporting.target_of_cut(goal, removed.channels, removed.mask, baseline, compressed, self.wish.round_to)
 
     def _teaching(self, history: list[Epoch]) -> Teaching | None:
         parts = [part for part in self.paper.modules() if isinstance(part, Frozen)] if self.paper is not None else []

@@ -19,7 +19,7 @@ from compressor.network.outputs import Predict, torch_predict
 from compressor.onnx.export import export_onnx
 from compressor.onnx.latency import latency
 from compressor.onnx.runtime import onnx_predict, open_session
-from compressor.report import Accuracy, Latency, figures
+from compressor.report import Accuracy, Latency, formatting
 from compressor.runs.sources import Images, Source, open_both, pick_device
 from compressor.runs.stages import EVALUATION_BATCH
 from compressor.tasks import metrics
@@ -76,13 +76,13 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
     shapes = own if given is None else [entry.shape for entry in given.each]
     if given is None and sum(map(math.prod, own)) > LARGEST_INPUT:
         raise UsageError(
-            f"{path} says that it takes images of {', '.join(map(figures.shape, own))}, which would fill the memory: "
+            f"{path} says that it takes images of {', '.join(map(formatting.shape, own))}, which would fill the memory: "
             "say with --input what they are, if it is true."
         )
     if len(shapes) != len(own) or (fixed and shapes != own):
         raise UsageError(
-            f"{path} takes images of {', '.join(map(figures.shape, own))}, and was to be given "
-            f"{', '.join(map(figures.shape, shapes))}: set --size, or leave --input away."
+            f"{path} takes images of {', '.join(map(formatting.shape, own))}, and was to be given "
+            f"{', '.join(map(formatting.shape, shapes))}: set --size, or leave --input away."
         )
     whole = [next((kind for kind in WHOLE if entry.type == f"tensor({kind})"), None) for entry in entries]
     inputs = Inputs(tuple(Input(shape, dtype=kind) for shape, kind in zip(shapes, whole, strict=True)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressor.channels import Channels, Heads, Residual, analyse
-from compressor.channels.drawing import FORMATS, Drawing, copies, draw, readers, shares
+from compressor.channels.diagram import FORMATS, Drawing, copies, draw, readers, shares
 from compressor.errors import UsageError
 from compressor.files import write_text
 from compressor.methods.widths import Shelf

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from compressor.errors import OutputError
-from compressor.report import figures
+from compressor.report import formatting
 from compressor.report.schema import Epoch
 
 
@@ -86,9 +86,9 @@ class Journal:
 
     def epoch_ended(self, epoch: Epoch, epochs: int) -> None:
         self._stop_bar()
-        held_out = "" if epoch.held_out_top1 is None else f", held-out top-1 {figures.percent(epoch.held_out_top1)}"
+        held_out = "" if epoch.held_out_top1 is None else f", held-out top-1 {formatting.percent(epoch.held_out_top1)}"
         left = (epochs - epoch.epoch) * epoch.seconds
-        remaining = f", about {figures.duration(left)} left" if left else ""
+        remaining = f", about {formatting.duration(left)} left" if left else ""
         self.say(f"  epoch {epoch.epoch}/{epochs}: {_terms(epoch.losses)}{held_out}, {epoch.seconds:.1f} s{remaining}")
         self.event("epoch", **asdict(epoch))
 

@@ -17,13 +17,13 @@ from compressor.network.cost import count_macs
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.onnx.layer_latency import Clock
 from compressor.report import Profile, Report, Target
-from compressor.runs import findings
-from compressor.runs.directory import RunDirectory
+from compressor.runs import reporting
 from compressor.runs.journal import Journal
 from compressor.runs.run import Order, Run, check_needs
+from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
-from compressor.training import processes
+from compressor.training import distributed
 from compressor.training.goal import Goal, parse_energy, parse_rank, parse_rate, parse_target
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
@@ -101,11 +101,11 @@ class Factoring(Run):
             keep=wish.keep,
             macs=count_macs(model, opened.inputs),
             round_to=wish.round_to,
-            overhead=findings.overhead(wish.goal, model, place.original),
+            overhead=reporting.overhead(wish.goal, model, place.original),
             images=opened.data,
-            clock=lambda module, shape: processes.agreed(clock(module, shape) if processes.is_first() else 0.0),
+            clock=lambda module, shape: distributed.agreed(clock(module, shape) if distributed.is_first() else 0.0),
         )
-        findings.check_not_met(wish.goal, model, opened.inputs, place.original)
+        reporting.check_not_met(wish.goal, model, opened.inputs, place.original)
         seed_all(self.recipe.seed)
         method = catalogue.create(self.entry, job, wish.settings).to(device)
         method.prepare()
@@ -116,7 +116,7 @@ class Factoring(Run):
         goal = self.wish.goal
         if method.asked is not None and method.reached is not None:
             return Target(goal.quantity, method.asked, method.reached, goal.text)
-        return findings.target(goal, baseline, compressed, method.granularity)
+        return reporting.target(goal, baseline, compressed, method.granularity)
 
 
 def lowrank(

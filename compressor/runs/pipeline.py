@@ -19,11 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.checkpoint.code import code_of
+from compressor.checkpoint.user_code import code_of
 from compressor.errors import UsageError
 from compressor.files import write_text
 from compressor.methods import catalogue
-from compressor.runs.directory import NETWORK, RunDirectory
+from compressor.runs.run_directory import NETWORK, RunDirectory
 from compressor.version import __version__
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Pipeline:
         made_from = _hash([self._record[step.name]["done"] for step in runs])
         if self._record.get("whole") == {"done": made_from} and (self.out / "report.json").is_file():
             return
-        from compressor.runs.combined import Part, put_together
+        from compressor.runs.pipeline_report import Part, put_together
 
         parts = [Part(step.command, step.place) for step in runs if step.place is not None]
         first: list[Run] = []

@@ -18,10 +18,10 @@ from compressor.methods.widths import hold
 from compressor.network.cost import sparsity
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.report import Profile, Report, Target
-from compressor.runs import findings
-from compressor.runs.directory import RunDirectory
+from compressor.runs import reporting
 from compressor.runs.journal import Journal
 from compressor.runs.run import Order, Run, check_needs
+from compressor.runs.run_directory import RunDirectory
 from compressor.runs.sensitivity_table import read_curves
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
@@ -116,10 +116,10 @@ class Pruning(Run):
     def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
         goal = self.wish.goal
         if not isinstance(method, FilterPruning):
-            return findings.target(goal, baseline, compressed, "", sparsity(small))
+            return reporting.target(goal, baseline, compressed, "", sparsity(small))
         removed = method.removed
         assert removed is not None, "it has finished"
-        return findings.target_of_cut(goal, removed.channels, removed.mask, baseline, compressed, self.wish.round_to)
+        return reporting.target_of_cut(goal, removed.channels, removed.mask, baseline, compressed, self.wish.round_to)
 
 
 def prepared(
@@ -132,7 +132,7 @@ def prepared(
     model = opened.loaded.model
     channels = hold(analyse(model, opened.inputs, wish.residual, wish.heads), list(wish.keep))
     _check_wish(wish.goal, channels)
-    findings.check_not_met(wish.goal, model, opened.inputs, original)
+    reporting.check_not_met(wish.goal, model, opened.inputs, original)
     job = Job(
         model,
         opened.inputs,
@@ -141,7 +141,7 @@ def prepared(
         task,
         round_to=wish.round_to,
         most=wish.most,
-        overhead=findings.overhead(wish.goal, model, original),
+        overhead=reporting.overhead(wish.goal, model, original),
         curves=_curves(wish.sensitivity, channels, journal),
         images=opened.data,
     )

@@ -27,10 +27,10 @@ from compressor.onnx.export import check_onnx
 from compressor.onnx.quantizer import Precision, Ranges
 from compressor.report import Epoch, Fidelity, Profile, Report, Target
 from compressor.report.summary import FASTER
-from compressor.runs import findings
-from compressor.runs.directory import RunDirectory
+from compressor.runs import reporting
 from compressor.runs.journal import Journal
 from compressor.runs.run import ONNX_TOLERANCE, Order, Run, some_images
+from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
 from compressor.runs.stages import Stages
@@ -125,7 +125,7 @@ class Quantizing(Run):
 
     def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
         why = "names, scales and what stays in float32 take their place, too"
-        return findings.target(self._goal, baseline, compressed, why)
+        return reporting.target(self._goal, baseline, compressed, why)
 
     def _write(
         self, small: nn.Module, method: Method, opened: Opened, stages: Stages, before: Path, after: Path

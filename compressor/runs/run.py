@@ -42,19 +42,19 @@ from compressor.report import (
     Teaching,
     Verification,
     compare,
-    figures,
+    formatting,
     read_report,
     verdict,
     write_reports,
 )
-from compressor.runs import findings
-from compressor.runs.directory import RunDirectory
+from compressor.runs import reporting
 from compressor.runs.journal import Journal
-from compressor.runs.recover import recover
+from compressor.runs.recover_accuracy import recover
+from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting, to_toml
 from compressor.runs.sources import Images, Opened, Source, check_answers, open_both, pick_device
 from compressor.runs.stages import Stages
-from compressor.training import processes
+from compressor.training import distributed
 from compressor.training.method import Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Precision, Training
@@ -91,7 +91,7 @@ class Foreseen:
     def __str__(self) -> str:
         macs, params = ((self.macs, self.macs_after), (self.params, self.params_after))
         parts = [
-            f"{figures.count(before)} -> {figures.count(after)} {what} ({figures.change(after / before)})"
+            f"{formatting.count(before)} -> {formatting.count(after)} {what} ({formatting.change(after / before)})"
             for what, (before, after) in (("MACs", macs), ("parameters", params))
         ]
         return ", ".join(parts)
@@ -187,8 +187,8 @@ class Run(ABC):
 
         Of several processes the first does so; the others train with it, and return its report.
         """
-        with processes.ending_together(), _memory_in_plain_words():
-            return processes.agreed(self._lead()) if processes.is_first() else self._follow()
+        with distributed.ending_together(), _memory_in_plain_words():
+            return distributed.agreed(self._lead()) if distributed.is_first() else self._follow()
 
     def _lead(self) -> Report:
         place = RunDirectory(self.out, to_toml(self.settings))
@@ -204,17 +204,17 @@ class Run(ABC):
 
     def _follow(self) -> Report:
         """Make the network that the first process makes, as it does, and train it with it."""
-        word: Any = processes.agreed(None)  # the weights to begin with
+        word: Any = distributed.agreed(None)  # the weights to begin with
         if isinstance(word, Report):  # there was nothing left to do
             return word
-        device, silent = pick_device(processes.local(self.device_name)), Journal()
+        device, silent = pick_device(distributed.local(self.device_name)), Journal()
         opened = self._begin(silent)
         opened.loaded.model.load_state_dict(word)
         with self._scratch(opened) as place:
             method = self._prepared(opened, place, silent, device)
             stages = Stages(opened.inputs, opened.data, device, silent, place.stages, None)
             self._train(self._trainer(method, opened, stages, place, silent), stages, place, silent)
-        return processes.agreed(word)  # type: ignore[no-any-return]  # it is the report now
+        return distributed.agreed(word)  # type: ignore[no-any-return]  # it is the report now
 
     def foresee(self, into: Path | None = None) -> Foreseen:
         """What would come out, told by weights alone: nothing is trained or published.
@@ -245,12 +245,12 @@ class Run(ABC):
     def _make(self, place: RunDirectory, journal: Journal) -> None:
         """Write all results into `place.new`, the report last."""
         began = time.perf_counter()
-        device = pick_device(processes.local(self.device_name))
+        device = pick_device(distributed.local(self.device_name))
         Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
         opened = self._begin(journal)
         model, inputs = opened.loaded.model, opened.inputs
         export_onnx(model, inputs, place.original)
-        processes.agreed(model.state_dict())  # random weights are others in each process
+        distributed.agreed(model.state_dict())  # random weights are others in each process
         method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, self._identity(opened))
         stages.original(model)
@@ -279,8 +279,8 @@ class Run(ABC):
     def _train(self, method: Method, stages: Stages, place: RunDirectory, journal: Journal) -> list[Epoch]:
         if not self.recipe.epochs or stages.data is None:
             return []
-        if processes.count() > 1:
-            journal.say(f"{processes.count()} processes train together, each on its part of every batch")
+        if distributed.count() > 1:
+            journal.say(f"{distributed.count()} processes train together, each on its part of every batch")
         training = Training(method, stages.data, self.recipe, stages.device, place.training)
         if self.resume and training.resume():
             journal.say(f"resumed after epoch {len(training.history)} of {self.recipe.epochs}")
@@ -297,9 +297,9 @@ class Run(ABC):
         made, as_costly = method.made(), _cost(small, inputs) == _cost(model, inputs)
         same = made.difference is None and as_costly and not self.rewrites  # the same operators take the same time
         times = [[], []] if same else compare_latency([before, after], inputs, seconds=2.0)
-        baseline = findings.profile(model, inputs, before, stages.rows[0].accuracy, times[0])
-        compressed = findings.profile(small, inputs, after, stages.rows[-1].accuracy, times[1])
-        findings.check_cost(compressed, made.planned)
+        baseline = reporting.profile(model, inputs, before, stages.rows[0].accuracy, times[0])
+        compressed = reporting.profile(small, inputs, after, stages.rows[-1].accuracy, times[1])
+        reporting.check_cost(compressed, made.planned)
         verification = Verification(made.difference, TOLERANCE, differences, ONNX_TOLERANCE)
         target = self._target(method, small, baseline, compressed)
         change = compare(baseline, compressed)
@@ -319,13 +319,13 @@ class Run(ABC):
             change=change,
             stages=stages.rows,
             epochs=history,
-            layers=findings.layers(method.job.model, small, inputs, made),
-            frozen=findings.frozen(made),
+            layers=reporting.layers(method.job.model, small, inputs, made),
+            frozen=reporting.frozen(made),
             fidelity=fidelity,
             verification=verification,
-            warnings=[*opened.notes, *findings.warnings(made, target, change)],
-            versions=findings.versions(),
-            device=findings.device_name(stages.device),
+            warnings=[*opened.notes, *reporting.warnings(made, target, change)],
+            versions=reporting.versions(),
+            device=reporting.device_name(stages.device),
             command=self.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=0.0,
@@ -346,7 +346,7 @@ class Run(ABC):
         opened = open_both(self.source, self.images, self.inputs, self.recipe.seed)
         shapes = opened.inputs.shapes
         journal.event("opened", arch=opened.loaded.arch, inputs=shapes, notes=opened.notes)
-        journal.say(f"{self.source.model}: {opened.loaded.arch}, {figures.inputs(shapes)}")
+        journal.say(f"{self.source.model}: {opened.loaded.arch}, {formatting.inputs(shapes)}")
         if opened.data is not None:
             parts = ", ".join(f"{n:,} {part.replace('_', '-')}" for part, n in opened.data.counts.items())
             journal.say(f"{opened.data.spec}: {parts} images")
@@ -363,7 +363,7 @@ def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None
     if entry.looks and spec is None:
         other = f", or take --method {instead}, which needs none" if instead else ""
         raise UsageError(f"--method {entry.name} looks at training images: give it --data{other}.")
-    if entry.alone and epochs and (found := processes.count()) > 1:
+    if entry.alone and epochs and (found := distributed.count()) > 1:
         raise UsageError(f"--method {entry.name} trains in one process, and {found} were started: run it without torchrun.")
     if epochs and spec is None:
         raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")

@@ -21,8 +21,8 @@ from compressor.methods import catalogue
 from compressor.methods.catalogue import Value
 from compressor.methods.prune.filters import FilterPruning
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.report import figures
-from compressor.runs.ablation import Bench, Sample
+from compressor.report import formatting
+from compressor.runs.group_ablation import Bench, Sample
 from compressor.runs.journal import Journal
 from compressor.runs.run import Order
 from compressor.runs.sensitivity_table import TABLE, Row, Sensitivity, read_sensitivity, to_csv
@@ -93,7 +93,7 @@ class Measurement:
             rows += own
             write_text(self.out / TABLE, to_csv(rows))
             ahead = (time.perf_counter() - began) / done * (len(left) - done)
-            journal.say(f"  {_told(group, own)}" + (f", about {figures.duration(ahead)} left" if ahead else ""))
+            journal.say(f"  {_told(group, own)}" + (f", about {formatting.duration(ahead)} left" if ahead else ""))
         if not rows:
             raise Infeasible("No group of this model can be cut alone: the network's code relies on its widths.")
         result = Sensitivity(rows)
@@ -136,7 +136,7 @@ def _told(group: Group, rows: Sequence[Row]) -> str:
     if not rows:
         return f"{group.name}: stays whole, the network's code relies on its width"
     first, *cut = rows
-    lost = ", ".join(f"{figures.points(row.quality - first.quality)} at {100 * row.rate:.3g}%" for row in cut)
+    lost = ", ".join(f"{formatting.points(row.quality - first.quality)} at {100 * row.rate:.3g}%" for row in cut)
     return f"{group.name}, {group.size} channels: {lost}"
 
 

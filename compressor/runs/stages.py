@@ -21,7 +21,7 @@ from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import Predict, torch_predict
 from compressor.onnx.runtime import onnx_predict
-from compressor.report import Accuracy, Fidelity, Stage, figures
+from compressor.report import Accuracy, Fidelity, Stage, formatting
 from compressor.report.read import stage_from
 from compressor.runs.journal import Journal
 from compressor.tasks import metrics
@@ -94,8 +94,8 @@ class Stages:
         self.rows.append(row)
         self.journal.event("stage", **asdict(row))
         write_text(self.file, json.dumps({"identity": self.identity, "stages": [asdict(row) for row in self.rows]}))
-        top1 = "" if accuracy is None else f", top-1 {figures.percent(accuracy.top1)} of {accuracy.n:,} test images"
-        self.journal.say(f"{name}: {figures.count(macs)} MACs, {figures.count(params)} parameters{top1}")
+        top1 = "" if accuracy is None else f", top-1 {formatting.percent(accuracy.top1)} of {accuracy.n:,} test images"
+        self.journal.say(f"{name}: {formatting.count(macs)} MACs, {formatting.count(params)} parameters{top1}")
 
     def _read(self) -> dict[str, Stage]:
         if not self.file.exists():

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compressor.errors import UsageError, did_you_mean
-from compressor.report.figures import BYTES
+from compressor.report.formatting import BYTES
 
 Quantity = Literal["macs", "params", "size", "filters", "weights", "energy", "rank"]
 TARGETS: tuple[Quantity, ...] = ("macs", "params", "size", "filters", "weights")

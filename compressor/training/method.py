@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from compressor.channels import Channels, Cut, Frozen
 from compressor.data import Batch
 from compressor.network.inputs import AnyInputs
-from compressor.network.parts import Chains
+from compressor.network.replacements import Chains
 from compressor.tasks.classify import Classify
 from compressor.training.goal import Curve, Goal
 
@@ -81,7 +81,7 @@ class Job:
     task: Classify  # the loss
     keep: tuple[str, ...] = ()  # patterns of layers that stay as they are, for methods that change layers one by one
     macs: float = 0.0  # of the whole model, for these
-    round_to: int | None = None  # widths are multiples of this; None: of what suits each group (see budget.units)
+    round_to: int | None = None  # widths are multiples of this; None: of what suits each group (see widths.units)
     most: float = 0.95  # at most this share of one group's channels goes
     overhead: float = 0.0  # bytes of the ONNX file beside its weights, for a goal of size
     curves: Mapping[str, Curve] | None = None  # what each group costs when it alone is cut, where that was measured

@@ -3,7 +3,7 @@
 Every epoch draws its order, its augmentation and its dropout from (seed, epoch) alone. So the state saved at the end of an
 epoch is all there is to save: a run that was stopped anywhere, and resumed, ends with the weights of one that was not.
 
-Several processes (see `processes.py`) go through the same epochs and the same batches, each with its own part of every batch.
+Several processes (see `distributed.py`) go through the same epochs and the same batches, each with its own part of every batch.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from compressor.data import Batch, Batches, Data
 from compressor.data.readers import seed_from
 from compressor.errors import CheckpointError, UsageError, first_line
 from compressor.files import write_whole
-from compressor.network.meta import frozen
+from compressor.network.meta_device import frozen
 from compressor.network.outputs import logits_of
 from compressor.report.schema import Epoch
 from compressor.tasks.classify import Classify
-from compressor.training import processes
+from compressor.training import distributed
 from compressor.training.method import Method, Progress
 from compressor.training.recipe import Recipe
 
@@ -131,7 +131,7 @@ class Training:
         shrink: bool = True,
     ) -> None:
         self.method, self.data, self.recipe, self.device = method, data, recipe.checked(), device
-        self.state = state if processes.is_first() else None
+        self.state = state if distributed.is_first() else None
         self.shrinks = shrink and recipe.ema_decay is None  # an average of weights keeps its shape
         self.precision = Precision(recipe.amp, device)
         self.channels_last = recipe.channels_last if recipe.channels_last is not None else device.type == "cuda"
@@ -144,7 +144,7 @@ class Training:
 
     def run(self, watcher: Watcher) -> list[Epoch]:
         """Train to the last epoch; then the method's network is the one to keep. Raises UsageError when it diverges."""
-        if processes.count() > 1:
+        if distributed.count() > 1:
             self._meet()
         if not self.history:
             self._shrink()
@@ -156,14 +156,14 @@ class Training:
             watcher.epoch_ended(self.history[-1], self.recipe.epochs)
         if self.ema is not None and self.history:
             self.method.model.load_state_dict(self.ema.module.state_dict())
-            processes.synchronise(self.method)
+            distributed.synchronise(self.method)
         return self.history
 
     def _meet(self) -> None:
         """Begin with the first process's network. Raises VerificationFailed when this process has another, or other images."""
-        processes.check_alike("the network", {name: tensor.shape for name, tensor in self.method.state_dict().items()})
-        processes.check_alike("the number of images", self.data.counts)
-        processes.synchronise(self.method)
+        distributed.check_alike("the network", {name: tensor.shape for name, tensor in self.method.state_dict().items()})
+        distributed.check_alike("the number of images", self.data.counts)
+        distributed.synchronise(self.method)
 
     # The state between two epochs -------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class Training:
 
     def resume(self) -> bool:
         """Take up the saved state. False when there is none; CheckpointError when it cannot be read."""
-        saved = processes.agreed(self._saved())
+        saved = distributed.agreed(self._saved())
         if saved is None:
             return False
         with self._told_as_damaged():
@@ -257,7 +257,7 @@ class Training:
         watcher.epoch_began(epoch, recipe.epochs, len(sizes))
         self.method.train()
         self.method.begin_epoch(progress)
-        loss = self.loss = self.loss or processes.together(Loss(self.method))
+        loss = self.loss = self.loss or distributed.together(Loss(self.method))
         losses = Losses()
         for number, batch in enumerate(self._laid_out(batches)):
             step, turn = divmod(number, recipe.accumulate)
@@ -266,18 +266,18 @@ class Training:
             if turn == 0:
                 self._set_rate(recipe.rate(epoch * steps + step, steps))
                 self.optimizer.zero_grad(set_to_none=True)
-            with processes.at_work(loss, last, recipe.seed, epoch, number):
+            with distributed.at_work(loss, last, recipe.seed, epoch, number):
                 terms = self._backward(loss, batch, share=counts[number] / together)
             losses.add(terms, counts[number], of=sizes[number])
             if last:
                 self._step(batch)
             watcher.step_ended(losses.averages)
             if number % LOOK_EVERY == LOOK_EVERY - 1:
-                self._check(processes.mean(losses.averages()), epoch)
-        averages = processes.mean(losses.averages())
+                self._check(distributed.mean(losses.averages()), epoch)
+        averages = distributed.mean(losses.averages())
         self._check(averages, epoch)
         self.method.end_epoch(progress)
-        processes.synchronise(self.method)
+        distributed.synchronise(self.method)
         seconds = time.perf_counter() - began
         rate = recipe.rate(epoch * steps + steps - 1, steps)
         return Epoch(epoch + 1, rate, averages, None, self._held_out_top1(), seconds, losses.images / seconds)
@@ -316,7 +316,7 @@ class Training:
         )
 
     def _held_out_top1(self) -> float | None:
-        if not processes.is_first():
+        if not distributed.is_first():
             return None
         network = self.ema.module if self.ema is not None else self.method.model
         return top1(network, self._laid_out(self.data.batches("held_out", batch_size=HELD_OUT_BATCH, device=self.device)))
@@ -338,8 +338,8 @@ def _selected(value: Any, places: Mapping[int, npt.NDArray[np.int64]]) -> Any:
 
 def _own(batches: Batches, group: int) -> tuple[Batches, list[int]]:
     """This process's part of each batch, and how much it counts there: see `processes.part`."""
-    here, of = processes.index(), processes.count()
-    parts = [processes.part(len(positions), group, here, of) for positions in batches.plan]
+    here, of = distributed.index(), distributed.count()
+    parts = [distributed.part(len(positions), group, here, of) for positions in batches.plan]
     if of > 1:
         plan = [positions[where] for positions, (where, _) in zip(batches.plan, parts, strict=True)]
         batches = replace(batches, plan=plan)

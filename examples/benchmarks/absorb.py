@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.channels import Cut
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.recovery.passes import (
+from compressor.recovery.forward_passes import (
     Layer,
     Pass,
     groups_of,

@@ -38,7 +38,7 @@ from compressor.network.outputs import torch_predict
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
 from compressor.runs.journal import Journal
-from compressor.runs.recover import RECALIBRATION_IMAGES, REPAIR_IMAGES
+from compressor.runs.recover_accuracy import RECALIBRATION_IMAGES, REPAIR_IMAGES
 from compressor.tasks.classify import Classify
 from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate

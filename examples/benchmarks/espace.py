@@ -36,9 +36,9 @@ from compressor.onnx.export import check_onnx, export_onnx
 from compressor.onnx.latency import compare_latency
 from compressor.onnx.layer_latency import Clock
 from compressor.recovery.recalibrate import recalibrate
-from compressor.runs import findings
+from compressor.runs import reporting
 from compressor.runs.journal import Journal
-from compressor.runs.recover import RECALIBRATION_IMAGES
+from compressor.runs.recover_accuracy import RECALIBRATION_IMAGES
 from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job
@@ -106,7 +106,7 @@ class Bench:
 
     def layers(self, method: Espace) -> list[dict[str, object]]:
         """Of the convolutions."""
-        rows = findings.layers(self.model, method.model, SHAPE, method.made())
+        rows = reporting.layers(self.model, method.model, SHAPE, method.made())
         return [
             {
                 "layer": row.name,
@@ -188,7 +188,7 @@ def about(options: argparse.Namespace, data: Data) -> dict[str, object]:
         "recipe": "SGD, lr 0.02, batches of 128, cosine, bf16, taught by the original; the last epoch counts",
         "images": data.counts,
         "machine": machine(),
-        "versions": findings.versions(),
+        "versions": reporting.versions(),
     }
 
 

@@ -31,7 +31,7 @@ from compressor.checkpoint import load_model
 from compressor.data import Batch, Batches, Data, open_data
 from compressor.errors import UsageError
 from compressor.methods.lowrank.papers.ger import Ger
-from compressor.methods.remembered import Remembered
+from compressor.methods.output_cache import Remembered
 from compressor.network.cost import count_macs
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify

@@ -49,7 +49,7 @@ from compressor.onnx.latency import compare_latency
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
 from compressor.runs.journal import Journal
-from compressor.runs.recover import RECALIBRATION_IMAGES, REPAIR_IMAGES
+from compressor.runs.recover_accuracy import RECALIBRATION_IMAGES, REPAIR_IMAGES
 from compressor.tasks.classify import Classify
 from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate, parse_target

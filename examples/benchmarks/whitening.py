@@ -34,10 +34,10 @@ from compressor.files import write_text
 from compressor.methods.lowrank.papers.svd import Svd
 from compressor.network.cost import count_macs, count_params
 from compressor.network.outputs import torch_predict
-from compressor.network.parts import replaced
-from compressor.network.unpack import unpacked
+from compressor.network.replacements import replaced
+from compressor.network.unpack_attention import unpacked
 from compressor.recovery.recalibrate import recalibrate
-from compressor.runs.recover import RECALIBRATION_IMAGES
+from compressor.runs.recover_accuracy import RECALIBRATION_IMAGES
 from compressor.tasks.classify import Classify
 from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate

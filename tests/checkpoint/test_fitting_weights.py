@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor
 
 from compressor.checkpoint import build, load_model
-from compressor.checkpoint.fit import fit
+from compressor.checkpoint.fit_weights import fit
 from compressor.errors import CheckpointError
 
 FILE = str(Path(__file__).parents[2] / "examples/cifar/resnet.py")

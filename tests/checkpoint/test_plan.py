@@ -27,7 +27,7 @@ from compressor.errors import ArchitectureError, CheckpointError, UsageError
 from compressor.methods.prune.filters import norms
 from compressor.methods.widths import choose
 from compressor.network.inputs import Input, Inputs
-from compressor.network.parts import Chains, describe, make, replaced
+from compressor.network.replacements import Chains, describe, make, replaced
 from compressor.training.goal import parse_rate
 
 NETS = '''

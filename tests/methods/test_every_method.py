@@ -15,7 +15,7 @@ from compressor.methods.catalogue import Entry, Value, catalogue, create
 from compressor.methods.distill.teaching import Distillation
 from compressor.methods.lowrank.factor import LowRank
 from compressor.methods.prune.filters import FilterPruning
-from compressor.network.parts import Chains, make, replaced
+from compressor.network.replacements import Chains, make, replaced
 from compressor.onnx.export import check_onnx, export_onnx
 from compressor.training.method import Job, Method, Progress
 

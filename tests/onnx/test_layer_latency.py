@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compressor.errors import UsageError
-from compressor.methods.lowrank.perforated import Rows, perforate
+from compressor.methods.lowrank.perforated_conv import Rows, perforate
 from compressor.onnx.layer_latency import Clock
 
 

@@ -8,7 +8,7 @@ import pytest
 from compressor.errors import UsageError
 from compressor.report import Latency, Profile, Report, budgets, gate
 from compressor.report.budgets import Budget, Limit
-from compressor.report.judgement import Finding
+from compressor.report.finding import Finding
 
 RUN = example.example()
 

@@ -27,9 +27,9 @@ from compressor.report import (
     write_comparison,
 )
 from compressor.report.comparison import cells, heading, notes
-from compressor.report.files import compare_runs
+from compressor.report.pareto import front, tradeoffs
 from compressor.report.plots import accuracy_and_cost
-from compressor.report.tradeoff import front, tradeoffs
+from compressor.report.write import compare_runs
 
 TOP1 = {("a", 0.5): (0.86, 0.88), ("b", 0.5): (0.861, 0.869), ("a", 0.7): (0.83,), ("dense", 0.0): (0.882, 0.884)}
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from small import answers, assert_same_result, compress, interrupt_at, make_net, write_project
 
-from compressor.cli.configured import Configuration
+from compressor.cli.config_file import Configuration
 from compressor.errors import UsageError
 from compressor.report import Layer, read_report
 from compressor.runs import pipeline
-from compressor.runs.directory import RunDirectory
 from compressor.runs.pipeline import Pipeline, Step
+from compressor.runs.run_directory import RunDirectory
 from compressor.training.train import Training
 
 ABOVE = """\
@@ -139,7 +139,7 @@ def test_layers_are_told_from_the_original_to_the_end(whole: Path) -> None:
 
 
 def test_layers_that_took_the_place_of_one_count_as_that_one() -> None:
-    from compressor.runs.combined import _after
+    from compressor.runs.pipeline_report import _after
 
     layer = Layer("conv", "Conv2d", [8, 4, 3, 3], [8, 4, 3, 3], 100, 100, 50, 50)
     heirs = [

@@ -20,7 +20,7 @@ from compressor.errors import UsageError
 from compressor.network.cost import count_macs, count_params
 from compressor.onnx.export import export_onnx
 from compressor.report import read_report
-from compressor.runs.directory import RESULTS
+from compressor.runs.run_directory import RESULTS
 
 # A run with images ----------------------------------------------------------------------------------------------------
 

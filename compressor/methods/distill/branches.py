@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from compressor.errors import UsageError
 from compressor.methods.distill.taps import Anatomy, Answer, Outline, ask
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.meta import evaluating
+from compressor.network.meta_device import evaluating
 from compressor.network.outputs import logits_of
-from compressor.network.parts import replaced
+from compressor.network.replacements import replaced
 
 SAME = 1e-4  # largest difference over largest answer between a network and its rest: the same operators in the same order
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from compressor.errors import UsageError, did_you_mean
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.meta import evaluating, meta_copy, separate_attention
+from compressor.network.meta_device import evaluating, meta_copy, separate_attention
 from compressor.network.outputs import logits_of
 
 MOST = 4  # stages, counted from the last: what comes before is the stem

@@ -31,7 +31,7 @@ from compressor.data import Batch
 from compressor.errors import UsageError
 from compressor.methods.distill.branches import Branch, fresh, near
 from compressor.methods.distill.taps import Anatomy, Answer
-from compressor.methods.remembered import Remembered
+from compressor.methods.output_cache import Remembered
 from compressor.training.method import Job, Method
 
 TIMED = 50  # calls of a teacher are timed, after the first few

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from compressor.data import Batch
 from compressor.errors import UsageError
-from compressor.network.meta import evaluating, separate_attention
+from compressor.network.meta_device import evaluating, separate_attention
 
 ROWS = 8191  # places at most of a layer that a batch counts with; a prime, lest evenly spaced ones all lie in a few columns
 TIE = 1e-9  # of the variance: makes what was never seen follow the weights, where fewer images than channels were seen

@@ -1,7 +1,7 @@
 """What low-rank papers share: layers are replaced by chains of smaller ones until the goal is met, and the result is proved.
 
-    sites     the layers, what each rank costs, and what it loses (sites.py)
-    choice    one rank a site, so that the goal is met (allocation.py)
+    sites     the layers, what each rank costs, and what it loses (factorable.py)
+    choice    one rank a site, so that the goal is met (rank_allocation.py)
     chains    of plain layers in place of the chosen sites (decompositions.py), proved (verify.py)
 
 A paper says which sites it takes, which ways to split them it allows, and how the chains are trained.
@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from compressor.channels import Frozen
 from compressor.data import Batch
 from compressor.errors import Infeasible, UsageError, VerificationFailed, did_you_mean
-from compressor.methods.lowrank.allocation import Allocation
 from compressor.methods.lowrank.decompositions import Layer, Seen, Split, watch
-from compressor.methods.lowrank.sites import Shape, Site, cost, half_error, ladder_of, layers, probed
+from compressor.methods.lowrank.factorable import Shape, Site, cost, half_error, ladder_of, layers, probed
+from compressor.methods.lowrank.rank_allocation import Allocation
+from compressor.methods.lowrank.rank_rules import RULES, Choice
 from compressor.methods.lowrank.verify import TOLERANCE, difference, gap_between
-from compressor.methods.ranks import RULES, Choice
-from compressor.network.parts import Chains, Part, describe, replaced
-from compressor.network.unpack import unpacked
-from compressor.training import processes
+from compressor.network.replacements import Chains, Part, describe, replaced
+from compressor.network.unpack_attention import unpacked
+from compressor.training import distributed
 from compressor.training.method import Job, Made, Method
 
 IMAGES = 512  # training images on which layers are watched
@@ -85,7 +85,7 @@ class LowRank(Method, ABC):
         sites = self.sites(seen)
         if not sites:
             raise Infeasible(f"{self.job.goal.text}: no layer can be factored. {self._reasons()}")
-        self.use(sites, processes.agreed(self.choose(sites)), seen)
+        self.use(sites, distributed.agreed(self.choose(sites)), seen)
 
     def unpack(self) -> None:
         """Take apart what holds queries, keys and values in one weight, if the network then answers as before."""

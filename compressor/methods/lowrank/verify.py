@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.methods.lowrank.decompositions import Layer
-from compressor.methods.lowrank.sites import Shape
+from compressor.methods.lowrank.factorable import Shape
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import tensors_in
-from compressor.network.parts import replaced
+from compressor.network.replacements import replaced
 
 TOLERANCE = 1e-5  # as of a cut: largest difference over largest output
 

@@ -22,7 +22,7 @@ from compressor.data import Batch
 from compressor.errors import Infeasible, UsageError
 from compressor.methods.prune.importance import gather
 from compressor.methods.widths import Scores, by_sensitivity, choose
-from compressor.training import processes
+from compressor.training import distributed
 from compressor.training.method import Job, Made, Method, Progress, Selection
 
 WORTHWHILE = 0.1  # of the MACs must be saved before a network that trains is made smaller
@@ -263,4 +263,4 @@ def weakest(job: Job, channels: Channels, scores: Scores) -> Mask:
     if job.curves is not None:
         scores = by_sensitivity(channels, scores, job.curves)
     mask = choose(channels, scores, job.goal, round_to=job.round_to, most=job.most, overhead=job.overhead)
-    return processes.agreed(mask)
+    return distributed.agreed(mask)

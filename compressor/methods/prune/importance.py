@@ -23,7 +23,7 @@ from compressor.channels import Channels
 from compressor.channels.groups import Cost, Place
 from compressor.data import Batch
 from compressor.methods.widths import Scores
-from compressor.network.meta import evaluating
+from compressor.network.meta_device import evaluating
 from compressor.tasks.classify import Classify
 
 

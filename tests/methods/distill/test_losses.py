@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compressor.methods.distill.contrast import contrast
+from compressor.methods.distill.contrastive import contrast
 from compressor.methods.distill.papers.kd import standardised
 from compressor.tasks.classify import softened
 

@@ -14,7 +14,7 @@ from compressor.data import Batch
 from compressor.errors import UsageError
 from compressor.methods.lowrank.decompositions import ROWS, Layer, Moments, Seen, watch
 from compressor.network.cost import count_macs
-from compressor.network.parts import describe
+from compressor.network.replacements import describe
 
 CONVS = ["channel", "input", "separable", "tucker", "cp"]
 MATRICES = ["linear", "channel", "input", "separable"]

@@ -17,8 +17,8 @@ from compressor.data import Batch
 from compressor.errors import Infeasible, UsageError
 from compressor.methods.lowrank.decompositions import Layer, Split
 from compressor.methods.lowrank.factor import LowRank
+from compressor.methods.lowrank.factorable import Site, cost, layers
 from compressor.methods.lowrank.papers.svd import Svd
-from compressor.methods.lowrank.sites import Site, cost, layers
 from compressor.methods.lowrank.verify import difference
 from compressor.network.cost import count_macs, count_params
 from compressor.tasks.classify import Classify

@@ -11,7 +11,7 @@ import torchvision
 from splits import SPLITS
 from torch import nn
 
-from compressor.methods.lowrank.sites import cost, layers
+from compressor.methods.lowrank.factorable import cost, layers
 
 IMAGENET = (3, 224, 224)
 

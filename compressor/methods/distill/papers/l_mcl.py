@@ -40,7 +40,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from compressor.data import Batch
 from compressor.methods.distill.branches import Branch
-from compressor.methods.distill.contrast import TERMS, Matcher, Named, Projector, contrasts, mlp, unrolled
+from compressor.methods.distill.contrastive import TERMS, Matcher, Named, Projector, contrasts, mlp, unrolled
 from compressor.methods.distill.taps import Answer
 from compressor.methods.distill.teaching import Distillation, above, total
 from compressor.tasks.classify import softened

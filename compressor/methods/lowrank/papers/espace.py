@@ -39,14 +39,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from compressor.errors import Infeasible, UsageError, did_you_mean
-from compressor.methods import ranks
+from compressor.methods.lowrank import rank_rules
 from compressor.methods.lowrank.decompositions import SPLITS, Layer, Seen, Split
 from compressor.methods.lowrank.factor import LowRank
-from compressor.methods.lowrank.perforated import Kept, copied, perforate, plane
-from compressor.methods.lowrank.shares import Kind, Shares, Trial, greedily
-from compressor.methods.lowrank.sites import Site, cost
-from compressor.methods.ranks import RULES, Ladder
-from compressor.network.parts import Pair, replaced
+from compressor.methods.lowrank.factorable import Site, cost
+from compressor.methods.lowrank.perforated_conv import Kept, copied, perforate, plane
+from compressor.methods.lowrank.perforated_shares import Kind, Shares, Trial, greedily
+from compressor.methods.lowrank.rank_rules import RULES, Ladder
+from compressor.network.replacements import Pair, replaced
 from compressor.training.method import Job
 
 IMAGE = 3  # channels at most of what is read as an image
@@ -216,9 +216,9 @@ class Espace(LowRank):
         masked = {site.name: ladder for site in sites if len((ladder := self._masked(site)).ranks)}
         ladders = list(masked.values())
         left = allowed - self.macs({}, self.kept) + sum(ladder.full for ladder in ladders)
-        choice: ranks.Choice = [0] * len(ladders)
-        if ranks.cost(ladders, choice) <= left:
-            choice = ranks.meet(ladders, RULES[self.rule], left)
+        choice: rank_rules.Choice = [0] * len(ladders)
+        if rank_rules.cost(ladders, choice) <= left:
+            choice = rank_rules.meet(ladders, RULES[self.rule], left)
         pairs = zip(masked, ladders, choice, strict=True)
         return {name: int(ladder.ranks[index]) for name, ladder, index in pairs if index is not None}
 

@@ -39,13 +39,13 @@ from compressor.data import Batch
 from compressor.errors import UsageError, did_you_mean
 from compressor.methods.lowrank.decompositions import SPLITS, Layer, Seen, Split
 from compressor.methods.lowrank.factor import LowRank
-from compressor.methods.lowrank.sites import Site
-from compressor.methods.ranks import Choice
-from compressor.methods.remembered import Remembered, halves, reads
+from compressor.methods.lowrank.factorable import Site
+from compressor.methods.lowrank.rank_rules import Choice
+from compressor.methods.output_cache import Remembered, halves, reads
 from compressor.network.inputs import Inputs
-from compressor.network.meta import frozen
+from compressor.network.meta_device import frozen
 from compressor.network.outputs import logits_of
-from compressor.network.parts import replaced
+from compressor.network.replacements import replaced
 from compressor.training.method import Job
 
 Pairs = Callable[[Batch], list[tuple[Tensor, Tensor]]]

@@ -38,9 +38,9 @@ from compressor.data import Batch
 from compressor.errors import UsageError
 from compressor.methods.lowrank.decompositions import SPLITS, Layer, Split
 from compressor.methods.lowrank.factor import LowRank
-from compressor.methods.remembered import reads
+from compressor.methods.output_cache import reads
 from compressor.network.inputs import Inputs
-from compressor.network.meta import frozen
+from compressor.network.meta_device import frozen
 from compressor.network.outputs import logits_of
 from compressor.training.method import Job
 

@@ -38,7 +38,7 @@ from compressor.methods.lowrank.decompositions import (
     weight_of,
 )
 from compressor.methods.lowrank.factor import LowRank
-from compressor.methods.lowrank.sites import Site
+from compressor.methods.lowrank.factorable import Site
 from compressor.training.method import Job
 
 HOOI = 20  # iterations at most

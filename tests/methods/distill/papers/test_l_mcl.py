@@ -11,7 +11,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from toy import Toy, batches, job, optimizer, train
 
 from compressor.data import Batch
-from compressor.methods.distill.contrast import contrast, matched
+from compressor.methods.distill.contrastive import contrast, matched
 from compressor.methods.distill.papers.l_mcl import LMCL
 from compressor.tasks.classify import softened
 from compressor.training.method import Progress

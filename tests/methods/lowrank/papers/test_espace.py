@@ -13,10 +13,10 @@ from toy import SHAPE, Toy, Wide, batches, job
 
 from compressor.errors import Infeasible, UsageError
 from compressor.methods.lowrank.papers.espace import Espace
-from compressor.methods.lowrank.perforated import copied, plane
+from compressor.methods.lowrank.perforated_conv import copied, plane
 from compressor.methods.lowrank.verify import difference
 from compressor.network.cost import count_macs
-from compressor.network.parts import describe
+from compressor.network.replacements import describe
 from compressor.onnx.export import check_onnx, export_onnx
 from compressor.report import read_report
 from compressor.training.goal import parse_energy, parse_rank

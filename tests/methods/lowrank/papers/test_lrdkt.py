@@ -12,7 +12,7 @@ from toy import SHAPE, Random, Toy, Wide, batches, job, optimizer, train
 
 from compressor.errors import UsageError
 from compressor.methods.lowrank.papers.lrdkt import Lrdkt
-from compressor.network.meta import frozen
+from compressor.network.meta_device import frozen
 from compressor.tasks.classify import Classify
 from compressor.training.goal import parse_energy
 from compressor.training.method import Job

@@ -11,7 +11,7 @@ import pytest
 
 from compressor.errors import CompressError, OutputError, UsageError
 from compressor.report import from_json, read_report, to_markdown, write_reports
-from compressor.report.files import write_pages
+from compressor.report.write import write_pages
 
 
 def test_three_files_and_nothing_else(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from processes import count_steps, kill
 
 from compressor.errors import OutputError, UsageError
 from compressor.files import write_text
-from compressor.runs.directory import RESULTS, RunDirectory
+from compressor.runs.run_directory import RESULTS, RunDirectory
 
 CONFIG = "lr = 0.1\n"
 

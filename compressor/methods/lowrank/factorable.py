@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.methods.lowrank.decompositions import Layer, Seen, Split
-from compressor.methods.ranks import Ladder
+from compressor.methods.lowrank.rank_rules import Ladder
 from compressor.methods.widths import check_keep, units
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.meta import evaluating, meta_copy, separate_attention
+from compressor.network.meta_device import evaluating, meta_copy, separate_attention
 from compressor.network.outputs import logits_of
-from compressor.network.parts import replaced
+from compressor.network.replacements import replaced
 from compressor.training.goal import Goal
 
 RUNGS = 96  # ranks on a ladder, at most

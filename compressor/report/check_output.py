@@ -16,8 +16,8 @@ from rich.text import Text
 
 from compressor.errors import OutputError
 from compressor.files import write_text
-from compressor.report import figures, gate
-from compressor.report.judgement import Checked, Finding
+from compressor.report import formatting, gate
+from compressor.report.finding import Checked, Finding
 from compressor.report.markdown import check_to_markdown
 from compressor.report.schema import Profile, Report
 
@@ -158,7 +158,7 @@ def _samples(network: Profile) -> list[tuple[str, dict[str, str], float]]:
     }
     samples: list[tuple[str, dict[str, str], float]] = [(name, {}, value) for name, value in found.items() if value is not None]
     for one in network.latency:
-        labels = {"batch": str(one.batch), "provider": figures.plain(one.provider), "threads": str(one.threads)}
+        labels = {"batch": str(one.batch), "provider": formatting.plain(one.provider), "threads": str(one.threads)}
         samples.append(("latency_seconds", labels, one.median_ms / 1000))
     return samples
 

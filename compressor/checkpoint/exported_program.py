@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.checkpoint.kinds import in_one_line
+from compressor.checkpoint.file_formats import in_one_line
 from compressor.errors import CheckpointError
 
 # The numbers of the archive's format.

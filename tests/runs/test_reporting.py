@@ -8,7 +8,7 @@ from compressor.channels import Channels, Mask, analyse, remove
 from compressor.errors import VerificationFailed
 from compressor.network.cost import count_macs, count_params
 from compressor.report import Change, Profile, Target
-from compressor.runs import findings
+from compressor.runs import reporting
 from compressor.training.goal import parse_rate, parse_target
 from compressor.training.method import Made
 
@@ -34,13 +34,13 @@ def test_a_cost_that_was_not_planned_is_a_failure(channels: Channels) -> None:
     small = remove(make_net(), channels, lambda _: mask, SHAPE).model
     true = profile_of(count_macs(small, SHAPE), count_params(small))
     planned = {"macs": channels.macs.total(mask), "params": channels.params.total(mask)}
-    findings.check_cost(true, planned)
+    reporting.check_cost(true, planned)
     for wrong, words in (
         (profile_of(true.macs + 64, true.params), "MACs"),
         (profile_of(true.macs, true.params - 2), "parameters"),
     ):
         with pytest.raises(VerificationFailed, match=rf"the small network has \d+ {words}, but \d+ were planned"):
-            findings.check_cost(wrong, planned)
+            reporting.check_cost(wrong, planned)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_was_asked_stands_beside_what_was_reached(
     channels: Channels, wish: str, round_to: int | None, reached: float, note: str
 ) -> None:
     goal, mask = parse_target(wish), kept(channels, 0.25)
-    target = findings.target_of_cut(goal, channels, mask, profile_of(1000, 100), profile_of(500, 40), round_to)
+    target = reporting.target_of_cut(goal, channels, mask, profile_of(1000, 100), profile_of(500, 40), round_to)
     assert target.reached == pytest.approx(reached)
     assert (target.quantity, target.text, target.note) == (goal.quantity, wish, note)
     assert (target.macs_at_asked is not None) == (goal.quantity == "filters")
@@ -72,7 +72,7 @@ def test_what_was_asked_stands_beside_what_was_reached(
 def test_groups_that_had_to_stay_are_the_reason(channels: Channels) -> None:
     held = channels.without({"conv1": "because"})
     half = profile_of(500, 40)
-    target = findings.target_of_cut(parse_rate(0.9), held, held.all_kept(), profile_of(1000, 100), half, round_to=None)
+    target = reporting.target_of_cut(parse_rate(0.9), held, held.all_kept(), profile_of(1000, 100), half, round_to=None)
     assert (target.asked, target.note) == (0.9, "1 group had to stay whole")
 
 
@@ -80,7 +80,7 @@ def test_every_layer_stands_with_its_width_before_and_after(channels: Channels) 
     mask, model = kept(channels, 0.5), make_net()
     small = remove(model, channels, lambda _: mask, SHAPE).model
     remarks = {"stem.0": "a group", "head": "it is an output of the model"}
-    rows = findings.layers(model, small, SHAPE, Made(remarks=remarks))
+    rows = reporting.layers(model, small, SHAPE, Made(remarks=remarks))
     assert [(row.name, row.kind, row.shape[0], row.shape_after[0]) for row in rows] == [
         ("stem.0", "Conv2d", 8, 4),
         ("conv1", "Conv2d", 16, 8),
@@ -94,7 +94,7 @@ def test_every_layer_stands_with_its_width_before_and_after(channels: Channels) 
 def test_warnings_tell_what_must_not_be_overlooked() -> None:
     change = Change(macs=0.5, params=0.5, weight_bytes=0.5, size_bytes=0.5, top1=None, latency={"1": 0.8, "32": 1.9})
     target = Target("macs", 0.5, 0.4, "--rate 0.5", "whole channels only")
-    assert findings.warnings(Made(warnings=["see there"]), target, change) == [
+    assert reporting.warnings(Made(warnings=["see there"]), target, change) == [
         "see there",
         "asked for 50.0% fewer macs, reached 40.0%: whole channels only",
         "no faster at batch 1: -50% MACs, +25% time",

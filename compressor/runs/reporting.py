@@ -14,10 +14,10 @@ from compressor.errors import Infeasible, VerificationFailed
 from compressor.methods import widths
 from compressor.network.cost import count_macs, count_params, layer_macs, peak_activation_bytes, weight_bytes
 from compressor.network.inputs import AnyInputs
-from compressor.network.parts import Chains
-from compressor.report import Accuracy, Change, Frozen, Latency, Layer, Profile, Target, figures
+from compressor.network.replacements import Chains
+from compressor.report import Accuracy, Change, Frozen, Latency, Layer, Profile, Target, formatting
 from compressor.report.summary import FASTER
-from compressor.training import processes
+from compressor.training import distributed
 from compressor.training.goal import WITHIN, Goal
 from compressor.training.method import Made
 from compressor.version import __version__
@@ -57,7 +57,7 @@ def check_not_met(goal: Goal, model: nn.Module, inputs: AnyInputs, onnx: Path) -
         return
     count, unit = counts[goal.quantity]
     if (found := count()) <= goal.limit:
-        raise Infeasible(f"{goal.text} is met by the model as it is, with {figures.count(found)}{unit}: ask for less.")
+        raise Infeasible(f"{goal.text} is met by the model as it is, with {formatting.count(found)}{unit}: ask for less.")
 
 
 def overhead(goal: Goal, model: nn.Module, onnx: Path) -> float:
@@ -192,7 +192,7 @@ def versions() -> dict[str, str]:
 
 def device_name(device: torch.device) -> str:
     """What trained and measured; with several processes, the device of one."""
-    several = f"{processes.count()} processes, each on " if processes.count() > 1 else ""
+    several = f"{distributed.count()} processes, each on " if distributed.count() > 1 else ""
     if device.type == "cuda":
         return several + torch.cuda.get_device_name(device)
     return f"{several}CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"

@@ -10,8 +10,8 @@ from toy import job
 
 from compressor.methods.lowrank.papers.svd import Svd
 from compressor.methods.lowrank.verify import gap_between
-from compressor.network.parts import describe, make, replaced
-from compressor.network.unpack import unpacked
+from compressor.network.replacements import describe, make, replaced
+from compressor.network.unpack_attention import unpacked
 
 SHAPE = (3, 8, 8)
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.channels import Cut
 from compressor.network.inputs import Inputs
-from compressor.network.meta import evaluating, separate_attention
+from compressor.network.meta_device import evaluating, separate_attention
 
 ADDITIONS = {"aten.add.Tensor", "aten.add_.Tensor"}
 LINEAR = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}  # subclasses may compute otherwise

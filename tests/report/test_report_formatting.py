@@ -2,7 +2,7 @@
 
 import pytest
 
-from compressor.report import figures
+from compressor.report import formatting
 
 
 @pytest.mark.parametrize(
@@ -19,32 +19,32 @@ from compressor.report import figures
     ],
 )
 def test_counts_have_three_digits(value: int, text: str) -> None:
-    assert figures.count(value) == text
+    assert formatting.count(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(512, "512 B"), (1_080_000, "1.08 MB"), (1_048_576, "1.05 MB")])
 def test_a_megabyte_is_a_million_bytes(value: int, text: str) -> None:
-    assert figures.size(value) == text
+    assert formatting.size(value) == text
 
 
 @pytest.mark.parametrize(("ratio", "text"), [(0.498, "-50.2 %"), (1.25, "+25.0 %"), (1.0, "0.0 %"), (0.9999, "0.0 %")])
 def test_changes_carry_their_sign(ratio: float, text: str) -> None:
-    assert figures.change(ratio) == text
+    assert formatting.change(ratio) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(-0.0086, "-0.86"), (0.011, "+1.10"), (-0.00001, "0.00")])
 def test_points_carry_their_sign(value: float, text: str) -> None:
-    assert figures.points(value) == text
+    assert formatting.points(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.981, "0.98x"), (1.04, "1.04x"), (1.473, "1.5x"), (12.3, "12x")])
 def test_ratios_near_one_keep_the_digits_that_tell_them_from_one(value: float, text: str) -> None:
-    assert figures.times(value) == text
+    assert formatting.times(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0312, "0.0312 ms"), (1.306, "1.31 ms"), (412.3, "412 ms"), (1200.0, "1.20 s")])
 def test_latencies_have_three_digits(value: float, text: str) -> None:
-    assert figures.milliseconds(value) == text
+    assert formatting.milliseconds(value) == text
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_latencies_have_three_digits(value: float, text: str) -> None:
     [(0.42, "0.4 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (3599.6, "1 h 00 min"), (7630, "2 h 07 min")],
 )
 def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
-    assert figures.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 def test_long_names_keep_both_ends() -> None:
-    assert figures.shorten("layer1.0.conv1", 14) == "layer1.0.conv1"
-    assert figures.shorten("backbone.encoder.block7.conv1", 16) == "backbo...7.conv1"
+    assert formatting.shorten("layer1.0.conv1", 14) == "layer1.0.conv1"
+    assert formatting.shorten("backbone.encoder.block7.conv1", 16) == "backbo...7.conv1"
 
 
 def test_inputs_are_named_and_separated_by_commas() -> None:
-    assert figures.inputs({"images": [3, 8, 8]}) == "images 3x8x8"
-    assert figures.inputs({"input0": [3, 8, 8], "ids": [16]}) == "input0 3x8x8, ids 16"
+    assert formatting.inputs({"images": [3, 8, 8]}) == "images 3x8x8"
+    assert formatting.inputs({"input0": [3, 8, 8], "ids": [16]}) == "input0 3x8x8, ids 16"

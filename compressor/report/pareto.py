@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from compressor.report import figures
+from compressor.report import formatting
 from compressor.report.comparison import EMPTY, Comparison, Original, Point, Row, Spread, asked
 
 HOW_TO_READ = (
@@ -59,18 +59,18 @@ def tradeoffs(compared: Comparison) -> list[Tradeoff]:
         rows = [row for row in compared.rows if row.top1 and (compared.originals[row.original].data, row.top1.n) == (data, n)]
         name, title = "accuracy-and-cost", "Accuracy against cost"
         if len(compared.test_sets) > 1:
-            name, title = f"{name}-{number}", f"{title}: {data}, {figures.images(n)}"
+            name, title = f"{name}-{number}", f"{title}: {data}, {formatting.images(n)}"
         found.append(Tradeoff(name, title, [axis for axis in _axes(compared, rows) if axis.marks]))
     return found
 
 
 def _axes(compared: Comparison, rows: Sequence[Row]) -> Iterator[Axis]:
     own = list(dict.fromkeys(row.original for row in rows))
-    yield _axis(compared, rows, own, "macs", "MACs, one image", lambda cost: figures.count(round(cost)))
-    yield _axis(compared, rows, own, "size_bytes", "ONNX file", lambda cost: figures.size(round(cost)))
+    yield _axis(compared, rows, own, "macs", "MACs, one image", lambda cost: formatting.count(round(cost)))
+    yield _axis(compared, rows, own, "size_bytes", "ONNX file", lambda cost: formatting.size(round(cost)))
     for original in own:
         setups = (point.latency for row in rows if row.original == original for point in row.points)
-        for setup in dict.fromkeys(figures.timing(latency) for latency in setups if latency):
+        for setup in dict.fromkeys(formatting.timing(latency) for latency in setups if latency):
             whose = "the original's" if len(compared.originals) == 1 else f"original {original + 1}'s"
             timed = [row for row in rows if row.original == original and _timed_as(row, setup)]
             yield _axis(compared, timed, [original], "latency_left", f"latency, share of {whose}\n{setup}", _percent)
@@ -81,7 +81,7 @@ def _percent(cost: float) -> str:
 
 
 def _timed_as(row: Row, setup: str) -> bool:
-    return all(point.latency and figures.timing(point.latency) == setup for point in row.points)
+    return all(point.latency and formatting.timing(point.latency) == setup for point in row.points)
 
 
 _COSTS: dict[str, tuple[Callable[[Point], float | None], Callable[[Original], float | None]]] = {  # of a run, of its original

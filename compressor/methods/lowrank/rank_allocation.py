@@ -9,9 +9,9 @@ import numpy as np
 from torch import nn
 
 from compressor.errors import Infeasible
-from compressor.methods import ranks
-from compressor.methods.lowrank.sites import Site
-from compressor.methods.ranks import RULES, Choice, Ladder
+from compressor.methods.lowrank import rank_rules
+from compressor.methods.lowrank.factorable import Site
+from compressor.methods.lowrank.rank_rules import RULES, Choice, Ladder
 from compressor.training.goal import UNIT, Goal
 
 BYTES = 4  # of a parameter in a file
@@ -45,7 +45,7 @@ class Allocation:
         """A rank for each site. Raises Infeasible when the goal cannot be met; `reasons` say why layers were left out."""
         goal, ladders = self.goal, [site.ladder for site in sites]
         if goal.quantity == "energy":
-            return ranks.energy(ladders, 1 - goal.asked(1))
+            return rank_rules.energy(ladders, 1 - goal.asked(1))
         if goal.quantity == "rank":
             assert goal.limit is not None
             return [_at_most(ladder, goal.limit) for ladder in ladders]
@@ -60,7 +60,7 @@ class Allocation:
             )
         if self.ms is not None:
             return self._soonest(sites, allowed - fixed, self.ms)
-        return ranks.meet(ladders, RULES[self.rule], allowed - fixed)
+        return rank_rules.meet(ladders, RULES[self.rule], allowed - fixed)
 
     def reached(self, sites: Sequence[Site], choice: Choice) -> tuple[float, float] | None:
         """Of a goal that is no cost, energy or ranks: the share that was to go, and the share that goes."""
@@ -84,12 +84,12 @@ class Allocation:
         ladders, rule = [site.ladder for site in sites], RULES[self.rule]
         timed = [site.ladder.at(_times(site, ms), ms(site.name, site.layer)) for site in sites]
         share = allowed / sum(ladder.full for ladder in ladders)
-        least, most = ranks.cost(timed, [0] * len(timed)), share * sum(ladder.full for ladder in timed)
+        least, most = rank_rules.cost(timed, [0] * len(timed)), share * sum(ladder.full for ladder in timed)
         for time in np.linspace(most, least, BUDGETS) if least < most else ():
-            choice = ranks.meet(timed, rule, float(time))
-            if ranks.cost(ladders, choice) <= allowed:
+            choice = rank_rules.meet(timed, rule, float(time))
+            if rank_rules.cost(ladders, choice) <= allowed:
                 return choice
-        return ranks.meet(ladders, rule, allowed)
+        return rank_rules.meet(ladders, rule, allowed)
 
 
 def _times(site: Site, ms: Callable[[str, nn.Module], float]) -> dict[int, float]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.data import Batch
-from compressor.methods.lowrank.perforated import Grid, Kept, Places, Rows, impact, nearest, perforate, plane, strongest
-from compressor.network.parts import describe, make
+from compressor.methods.lowrank.perforated_conv import Grid, Kept, Places, Rows, impact, nearest, perforate, plane, strongest
+from compressor.network.replacements import describe, make
 from compressor.onnx.export import check_onnx, export_onnx
 from compressor.tasks.classify import Classify
 

@@ -13,8 +13,8 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from compressor.errors import OutputError
-from compressor.report import Latency, Report, budgets, ci, gate
-from compressor.report.judgement import Checked
+from compressor.report import Latency, Report, budgets, check_output, gate
+from compressor.report.finding import Checked
 from compressor.report.markdown import check_to_markdown
 
 BUDGETS = ["macs<=50%", "drop<=0.5", "latency<=1ms", "off: size<=1KB"]
@@ -34,7 +34,7 @@ def odd() -> Report:
 
 def lines(report: Report, quiet: bool) -> list[str]:
     console = Console(file=io.StringIO(), width=40)
-    ci.print_check(checked(report), console, quiet)
+    check_output.print_check(checked(report), console, quiet)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -51,7 +51,7 @@ def test_quiet_leaves_what_fails_the_check() -> None:
 
 def test_the_json_tells_every_budget_and_every_figure() -> None:
     report = example.example()
-    told = json.loads(ci.check_to_json(report, checked(report)))
+    told = json.loads(check_output.check_to_json(report, checked(report)))
     assert told["passed"] is False and told["verdict"] == "FAIL: 1 of 3 budgets met, 1 missed, 1 warning, 1 off"
     assert told["budgets"][2] == {
         "budget": "latency<=1ms",
@@ -63,7 +63,7 @@ def test_the_json_tells_every_budget_and_every_figure() -> None:
     }
     assert told["figures"].keys() == set("macs params size_bytes weight_bytes latency_ms top1 drop agreement".split())
     blind = example.without_data()
-    assert "top1" not in json.loads(ci.check_to_json(blind, checked(blind)))["figures"]
+    assert "top1" not in json.loads(check_output.check_to_json(blind, checked(blind)))["figures"]
 
 
 # GitHub ---------------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_the_json_tells_every_budget_and_every_figure() -> None:
 
 def annotations(report: Report, texts: list[str], environment: dict[str, str]) -> list[str]:
     log = io.StringIO()
-    ci.tell_github(report, checked(report, texts), environment, log)
+    check_output.tell_github(report, checked(report, texts), environment, log)
     return log.getvalue().splitlines()
 
 
@@ -151,7 +151,7 @@ def test_a_summary_never_grows_beyond_what_is_taken() -> None:
 
 def test_junit_has_a_test_case_for_each_budget(tmp_path: Path) -> None:
     report = odd()
-    ci.write_junit(tmp_path / "junit.xml", report, checked(report))
+    check_output.write_junit(tmp_path / "junit.xml", report, checked(report))
     suites = ElementTree.parse(tmp_path / "junit.xml").getroot()
     assert suites.attrib == {"tests": "4", "failures": "1", "errors": "0", "skipped": "1"}
     (suite,) = suites
@@ -166,7 +166,7 @@ def test_junit_has_a_test_case_for_each_budget(tmp_path: Path) -> None:
     assert failure is not None and "over by 0.360 points" in str(failure.get("message"))
     assert str(suite[2].findtext("system-out")).startswith("warn    latency 2.00 ms <= 1.00 ms")
     blind = example.without_data()
-    ci.write_junit(tmp_path / "junit.xml", blind, checked(blind, ["top1>=90%"]))
+    check_output.write_junit(tmp_path / "junit.xml", blind, checked(blind, ["top1>=90%"]))
     (case,) = ElementTree.parse(tmp_path / "junit.xml").getroot().iter("testcase")
     assert [one.get("name") for one in case.iter("property")] == ["level"]
 
@@ -176,7 +176,7 @@ SAMPLE = re.compile(r'(\w+)((?:\{\w+="[^"\\\n]*"(?:,\w+="[^"\\\n]*")*\})?) (-?[0
 
 def test_metrics_are_openmetrics(tmp_path: Path) -> None:
     report = odd()
-    ci.write_metrics(tmp_path / "metrics.txt", report, checked(report))
+    check_output.write_metrics(tmp_path / "metrics.txt", report, checked(report))
     *found, end = (tmp_path / "metrics.txt").read_text(encoding="utf-8").split("\n")[:-1]
     assert end == "# EOF"
     values: dict[str, str] = {}

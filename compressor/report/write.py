@@ -1,7 +1,6 @@
-"""The report's three files in a run's directory, those of several runs side by side, and reading a run's report back.
+"""The report's three files in a run's directory, and those of several runs side by side.
 
 write_reports(report, directory)         what a run leaves
-read_report(path)                        a run's report again
 write_pages(path, directory)             a run's pages made anew, and its plots as CSV
 compare_runs(paths, directory)           finished runs side by side
 """
@@ -10,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compressor.errors import OutputError, UsageError
-from compressor.files import read_text, write_whole
+from compressor.errors import OutputError
+from compressor.files import write_whole
 from compressor.report.comparison import Comparison, collect, comparison_to_csv, comparison_to_json
 from compressor.report.html import comparison_to_html, to_html
 from compressor.report.markdown import comparison_to_markdown, to_markdown
-from compressor.report.read import from_json, to_json
+from compressor.report.read import read_report, report_file, to_json
 from compressor.report.schema import Report
 
 
@@ -42,7 +41,7 @@ def write_pages(path: Path, directory: Path | None) -> tuple[Report, Path]:
 
     report, own = read_report(path), path if path.is_dir() else path.parent
     directory = own if directory is None else directory
-    if (directory / "report.json").exists() and not (directory / "report.json").samefile(_report_file(path)):
+    if (directory / "report.json").exists() and not (directory / "report.json").samefile(report_file(path)):
         raise OutputError(f"{directory} holds the report of another run, which would lose its page: give another --out.")
     sections = plots(report)
     texts = {"report.md": to_markdown(report), "report.html": to_html(report, sections)}
@@ -58,7 +57,7 @@ def compare_runs(paths: Sequence[Path], directory: Path) -> Comparison:
     """
     given: dict[Path, Path] = {}
     for path in paths:
-        given.setdefault(_report_file(path).resolve(), path)
+        given.setdefault(report_file(path).resolve(), path)
     reports = dict(zip(_names(list(given)), map(read_report, given.values()), strict=True))
     beside = {name: file.with_name("report.html") for name, file in zip(reports, given, strict=True)}
     pages = {name: os.path.relpath(page, directory.resolve()) for name, page in beside.items() if page.exists()}
@@ -106,25 +105,3 @@ def _write_all(texts: Mapping[str, str], directory: Path) -> None:
 def _write(path: Path, text: str) -> None:
     # A path that is no valid text in the command line's encoding becomes \udc.., which is also how JSON writes it.
     write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", errors="backslashreplace"))
-
-
-def read_report(path: Path) -> Report:
-    """The report of a run's directory, or of a report.json.
-
-    Raises UsageError when there is none or it cannot be read; the message names the file.
-    """
-    file = _report_file(path)
-    try:
-        return from_json(read_text(file))
-    except FileNotFoundError:
-        raise UsageError(f"{file} does not exist: give the directory of a finished run, or its report.json") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{file} cannot be read as a report: it is no text file") from None
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read as a report: {error.strerror}") from None
-    except UsageError as error:
-        raise UsageError(f"{file}: {error}") from None
-
-
-def _report_file(path: Path) -> Path:
-    return path / "report.json" if path.is_dir() else path

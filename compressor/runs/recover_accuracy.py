@@ -16,10 +16,10 @@ from torch import nn
 from compressor.channels import Cut
 from compressor.data import Batches, Data
 from compressor.errors import first_line
-from compressor.network.meta import frozen
+from compressor.network.meta_device import frozen
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
-from compressor.report import figures
+from compressor.report import formatting
 from compressor.runs.journal import Journal
 from compressor.runs.stages import Stages
 from compressor.training.method import Method
@@ -76,7 +76,7 @@ class _Recovery:
         before, *after = (top1(model, held_out) or 0.0 for model in (self.small, *others))
         best = after.index(max(after))
         count = self.data.counts["held_out"]
-        told = f"{note}; {figures.percent(before)} -> {figures.percent(after[best])} of {count:,} held-out images"
+        told = f"{note}; {formatting.percent(before)} -> {formatting.percent(after[best])} of {count:,} held-out images"
         if after[best] < before:
             self.journal.say(f"{name}: left away, for it does not help ({told})")
             return

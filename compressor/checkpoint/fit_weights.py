@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.arch import accepts, build, outline
-from compressor.checkpoint.exported import DTYPES
+from compressor.checkpoint.exported_program import DTYPES
 from compressor.checkpoint.read import Tensors
 from compressor.checkpoint.weights import rename
 from compressor.errors import ArchitectureError, CheckpointError

@@ -9,7 +9,7 @@ import typer
 from small import compress
 
 from compressor.cli import app
-from compressor.cli.configured import FILE, STEPS, Configuration, commands, json_schema, options_of
+from compressor.cli.config_file import FILE, STEPS, Configuration, commands, json_schema, options_of
 from compressor.errors import UsageError
 from compressor.methods.catalogue import catalogue
 from compressor.report import read_report

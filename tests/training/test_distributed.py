@@ -14,7 +14,7 @@ from small import compress, stages_of
 
 from compressor.errors import UsageError
 from compressor.report import read_report
-from compressor.training import processes
+from compressor.training import distributed
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_a_failure_is_told_once_and_ends_all(two: Two) -> None:
         "error: run exists and holds a finished run: --force replaces it, --out DIR goes elsewhere."
     ]
     assert done.returncode != 0
-    assert (folder / "ended").stat().st_mtime - (folder / "almost").stat().st_mtime < processes.WAIT.total_seconds() / 100
+    assert (folder / "ended").stat().st_mtime - (folder / "almost").stat().st_mtime < distributed.WAIT.total_seconds() / 100
 
 
 def test_what_needs_one_process_is_refused_in_each(two: Two) -> None:
@@ -114,7 +114,7 @@ def test_what_needs_one_process_is_refused_in_each(two: Two) -> None:
 @pytest.mark.parametrize(("n", "group", "count"), [(60, 1, 2), (7, 1, 3), (5, 1, 4), (1, 1, 2), (14, 2, 4), (6, 2, 4)])
 def test_parts_of_a_batch_weigh_as_the_batch(n: int, group: int, count: int) -> None:
     images = np.random.default_rng(0).random(n)
-    parts = [processes.part(n, group, process, count) for process in range(count)]
+    parts = [distributed.part(n, group, process, count) for process in range(count)]
     means = [weight / n * images[where].mean() for where, weight in parts]
     assert np.mean(means) == pytest.approx(images.mean())
     sizes = [len(images[where]) for where, _ in parts]
@@ -129,7 +129,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """As the second of two processes on this machine."""
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(processes, "PATIENCE", 0.0)
+    monkeypatch.setattr(distributed, "PATIENCE", 0.0)
     return monkeypatch
 
 
@@ -142,17 +142,17 @@ def test_other_commands_want_one_process(started: pytest.MonkeyPatch) -> None:
 def test_without_accelerate_one_is_told_what_to_install(started: pytest.MonkeyPatch) -> None:
     started.setitem(sys.modules, "accelerate", None)
     with pytest.raises(UsageError, match=r"Accelerate, which is not installed: pip install 'compressor\[distributed\]'"):
-        processes.join("cpu")
-    assert processes.count() == 1
+        distributed.join("cpu")
+    assert distributed.count() == 1
 
 
 def test_a_device_is_one_for_each_process(started: pytest.MonkeyPatch) -> None:
     started.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [processes.place(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    assert [distributed.place(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
     with pytest.raises(UsageError, match="--device cuda:1 is one device, and 2 processes were started"):
-        processes.place("cuda:1")
+        distributed.place("cuda:1")
     started.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match="2 processes were started on a machine with 1 GPUs"):
-        processes.place("auto")
+        distributed.place("auto")
     started.setattr(torch.cuda, "device_count", lambda: 0)
-    assert processes.place("auto") == "cpu"
+    assert distributed.place("auto") == "cpu"

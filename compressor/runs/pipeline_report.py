@@ -30,10 +30,10 @@ from compressor.report import (
     verdict,
     write_reports,
 )
-from compressor.runs import findings
-from compressor.runs.directory import NETWORK, RunDirectory
+from compressor.runs import reporting
 from compressor.runs.journal import Journal
 from compressor.runs.run import Run
+from compressor.runs.run_directory import NETWORK, RunDirectory
 from compressor.runs.sources import Opened, open_both
 from compressor.runs.stages import EVALUATION_BATCH, on_random_images
 from compressor.tasks import metrics
@@ -107,7 +107,7 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
         fidelity=_fidelity(files, opened, first.recipe.seed),
         verification=verification,
         warnings=[f"{part.title}: {warning}" for part in parts for warning in part.report.warnings if not _is_origin(warning)],
-        versions=findings.versions(),
+        versions=reporting.versions(),
         command=first.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=sum(report.seconds for report in reports),

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from toy import Toy, batches
 
-from compressor.methods.lowrank.perforated import Grid, Places, Rows, perforate
-from compressor.methods.lowrank.shares import RATES, Trial, greedily, sparse
+from compressor.methods.lowrank.perforated_conv import Grid, Places, Rows, perforate
+from compressor.methods.lowrank.perforated_shares import RATES, Trial, greedily, sparse
 from compressor.tasks.classify import Classify
 
 COSTS = {"cheap": 90.0, "dear": 900.0, "flat": 90.0}  # with all places

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.channels import analyse
-from compressor.channels.drawing import FORMATS, Drawing, brief, copies, draw, readers, shares
+from compressor.channels.diagram import FORMATS, Drawing, brief, copies, draw, readers, shares
 from compressor.channels.groups import Residual
 
 SHAPE = (3, 8, 8)

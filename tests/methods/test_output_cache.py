@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toy import SHAPE, Wide, batches
 
-from compressor.methods.remembered import Remembered, halves, reads
+from compressor.methods.output_cache import Remembered, halves, reads
 
 IMAGE = 8 * 4  # bytes of a row of eight numbers
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import Infeasible
-from compressor.methods.ranks import RULES, Choice, Ladder, cost, energy, evbmf, meet
+from compressor.methods.lowrank.rank_rules import RULES, Choice, Ladder, cost, energy, evbmf, meet
 
 
 def ladder(

@@ -1,6 +1,6 @@
 """How much of each layer of a network is computed: what a layer loses by it is asked of the network itself.
 
-A layer keeps a share of the places of its output, those that matter most (perforated.py). Shares are lowered one by one
+A layer keeps a share of the places of its output, those that matter most (perforated_conv.py). Shares are lowered one by one
 where the loss rises least for what is saved, or alike for all layers.
 """
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data import Batch
-from compressor.methods.lowrank.perforated import Grid, Kept, impact, perforate, plane, strongest
-from compressor.network.parts import Pair, replaced
+from compressor.methods.lowrank.perforated_conv import Grid, Kept, impact, perforate, plane, strongest
+from compressor.network.replacements import Pair, replaced
 from compressor.recovery.recalibrate import recalibrate
 from compressor.tasks.classify import Classify
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from compressor.network.meta import meta_copy
+from compressor.network.meta_device import meta_copy
 
 
 class Tied(nn.Module):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.checkpoint.code import code_of
+from compressor.checkpoint.user_code import code_of
 
 FILES = {
     "nets/net.py": "import torch, blocks\nfrom models.resnet import Net as Base\n",

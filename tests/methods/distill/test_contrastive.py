@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor.methods.distill.contrast import Matcher, Projector, contrasts, matched, unrolled
+from compressor.methods.distill.contrastive import Matcher, Projector, contrasts, matched, unrolled
 
 LN2, LN5, TWO_OF_5 = math.log(2), math.log(5), math.log(5 / 2)
 TARGETS = torch.tensor([0, 0, 1, 1])

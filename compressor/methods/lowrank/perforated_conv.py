@@ -25,8 +25,8 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from compressor.data import Batch
-from compressor.network.meta import evaluating
-from compressor.network.parts import Fill, Pair, Patches, Take
+from compressor.network.meta_device import evaluating
+from compressor.network.replacements import Fill, Pair, Patches, Take
 from compressor.tasks.classify import Classify
 
 # --- what is kept ----------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.meta import meta_copy, separate_attention
-from compressor.network.parts import Apart, Attention
+from compressor.network.meta_device import meta_copy, separate_attention
+from compressor.network.replacements import Apart, Attention
 
 FUSED = re.compile(r"attention|attn|qkv|in_proj", re.IGNORECASE)  # how layers of attention are called
 MASKS = ("key_padding_mask", "attn_mask", "is_causal")

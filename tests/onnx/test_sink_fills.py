@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.methods.lowrank.perforated import Grid, Kept, Rows, perforate
-from compressor.network.parts import Take
+from compressor.methods.lowrank.perforated_conv import Grid, Kept, Rows, perforate
+from compressor.network.replacements import Take
 from compressor.onnx.export import check_onnx, export_onnx
-from compressor.onnx.sink import sink_fills
+from compressor.onnx.sink_fills import sink_fills
 
 SHAPE = (4, 9, 9)
 ROWS = Rows((1, 4, 5))
