@@ -4,7 +4,8 @@ Every index of every dimension of every parameter gets a number of its own. The 
 whatever the model's code looks like we see a sequence of ATen operators. Each operator's rule (`operators.py`) says what
 numbers its output carries and which numbers must go together; an operator without a rule freezes what it touches. A second mode
 watches the sizes that the model's code asks for (`sizes.py`). No data, no compute, no export: what runs can be analysed. A
-model whose control flow reads values cannot run on `meta`; it is traced with real tensors instead. """
+model whose control flow reads values cannot run on `meta`; it is traced with real tensors instead.
+"""
 
 from __future__ import annotations
 
