@@ -16,6 +16,7 @@ from compressor.cli.demo import demo
 from compressor.cli.distill import distill
 from compressor.cli.evaluate import evaluate
 from compressor.cli.export import export
+from compressor.cli.help import Command
 from compressor.cli.inspect import inspect
 from compressor.cli.lowrank import lowrank
 from compressor.cli.methods import methods
@@ -26,20 +27,20 @@ from compressor.cli.run import run
 from compressor.cli.sensitivity import sensitivity
 from compressor.training import distributed
 
-app.command()(demo)
-app.command()(inspect)
-app.command()(sensitivity)
-app.command()(prune)
-app.command()(lowrank)
-app.command()(distill)
-app.command()(quantize)
-app.command()(run)
-app.command()(check)
-app.command()(compare)
-app.command()(report)
-app.command("eval")(evaluate)
-app.command()(export)
-app.command()(methods)
+app.command(cls=Command)(demo)
+app.command(cls=Command)(inspect)
+app.command(cls=Command)(sensitivity)
+app.command(cls=Command)(prune)
+app.command(cls=Command)(lowrank)
+app.command(cls=Command)(distill)
+app.command(cls=Command)(quantize)
+app.command(cls=Command)(run)
+app.command(cls=Command)(check)
+app.command(cls=Command)(compare)
+app.command(cls=Command)(report)
+app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(export)
+app.command(cls=Command)(methods)
 
 
 def main() -> None:

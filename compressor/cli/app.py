@@ -10,7 +10,6 @@ app = typer.Typer(
     name="compress",
     help="Make a trained PyTorch vision model smaller and faster, and prove it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 done, 1 a budget was missed, 2 wrong usage or unusable input, 3 cannot be compressed as asked, "

@@ -32,7 +32,7 @@ from compressor.runs.settings import to_toml
 FILE, PROJECT, SECTION = "compress.toml", "pyproject.toml", ("tool", "compress")
 STEPS = ("prune", "lowrank", "distill", "quantize", "export", "check")  # what a pipeline can consist of
 STEP, DO = "steps", "do"
-OF_ONE_CALL = {"config", "debug", "dry_run", "json", "resume"}  # nobody wants these for good
+OF_ONE_CALL = {"config", "debug", "dry_run", "help_all", "json", "resume"}  # nobody wants these for good
 OF_THE_WHOLE = {"out", "force"}  # of a pipeline, and not of each step
 LARGEST = 1_000_000  # bytes of a file of settings
 

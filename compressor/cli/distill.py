@@ -10,7 +10,7 @@ import typer
 from compressor.cli import options
 from compressor.errors import UsageError
 
-LESSON, MADE = "Who teaches whom", "A student made of the teacher"
+LESSON, MADE = "Teacher and student", "A student pruned from the teacher"
 
 
 @options.command(options.DATA, options.RECIPE, options.SEED, options.READING, options.RUN)
@@ -21,7 +21,7 @@ def distill(
         typer.Option(
             "--teacher",
             metavar="MODEL",
-            help="What is learned from: a checkpoint, a run directory, torchvision:NAME or timm:NAME.",
+            help="Teacher: checkpoint, run directory, torchvision:NAME or timm:NAME.",
             rich_help_panel=LESSON,
         ),
     ] = None,
@@ -31,61 +31,72 @@ def distill(
             "--student",
             "--model",
             metavar="MODEL",
-            help="What learns: likewise. Without it and --student-arch, the teacher made smaller.",
+            help="Student, likewise; by default the teacher, pruned to --rate.",
             rich_help_panel=LESSON,
         ),
     ] = None,
     student_arch: Annotated[
         str | None,
-        typer.Option(help="The code that builds the student; without --student, it has new weights.", rich_help_panel=LESSON),
+        typer.Option(help="Code that builds the student; without --student its weights are random.", rich_help_panel=LESSON),
     ] = None,
     student_arch_arg: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="An argument for that code. Repeatable.", rich_help_panel=LESSON),
+        typer.Option(metavar="NAME=VALUE", help="Keyword argument of that code. Repeatable.", rich_help_panel=LESSON),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Give the student new weights, as papers do.", rich_help_panel=LESSON)
+        bool, typer.Option("--fresh", help="Initialize the student at random, as papers do.", rich_help_panel=LESSON)
     ] = False,
-    method: Annotated[str, typer.Option(help="See `compress methods`.", rich_help_panel=LESSON)] = "kd",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Distillation method; `compress methods` lists them.",
+            autocompletion=options.methods_of("distill"),
+            rich_help_panel=LESSON,
+        ),
+    ] = "kd",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method. Repeatable.", rich_help_panel=LESSON),
+        typer.Option("--set", metavar="NAME=VALUE", help="Setting of the method. Repeatable.", rich_help_panel=LESSON),
     ] = None,
     taps: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A module of the student whose features are compared; by default where its stages end. Repeatable.",
+            help="Student module whose features are matched; the ends of its stages by default. Repeatable.",
             rich_help_panel=LESSON,
         ),
     ] = None,
     teacher_taps: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Likewise of the teacher.", rich_help_panel=LESSON)
+        list[str] | None, typer.Option(metavar="NAME", help="The same for the teacher.", rich_help_panel=LESSON)
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Share of the teacher's MACs to remove; 0.5 by default.", rich_help_panel=MADE)
+        float | None, typer.Option(help="Fraction of the teacher's MACs to remove; 0.5 by default.", rich_help_panel=MADE)
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="Instead: macs=50%, params<=5M, size<=10MB, filters=40%.", rich_help_panel=MADE)
     ] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Layers to leave whole, as in 'head.*'.", rich_help_panel=MADE)
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers not to prune, for example 'head.*'.", rich_help_panel=MADE),
     ] = None,
     round_to: Annotated[
         int | None,
-        typer.Option(help="Widths are multiples of this; by default of 8 where they can be.", min=1, rich_help_panel=MADE),
+        typer.Option(help="Round widths to multiples of this; 8 by default where possible.", min=1, rich_help_panel=MADE),
     ] = None,
     repair: Annotated[
-        bool, typer.Option(help="Refit what reads cut channels, where held-out images say that it helps.", rich_help_panel=MADE)
+        bool,
+        typer.Option(
+            help="Re-estimate the consumers of pruned channels by least squares, if that helps.", rich_help_panel=MADE
+        ),
     ] = True,
     arch: Annotated[
         str | None,
-        typer.Option(help="The teacher's code: torchvision:NAME, timm:NAME, path/to/file.py:NAME, package.module:NAME."),
+        typer.Option(help="Code that builds the teacher: file.py:NAME, package.module:NAME, torchvision:NAME or timm:NAME."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/TEACHER-METHOD by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output directory; runs/TEACHER-METHOD by default.")] = None,
     trust_pickle: options.Trust = False,
 ) -> None:
-    """Have a teacher train a smaller student, or networks train each other, and write a verified compact ONNX model."""
+    """Distil a teacher into a smaller student, or networks into each other, and export a verified ONNX model with a report."""
     from compressor.checkpoint import parse_arch_args
     from compressor.methods import catalogue
 

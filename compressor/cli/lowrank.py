@@ -16,36 +16,44 @@ def lowrank(
     context: typer.Context,
     model: options.Model,
     rate: Annotated[
-        float | None, typer.Option(help="Share of the MACs to remove, for example 0.5.", rich_help_panel=FACTOR)
+        float | None, typer.Option(help="Fraction of the MACs to remove, for example 0.5.", rich_help_panel=FACTOR)
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="Instead: macs=50%, params<=5M, size<=10MB.", rich_help_panel=FACTOR)
     ] = None,
     energy: Annotated[
         float | None,
-        typer.Option(help="Instead: the share of its energy that each layer keeps, for example 0.9.", rich_help_panel=FACTOR),
+        typer.Option(help="Instead: the fraction of its energy that each layer keeps.", rich_help_panel=FACTOR),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="Instead: the rank of each layer, where that saves something.", rich_help_panel=FACTOR)
+        int | None, typer.Option(help="Instead: the rank of each layer, where that saves MACs.", rich_help_panel=FACTOR)
     ] = None,
-    method: Annotated[str, typer.Option(help="See `compress methods`.", rich_help_panel=FACTOR)] = "svd",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Low-rank method; `compress methods` lists them.",
+            autocompletion=options.methods_of("lowrank"),
+            rich_help_panel=FACTOR,
+        ),
+    ] = "svd",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method. Repeatable.", rich_help_panel=FACTOR),
+        typer.Option("--set", metavar="NAME=VALUE", help="Setting of the method. Repeatable.", rich_help_panel=FACTOR),
     ] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Layers to leave whole, as in 'head.*'.", rich_help_panel=FACTOR)
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers not to factor, for example 'head.*'.", rich_help_panel=FACTOR),
     ] = None,
     round_to: Annotated[
         int | None,
-        typer.Option(help="Ranks are multiples of this; by default of 8 where they can be.", min=1, rich_help_panel=FACTOR),
+        typer.Option(help="Round ranks to multiples of this; 8 by default where possible.", min=1, rich_help_panel=FACTOR),
     ] = None,
     repair: Annotated[
         bool,
-        typer.Option(help="Refit the last layer of each chain, where held-out images favour it.", rich_help_panel=FACTOR),
+        typer.Option(help="Re-estimate the last layer of each chain by least squares, if that helps.", rich_help_panel=FACTOR),
     ] = True,
 ) -> None:
-    """Factor layers into smaller ones, fine-tune, and write a verified compact ONNX model with a report."""
+    """Factor layers into low-rank ones, fine-tune, and export a verified ONNX model with a report."""
     from compressor.methods import catalogue
 
     entry = catalogue.find(method, "lowrank")

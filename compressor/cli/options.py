@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from compressor.cli import config_file
+from compressor.cli.help import HelpAll
 from compressor.errors import CompressError, UsageError
 from compressor.training import distributed
 
@@ -27,44 +28,44 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A checkpoint, a run directory, torchvision:NAME or timm:NAME.", show_default=False),
+    typer.Argument(metavar="MODEL", help="Checkpoint, run directory, torchvision:NAME or timm:NAME.", show_default=False),
 ]
 Arch = Annotated[
     str | None,
-    typer.Option(help="The code that builds it: torchvision:NAME, timm:NAME, path/to/file.py:NAME, package.module:NAME."),
+    typer.Option(help="Code that builds the network: file.py:NAME, package.module:NAME, torchvision:NAME or timm:NAME."),
 ]
-ArchArg = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An argument for that code. Repeatable.")]
-Key = Annotated[str | None, typer.Option(help="The key of the weights inside the checkpoint, when the usual ones are not it.")]
-Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged (EMA) weights of the checkpoint.")]
-Trust = Annotated[bool, typer.Option("--trust-pickle", help="Open pickled modules, which can run any code they hold.")]
+ArchArg = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Keyword argument of that code. Repeatable.")]
+Key = Annotated[str | None, typer.Option(help="Key of the state dict inside the checkpoint, if not a usual one.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Load the averaged (EMA) weights of the checkpoint.")]
+Trust = Annotated[bool, typer.Option("--trust-pickle", help="Unpickle modules, which can execute any code in the file.")]
 DataSpec = Annotated[
     str | None,
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, fashionmnist:DIR, a directory, or file.py:function.",
+        help="imagefolder:DIR, cifar10:DIR, cifar100:DIR, fashionmnist:DIR, digits, or file.py:function.",
     ),
 ]
-Size = Annotated[int | None, typer.Option(help="Height and width that images are brought to.")]
-Mean = Annotated[str | None, typer.Option(help="Mean of each channel, for example 0.485,0.456,0.406.")]
-Std = Annotated[str | None, typer.Option(help="Standard deviation of each channel.")]
-Workers = Annotated[int, typer.Option(help="Processes that read images when they do not fit into memory.")]
+Size = Annotated[int | None, typer.Option(help="Height and width that images are resized to.")]
+Mean = Annotated[str | None, typer.Option(help="Mean per channel for normalization, for example 0.485,0.456,0.406.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
+Workers = Annotated[int, typer.Option(help="Data loader processes, for images that do not fit into memory.")]
 Input = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
         metavar="CxHxW",
-        help="Shape of one image when no data tell it, for example 3x224x224. Repeatable, for networks of several inputs. "
-        "NAME=1x3x224x224 is passed by name; a 1 in front is then the batch. Token ids: NAME=1x16:int64.",
+        help="Input shape without data, for example 3x224x224. Repeatable, for networks of several inputs. "
+        "NAME=1x3x224x224 is a keyword argument, with the batch dimension. Token ids: NAME=1x16:int64.",
     ),
 ]
-Out = Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL-METHOD by default.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a run that is there.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+Out = Annotated[Path | None, typer.Option(help="Output directory; runs/MODEL-METHOD by default.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, all else on standard error.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors alone.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would come out, without training or writing anything.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout, and everything else to stderr.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Estimate the result without training or writing anything.")]
 
 
 def _configure(context: typer.Context, file: Path | None) -> Path | None:
@@ -78,7 +79,7 @@ Config = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Settings that this command line does not say; compress.toml, or [tool.compress] of pyproject.toml, by default.",
+        help="Settings file; compress.toml, or [tool.compress] in pyproject.toml, by default.",
         callback=_configure,
         is_eager=True,
     ),
@@ -90,54 +91,64 @@ RecipeName = Annotated[
     Literal["paper", "quick"] | None,
     typer.Option(
         "--recipe",
-        help="As the papers trained (paper: 90 to 300 epochs), or 20 epochs (quick). Options beside it win.",
+        metavar="NAME",
+        help="paper (90 to 300 epochs) or quick (20). Other options override it.",
         rich_help_panel=TRAINING,
     ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning; 10 when there are data.", rich_help_panel=TRAINING)]
-BatchSize = Annotated[int, typer.Option(rich_help_panel=TRAINING)]
+Epochs = Annotated[int | None, typer.Option(help="Fine-tuning epochs; 10 by default with data.", rich_help_panel=TRAINING)]
+BatchSize = Annotated[int, typer.Option(help="Batch size.", rich_help_panel=TRAINING)]
 Lr = Annotated[
     float | None,
     typer.Option(
-        help="0.02 for SGD, 0.05 where weights are new, 0.0005 for AdamW.",
+        help="Learning rate; 0.02 (new weights: 0.05, AdamW: 5e-4).",
         rich_help_panel=TRAINING,
     ),
 ]
-Optimizer = Annotated[Literal["sgd", "adamw"], typer.Option(rich_help_panel=TRAINING)]
-Momentum = Annotated[float, typer.Option(rich_help_panel=TRAINING)]
+Optimizer = Annotated[
+    Literal["sgd", "adamw"], typer.Option(metavar="NAME", help="Optimizer: sgd or adamw.", rich_help_panel=TRAINING)
+]
+Momentum = Annotated[float, typer.Option(help="Momentum of SGD.", rich_help_panel=TRAINING)]
 WeightDecay = Annotated[
     float | None,
     typer.Option(
-        help="0.0001 for SGD, 0.0005 where weights are new, 0.05 for AdamW.",
+        help="Weight decay; 1e-4 (new weights: 5e-4, AdamW: 0.05).",
         rich_help_panel=TRAINING,
     ),
 ]
-Schedule = Annotated[Literal["cosine", "step"], typer.Option(rich_help_panel=TRAINING)]
-Milestones = Annotated[
-    str, typer.Option(help="Shares of the training after which the rate of `step` falls.", rich_help_panel=TRAINING)
+Schedule = Annotated[
+    Literal["cosine", "step"],
+    typer.Option(metavar="NAME", help="Learning rate schedule: cosine or step.", rich_help_panel=TRAINING),
 ]
-Gamma = Annotated[float, typer.Option(help="What it is multiplied by at each milestone.", rich_help_panel=TRAINING)]
-Warmup = Annotated[float, typer.Option(help="Epochs of linear warm-up.", rich_help_panel=TRAINING)]
+Milestones = Annotated[
+    str, typer.Option(help="Fractions of training at which --schedule step decays.", rich_help_panel=TRAINING)
+]
+Gamma = Annotated[float, typer.Option(help="Decay factor at each milestone.", rich_help_panel=TRAINING)]
+Warmup = Annotated[float, typer.Option(help="Epochs of linear learning rate warmup.", rich_help_panel=TRAINING)]
 Amp = Annotated[
     Literal["auto", "none", "bf16", "fp16"],
-    typer.Option(help="Mixed precision; auto is bf16 on a GPU.", rich_help_panel=TRAINING),
+    typer.Option(metavar="TYPE", help="Mixed precision: none, bf16, fp16, or auto (bf16 on a GPU).", rich_help_panel=TRAINING),
 ]
 ChannelsLast = Annotated[
-    bool | None, typer.Option(help="Memory layout; the default is to use it on a GPU.", rich_help_panel=TRAINING)
+    bool | None, typer.Option(help="Channels-last memory format; on by default on a GPU.", rich_help_panel=TRAINING)
 ]
-Accumulate = Annotated[int, typer.Option(help="Batches to one step.", rich_help_panel=TRAINING)]
-EmaDecay = Annotated[float | None, typer.Option(help="Keep averaged weights, for example 0.999.", rich_help_panel=TRAINING)]
-LabelSmoothing = Annotated[float, typer.Option(rich_help_panel=TRAINING)]
+Accumulate = Annotated[int, typer.Option(help="Batches per optimizer step (gradient accumulation).", rich_help_panel=TRAINING)]
+EmaDecay = Annotated[
+    float | None,
+    typer.Option(help="Decay of an exponential moving average of the weights, e.g. 0.999.", rich_help_panel=TRAINING),
+]
+LabelSmoothing = Annotated[float, typer.Option(help="Label smoothing.", rich_help_panel=TRAINING)]
 Cutout = Annotated[
     float,
-    typer.Option(help="Hide a square of each training image: its side, as a share of the image's.", rich_help_panel=TRAINING),
+    typer.Option(help="Side of the cutout square, as a fraction of the image's side.", rich_help_panel=TRAINING),
 ]
 Augment = Annotated[
-    bool, typer.Option(help="Move and mirror training images, if the method does not say otherwise.", rich_help_panel=TRAINING)
+    bool,
+    typer.Option(help="Random crops and flips of training images, unless the method disables them.", rich_help_panel=TRAINING),
 ]
 Teacher = Annotated[
     Literal["self", "none"],
-    typer.Option(help="Learn from the original's answers beside the labels.", rich_help_panel=TRAINING),
+    typer.Option(help="self: distil from the uncompressed network beside the labels.", rich_help_panel=TRAINING),
 ]
 
 
@@ -180,7 +191,7 @@ RECIPE: dict[str, Option] = {
     "augment": (Augment, True),
 }
 TAUGHT: dict[str, Option] = {"teacher": (Teacher, "self")}
-SEED: dict[str, Option] = {"seed": (Annotated[int, typer.Option(rich_help_panel=TRAINING)], 0)}
+SEED: dict[str, Option] = {"seed": (Annotated[int, typer.Option(help="Random seed.", rich_help_panel=TRAINING)], 0)}
 OUTPUT: dict[str, Option] = {"json": (Json, False), "quiet": (Quiet, False)}
 PLACE: dict[str, Option] = {
     "device": (Device, "auto"),
@@ -192,6 +203,18 @@ PLACE: dict[str, Option] = {
 RUN: dict[str, Option] = PLACE | {"dry_run": (DryRun, False)}
 
 
+def methods_of(family: str) -> Callable[[str], list[tuple[str, str]]]:
+    """What a shell completes the names of methods with."""
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        from compressor.methods.catalogue import catalogue
+
+        entries = [entry for entry in catalogue().values() if entry.family == family]
+        return [(entry.name, entry.does) for entry in entries if entry.name.startswith(incomplete)]
+
+    return complete
+
+
 def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command that has the `shared` options behind its own, and answers every error with one or two lines and the exit
     status of `errors.py`. It finds the shared ones in its context, as `Asked`."""
@@ -199,6 +222,8 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(function, eval_str=True).parameters
         ends: dict[str, Option] = {**({"config": (Config, None)} if shared else {}), "debug": (Debug, False)}
+        if RECIPE in shared:
+            ends["help_all"] = (HelpAll, False)
         options = {name: option for group in (*shared, ends) for name, option in group.items()}
         further = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)

@@ -52,7 +52,7 @@ class Wish:
     def __post_init__(self) -> None:
         if not 0 < self.most < 1:
             raise UsageError(
-                f"--most is the largest share of a group that may go, between 0 and 1, both excluded; found {self.most:g}."
+                f"--max-rate is the largest fraction of a group to prune, between 0 and 1, both excluded; found {self.most:g}."
             )
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to must be 1 or more; found {self.round_to}.")

@@ -127,7 +127,7 @@ def test_a_rate_that_is_no_number_is_told_by_the_command_line(project: Path) -> 
         (("--rate", "0.5", "--method", "sfp", "--data", "digits", "--epochs", "0"), "at least one of --epochs"),
         (("--rate", "0.5", "--data", "digits", "--lr", "-1"), "--lr must be above 0; found -1.0"),
         (("--rate", "0.5", "--data", "digits", "--ema-decay", "2"), "--ema-decay must be between 0 and 1"),
-        (("--rate", "0.5", "--most", "1"), "--most is the largest share of a group that may go"),
+        (("--rate", "0.5", "--max-rate", "1"), "--max-rate is the largest fraction of a group to prune"),
         (("--rate", "0.5", "--most", "nan"), "both excluded; found nan"),
         (("--rate", "0.5", "--input", "8x8"), "--input '8x8' is not a shape"),
         (("--rate", "0.5", "--input", "3x8x8"), "cannot answer for images of 3x8x8"),
