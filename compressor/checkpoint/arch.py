@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -55,7 +55,7 @@ def build(arch: str, args: Mapping[str, object] | None = None) -> nn.Module:
     args = dict(args or {})
     where, colon, name = arch.rpartition(":")
     if not colon or not where or not name:
-        near = f"; did you mean torchvision:{arch}?" if arch in torchvision.models.list_models() else "."
+        near = f"; did you mean torchvision:{arch}?" if arch in _torchvision().models.list_models() else "."
         raise ArchitectureError(f"--arch {arch} is not of the form {FORMS}{near}")
     if where == "torchvision":
         return _called(arch, args, torchvision_builder(name), extra=torchvision_extras(name))
@@ -105,7 +105,7 @@ def _image_shape(arch: str, model: nn.Module) -> tuple[int, int, int] | None:
     if isinstance(size := getattr(model, "image_size", None), int):  # a vision transformer takes one size only
         return 3, size, size
     try:
-        transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        transforms = _torchvision().models.get_model_weights(name).DEFAULT.transforms()
     except (AttributeError, ValueError):  # some networks have no trained weights
         return None
     sizes = getattr(transforms, "crop_size", None) or getattr(transforms, "resize_size", None)
@@ -156,21 +156,28 @@ class WithoutMemory(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _torchvision() -> Any:
+    """Imported where it is used: it takes as long as torch once more."""
+    import torchvision
+
+    return torchvision
+
+
 def torchvision_builder(name: str) -> object:
     """The function behind a name of torchvision. Raises ArchitectureError for an unknown one."""
     try:
-        return torchvision.models.get_model_builder(name)
+        return _torchvision().models.get_model_builder(name)
     except ValueError as error:
-        known = torchvision.models.list_models()
+        known = _torchvision().models.list_models()
         raise ArchitectureError(
-            f"torchvision {torchvision.__version__} has no network {name!r}{did_you_mean(name, known) or '.'} "
+            f"torchvision {_torchvision().__version__} has no network {name!r}{did_you_mean(name, known) or '.'} "
             "`torchvision.models.list_models()` lists them all."
         ) from error
 
 
 def torchvision_extras(name: str) -> dict[str, object]:
     """What a torchvision network must be told so that it neither downloads a backbone nor spends minutes on random numbers."""
-    parameters = inspect.signature(torchvision.models.get_model_builder(name)).parameters
+    parameters = inspect.signature(_torchvision().models.get_model_builder(name)).parameters
     extras: dict[str, object] = {"weights": None}
     if "weights_backbone" in parameters:
         extras["weights_backbone"] = None

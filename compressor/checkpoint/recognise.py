@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import torch
-import torchvision
 
 from compressor.checkpoint.arch import outline
 from compressor.checkpoint.fit_weights import Difference, Shapes, class_counts, compare, shapes_of
@@ -62,7 +61,8 @@ def _candidates(parameters: int) -> Iterator[tuple[str, dict[str, object], int]]
 
 @cache
 def _catalogue() -> tuple[tuple[str, dict[str, object], int], ...]:
-    models = torchvision.models
+    from torchvision import models  # takes seconds to import
+
     entries: list[tuple[str, dict[str, object], int]] = []
     for name in models.list_models(module=models):
         count = int(models.get_model_weights(name).DEFAULT.meta["num_params"])

@@ -237,6 +237,8 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
                     distributed.join(given["device"])
                 else:
                     distributed.refuse(function.__name__)
+                if READING in shared:
+                    _announce(given)
                 function(**{name: value for name, value in given.items() if name in own})
             except (typer.Exit, typer.Abort, BrokenPipeError):  # as in `compress methods | head`
                 raise
@@ -258,6 +260,13 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
         return answered
 
     return decorate
+
+
+def _announce(given: Mapping[str, Any]) -> None:
+    """Say on a terminal what the first seconds are spent on: nothing else is told before PyTorch is imported."""
+    silent = given.get("quiet") or given.get("json") or not distributed.speaks()
+    if not silent and "torch" not in sys.modules and sys.stderr.isatty():
+        print("loading PyTorch ...", file=sys.stderr, flush=True)
 
 
 def _told(error: Exception) -> int:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision import datasets
 
 from compressor.data.folders import check_folder
 from compressor.data.images import ImageTensor
 from compressor.data.splits import TEST_SEED, TEST_SHARE, Part, Source, cut, whole
 from compressor.errors import DataError
+
+CIFAR = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}  # the folders of their files
 
 
 def read_digits() -> Source:
@@ -29,17 +30,17 @@ def read_digits() -> Source:
 
 def read_cifar10(root: Path) -> Source:
     """50,000 and 10,000 photographs of 32x32 pixels in 10 classes: Krizhevsky, 2009."""
-    return _read_cifar(datasets.CIFAR10, root)
+    return _read_cifar("CIFAR10", root)
 
 
 def read_cifar100(root: Path) -> Source:
     """The same in 100 classes."""
-    return _read_cifar(datasets.CIFAR100, root)
+    return _read_cifar("CIFAR100", root)
 
 
 def read_fashionmnist(root: Path) -> Source:
     """60,000 and 10,000 grey images of 28x28 pixels in 10 classes: Xiao et al., arXiv 1708.07747."""
-    train, test = _open(datasets.FashionMNIST, root, Path("FashionMNIST", "raw"))
+    train, test = _open("FashionMNIST", root, Path("FashionMNIST", "raw"))
     sets = [_as_images(part, root) for part in (train, test)]
     return Source(train.classes, train=sets[0], test=sets[1], channels=1, flip=False, mean=0.286, std=0.353)
 
@@ -60,28 +61,28 @@ def _as_images(part: Any, root: Path) -> Part:
     return whole(ImageTensor(pixels[:, None], labels, "FashionMNIST"))  # [n, 1, 28, 28]
 
 
-def _read_cifar(kind: Any, root: Path) -> Source:
-    train, test = _open(kind, root, Path(kind.base_folder))
+def _read_cifar(kind: str, root: Path) -> Source:
+    train, test = _open(kind, root, Path(CIFAR[kind]))
     sets = []
     for part in (train, test):
         pixels = torch.from_numpy(part.data).permute(0, 3, 1, 2)  # [n, 3, 32, 32]
-        sets.append(whole(ImageTensor(pixels, torch.tensor(part.targets), kind.__name__)))
+        sets.append(whole(ImageTensor(pixels, torch.tensor(part.targets), kind)))
     return Source(train.classes, train=sets[0], test=sets[1])
 
 
-def _open(kind: Any, root: Path, files: Path) -> tuple[Any, Any]:
+def _open(kind: str, root: Path, files: Path) -> tuple[Any, Any]:
     """Both parts of torchvision's data set `kind`, whose files lie in `root / files`."""
+    from torchvision import datasets  # takes seconds to import
+
     if root.absolute().match(f"*/{files}"):
         root = root.absolute().parents[len(files.parts) - 1]
     check_folder(root)
     if (pickled := root / files.parent / "processed" / "training.pt").exists():
         raise DataError(f"{pickled} is how torchvision kept these images before 2021: take {pickled.parent} away.")
     try:
-        return kind(root, train=True), kind(root, train=False)
+        return getattr(datasets, kind)(root, train=True), getattr(datasets, kind)(root, train=False)
     except Exception as error:  # torchvision checks the sizes of few files, and asserts the rest
-        remedy = f"download them once with torchvision.datasets.{kind.__name__}({str(root)!r}, download=True)"
+        remedy = f"download them once with torchvision.datasets.{kind}({str(root)!r}, download=True)"
         if (root / "train").is_dir():
             remedy = f"for the images in its train/ give imagefolder:{root}"
-        raise DataError(
-            f"{kind.__name__} was looked for in {root / files}, but its files are missing or damaged: {remedy}."
-        ) from error
+        raise DataError(f"{kind} was looked for in {root / files}, but its files are missing or damaged: {remedy}.") from error

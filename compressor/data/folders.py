@@ -10,13 +10,15 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from compressor.data.images import ImageFiles
 from compressor.data.splits import TEST_SEED, TEST_SHARE, Source, cut, whole
 from compressor.errors import DataError, did_you_mean, printable
 
 VAL = ("val", "valid", "validation")
+
+
+# As torchvision has them, which takes seconds to import.
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def read_folder(root: Path) -> Source:

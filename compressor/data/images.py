@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from compressor.errors import DataError, first_line, printable
 
@@ -62,6 +61,8 @@ class Frame:
         if found == 1:
             return image.expand(*image.shape[:-3], self.channels, *image.shape[-2:])
         if found == 3 and self.channels == 1:
+            from torchvision.transforms.v2 import functional as TF  # takes seconds to import
+
             grey: Tensor = TF.rgb_to_grayscale(image)
             return grey
         raise DataError(f"{name} has {found} channels, but {self.channels} were asked for: convert the images first.")
@@ -79,6 +80,8 @@ class Frame:
                 f"{name} is {width}x{height} pixels, and so narrow that at this size it would be {longer} long: "
                 "cut it, or take it out of its folder."
             )
+        from torchvision.transforms.v2 import functional as TF  # takes seconds to import
+
         middle: Tensor = TF.center_crop(TF.resize(image, [shorter], antialias=True), self.size)
         return middle
 
@@ -194,6 +197,8 @@ class ImageTensor(Images):
 
 def to_pixels(image: Image.Image) -> Tensor:
     """A Pillow image as uint8 [1 or 3, height, width]. Raises ValueError for pixels of 32 bits, whose range is unknown."""
+    from torchvision.transforms.v2 import functional as TF  # takes seconds to import
+
     if image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I;16"):

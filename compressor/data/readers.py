@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from compressor.data.images import Frame, Images
 from compressor.errors import DataError
@@ -104,6 +103,8 @@ class Streamed(Reader):
             yield images.to(device, non_blocking=cuda)
 
     def _transform(self) -> nn.Module:
+        from torchvision.transforms import v2  # takes seconds to import
+
         crop: nn.Module = v2.RandomResizedCrop(self.frame.size, antialias=True)
         if self.frame.small:
             crop = v2.RandomCrop(self.frame.size, padding=self.shift)

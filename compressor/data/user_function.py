@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-from torchvision.transforms.v2 import functional as TF
 
 from compressor.data.batches import Data
 from compressor.data.images import Images, to_pixels
@@ -157,6 +156,8 @@ def _bytes(image: Any, name: str) -> Tensor:
             f"{name} holds {str(image.dtype).removeprefix('torch.')} from {image.min():.3g} to {image.max():.3g}: "
             "return uint8, or floats from 0 to 1, and leave normalisation out."
         )
+    from torchvision.transforms.v2 import functional as TF  # takes seconds to import
+
     pixels: Tensor = TF.to_dtype(image, torch.uint8, scale=True)
     return pixels
 

@@ -66,11 +66,12 @@ class Input:
 
         The same numbers come on every device, and none on `meta`.
         """
-        device = "meta" if like.is_meta else "cpu"
+        dtype = like.dtype if self.dtype is None else getattr(torch, self.dtype)
+        if like.is_meta:  # to draw there would import torch's compiler, which takes seconds
+            return torch.empty(n, *self.shape, dtype=dtype, device="meta")
         if self.dtype is None:
-            return torch.randn(n, *self.shape, generator=generator, device=device).to(like)
-        whole = torch.randint(2, (n, *self.shape), generator=generator, device=device)
-        return whole.to(like.device, getattr(torch, self.dtype))
+            return torch.randn(n, *self.shape, generator=generator).to(like)
+        return torch.randint(2, (n, *self.shape), generator=generator).to(like.device, dtype)
 
     def __str__(self) -> str:
         """What `parse` reads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -178,13 +179,12 @@ def versions() -> dict[str, str]:
     """Of everything that has a say in the figures."""
     import onnx
     import onnxruntime
-    import torchvision
 
     return {
         "compressor": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
     }

@@ -7,7 +7,6 @@ between 0 and 1.
 from collections.abc import Iterable
 
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from torch import Tensor
 
 from compressor.data import Batch
@@ -18,6 +17,8 @@ from compressor.report.schema import Accuracy, Fidelity
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share that was estimated as `correct` of `n`."""
+    from scipy.stats import binomtest  # takes a second to import
+
     interval = binomtest(correct, n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
