@@ -14,7 +14,7 @@ import compressor
 
 ROOT = Path(compressor.__file__).parent
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "matplotlib", "scipy", "sklearn"}
-EVERYWHERE = {"errors", "files", "version"}  # whom all may import
+EVERYWHERE = {"errors", "files", "modules", "version"}  # whom all may import
 
 # Each folder, and the folders that it may import: those above it here, never one below.
 DRAWING = {

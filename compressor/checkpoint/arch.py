@@ -10,11 +10,9 @@ A class or function is called with the arguments given as `--arch-arg name=value
 
 import ast
 import copy
-import hashlib
 import importlib
 import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.checkpoint.file_formats import in_one_line
 from compressor.errors import ArchitectureError, UsageError, did_you_mean
+from compressor.modules import from_file, importable
 from compressor.network.inputs import Inputs
 
 FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:NAME or package.module:NAME"
@@ -240,13 +239,8 @@ def _timm(arch: str, name: str, args: dict[str, object]) -> nn.Module:
     return _called(arch, args, timm.create_model, extra={"model_name": name, "pretrained": False})
 
 
-def _importable(folder: Path, first: bool) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0 if first else len(sys.path), str(folder))
-
-
 def _imported(arch: str, name: str) -> ModuleType:
-    _importable(Path.cwd(), first=True)
+    importable(Path.cwd(), first=True)
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # it is the user's code: anything may come
@@ -257,24 +251,11 @@ def _imported(arch: str, name: str) -> ModuleType:
 
 
 def _module_from_file(arch: str, path: Path) -> ModuleType:
-    """Import a file once, under a name made of its place: a second import would make a second class of the same name."""
     if not path.is_file():
         near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
         raise ArchitectureError(f"--arch {arch}: there is no file {path}{near or '.'} Paths are relative to {Path.cwd()}.")
-    path = path.resolve()
-    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    _importable(Path.cwd(), first=True)
-    _importable(path.parent, first=False)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, f"Python has no loader for {path}"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        return from_file(path)
     except (Exception, SystemExit) as error:  # it is the user's code: anything may come
-        del sys.modules[name]
         package = " Inside a package write package.module:NAME." if "relative import" in str(error) else ""
         raise ArchitectureError(f"--arch {arch}: {path.name} could not be imported: {in_one_line(error)}.{package}") from error
-    return module

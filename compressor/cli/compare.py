@@ -127,8 +127,8 @@ def _settings(methods: list[str], pairs: list[str]) -> dict[str, dict[str, Value
 
     own: dict[str, list[str]] = {name: [] for name in methods}
     for pair in pairs:
-        method, dot, setting = pair.partition(".")
-        if not dot or method not in own:
+        method = max((name for name in own if pair.startswith(f"{name}.")), key=len, default=None)
+        if method is None:
             raise UsageError(f"--set {pair!r} is not of the form METHOD.NAME=VALUE with a METHOD of --methods {','.join(own)}.")
-        own[method].append(setting)
+        own[method].append(pair.removeprefix(f"{method}."))
     return {name: catalogue.parse_settings(catalogue.find(name, "prune"), texts) for name, texts in own.items()}

@@ -32,6 +32,7 @@ from compressor.runs.settings import to_toml
 FILE, PROJECT, SECTION = "compress.toml", "pyproject.toml", ("tool", "compress")
 STEPS = ("prune", "lowrank", "distill", "quantize", "export", "check")  # what a pipeline can consist of
 STEP, DO = "steps", "do"
+NOTED = ("method_sha256",)  # what a run writes down beside its settings
 OF_ONE_CALL = {"config", "debug", "dry_run", "help_all", "json", "resume"}  # nobody wants these for good
 OF_THE_WHOLE = {"out", "force"}  # of a pipeline, and not of each step
 LARGEST = 1_000_000  # bytes of a file of settings
@@ -224,7 +225,7 @@ class Configuration:
             near = did_you_mean(str(command), STEPS)
             found = "is missing" if command is None else f"= {_shown(command)} is no step{near}"
             raise self._error((*where, DO), f"{DO} {found}: it can be {', '.join(STEPS)}.")
-        own = self._table(command, {key: value for key, value in table.items() if key != DO}, where)
+        own = self._table(command, {key: value for key, value in table.items() if key not in (DO, *NOTED)}, where)
         shared = {name: value for name, value in self.of(command).items() if name not in OF_THE_WHOLE}
         return Step(command, shared | own, frozenset(own))
 

@@ -116,4 +116,4 @@ def distill(
     wish = Wish(
         given, parse_goal(rate, target), entry.name, settings, fresh, chosen, teachers, tuple(keep or ()), round_to, repair
     )
-    asked.show(Distilling(asked.order(first, recipe, entry.name), wish))
+    asked.show(Distilling(asked.order(first, recipe, entry.label), wish))

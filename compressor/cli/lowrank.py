@@ -66,4 +66,4 @@ def lowrank(
     asked = options.Asked(context)
     recipe = asked.recipe(lambda side: Recipe.paper(side, entry.cutout))
     wish = Wish(goal, method, settings, tuple(keep or ()), round_to, repair)
-    asked.show(Factoring(asked.order(asked.source(model), recipe, method), wish))
+    asked.show(Factoring(asked.order(asked.source(model), recipe, entry.label), wish))

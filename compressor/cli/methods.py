@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -19,16 +20,20 @@ NEEDS = "Needs: nothing = weights alone, images = looks at training images, trai
 
 @options.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Tell all about one method.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="One method, or file.py:Class.", show_default=False)] = None,
 ) -> None:
-    """List every method: what it does, its paper, its settings."""
-    console, known = Console(highlight=False), catalogue.catalogue()
+    """List the methods, or describe one: what it does, its paper, its settings."""
+    console, known = Console(highlight=False), catalogue.known()
     if name is None:
         for family in dict.fromkeys(entry.family for entry in known.values()):
             console.print(f"compress {family} --method NAME\n", style="bold")
             console.print(_listed([entry for entry in known.values() if entry.family == family]))
+        for fault in catalogue.installed()[1].values():
+            print(f"warning: {fault}", file=sys.stderr)
         console.print(f"\n{NEEDS}\n`compress methods NAME` tells all about one.")
         return
+    if ":" in name:
+        known = {name: catalogue.own(name)}
     if name not in known:
         raise UsageError(f"there is no method {name!r}{did_you_mean(name, known) or '.'} Known: {', '.join(known)}.")
     _tell(known[name], console)

@@ -207,9 +207,9 @@ def methods_of(family: str) -> Callable[[str], list[tuple[str, str]]]:
     """What a shell completes the names of methods with."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        from compressor.methods.catalogue import catalogue
+        from compressor.methods.catalogue import known
 
-        entries = [entry for entry in catalogue().values() if entry.family == family]
+        entries = [entry for entry in known().values() if entry.family == family]
         return [(entry.name, entry.does) for entry in entries if entry.name.startswith(incomplete)]
 
     return complete

@@ -83,4 +83,4 @@ def prune(
     asked = options.Asked(context)
     recipe = asked.recipe(lambda side: Recipe.paper(side, entry.cutout))
     wish = Wish(goal, method, settings, residual, heads, tuple(keep or ()), round_to, most, sensitivity, repair)
-    asked.show(Pruning(asked.order(asked.source(model), recipe, method), wish))
+    asked.show(Pruning(asked.order(asked.source(model), recipe, entry.label), wish))

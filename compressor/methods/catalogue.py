@@ -2,25 +2,38 @@
 
 A method's name is its file's name. Its title is the first line of the file; its class's docstring says what it does and lists
 its settings, which are the keyword-only arguments of `__init__`.
+
+A method of the user's own is called `path/to/file.py:Class`, and one of an installed package by the name of its entry point in
+the group `compressor.methods`. Both are read in the same way, and imported when they are created.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
+import importlib.util
 import re
-from collections.abc import Collection, Mapping
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import UsageError, did_you_mean
+from compressor.errors import CompressError, UsageError, did_you_mean, first_line
+from compressor.modules import from_file
 
 if TYPE_CHECKING:
     from compressor.training.method import Job, Method
 
 Value = str | float | int | bool
+GROUP = "compressor.methods"  # of entry points: NAME = "package.module:Class"
+WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+KINDS: dict[str, Callable[[str], Value]] = {"bool": lambda text: WORDS[text.lower()], "int": int, "float": float, "str": str}
+FAMILIES = ("prune", "lowrank", "distill")
 FOLDER = Path(__file__).parent  # of a folder a family, with its papers in FAMILY/papers
 
 
@@ -53,6 +66,18 @@ class Entry:
     teacher_is: str  # to a method of distillation: needed, optional, or none where networks teach each other
     settings: tuple[Setting, ...]
     text: str  # the whole docstring of its file
+    file: Path  # where it is written
+    code: str = ""  # `file.py:Class` or `package.module:Class` of one that does not come with compress
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the file of a method that does not come with compress; None for one that does."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest() if self.code else None
+
+    @property
+    def label(self) -> str:
+        """The name as a part of a file's name."""
+        return self.code.rpartition(":")[2].lower() if ":" in self.name else self.name
 
     @property
     def year(self) -> str:
@@ -76,27 +101,102 @@ class Entry:
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """All methods by name."""
-    files = sorted(FOLDER.glob("*/papers/[!_]*.py"))
-    return {path.stem: _entry(path) for path in files}
+    """All methods that come with compress, by name."""
+    entries = {}
+    for path in sorted(FOLDER.glob("*/papers/[!_]*.py")):
+        tree, family = _parsed(path), path.parent.parent.name
+        (paper,) = _deriving(tree, _bases(family))  # one paper, one method; its other classes are no methods
+        entries[path.stem] = _entry(path.stem, family, path, tree, paper)
+    return entries
 
 
-def _entry(path: Path) -> Entry:
-    tree, family = _parsed(path), path.parent.parent.name
-    text = ast.get_docstring(tree) or ""
-    (paper,) = _deriving(tree, _bases(family))  # one paper, one method; its other classes are no methods
-    constants: dict[str, Any] = {
+@cache
+def installed() -> tuple[dict[str, Entry], dict[str, str]]:
+    """The methods of installed packages, by name; and of those that cannot be read, why."""
+    entries, faults = {}, {}
+    for point in entry_points(group=GROUP):
+        try:
+            if point.name not in catalogue():
+                entries[point.name] = own(point.name, point.value)
+        except UsageError as error:
+            faults[point.name] = str(error)
+    return entries, faults
+
+
+def known() -> dict[str, Entry]:
+    """All methods that have a name."""
+    return catalogue() | installed()[0]
+
+
+def own(name: str, code: str | None = None, family: str | None = None) -> Entry:
+    """A method that does not come with compress: `file.py:Class`, or `name` for what `code` says. Raises UsageError.
+
+    `family` is that of the command, where one asks.
+    """
+    code = code or name
+    where, _, kind = code.rpartition(":")
+    path = Path(where) if where.endswith(".py") else _file_of(where)
+    if path is None or not path.is_file():
+        near = did_you_mean(Path(where).name, [file.name for file in Path(where).parent.glob("*.py")])
+        raise UsageError(f"--method {name}: there is no file {where}{near or '.'} Paths are relative to {Path.cwd()}.")
+    try:
+        tree = _parsed(path)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UsageError(f"--method {name}: {path} cannot be read as Python ({first_line(error)}).") from None
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if kind not in classes:
+        raise UsageError(f"--method {name}: {path} has no class {kind!r}{did_you_mean(kind, classes) or '.'}")
+    families = [one for one in FAMILIES if classes[kind] in _deriving(tree, _papers(one) | _bases(one) - {"Method"}, True)]
+    if not families and classes[kind] in _deriving(tree, {"Method"}, True):
+        families = [str(_constants(classes[kind]).get("family", family or "prune"))]
+    if not families:
+        asked = [family] if family else FAMILIES
+        bases = sorted({base for one in asked for base in _bases(one)})
+        raise UsageError(f"--method {name}: {kind} is no method: derive it from one of {', '.join(bases)}.")
+    try:
+        entry = _entry(name, families[0], path, tree, classes[kind], code)
+    except (ValueError, TypeError):
+        raise UsageError(
+            f"--method {name}: the defaults of its settings must be plain values, as in power: float = 2.0."
+        ) from None
+    for setting in entry.settings:
+        if setting.kind not in KINDS:
+            known = f"{', '.join(list(KINDS)[:-1])} or {list(KINDS)[-1]}"
+            raise UsageError(f"--method {name}: its setting {setting.name} has the type {setting.kind}: write {known}.")
+    return entry
+
+
+def _file_of(module: str) -> Path | None:
+    """Where an installed module lies; nothing of it is imported."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    place = Path(spec.origin).parent.joinpath(*rest)
+    return Path(spec.origin) if not rest else place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+
+
+def _constants(paper: ast.ClassDef) -> dict[str, Any]:
+    """The class attributes that are plain values."""
+    return {
         target.id: node.value.value
         for node in paper.body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    does, *lines = (ast.get_docstring(paper) or "").splitlines()
+
+
+def _entry(name: str, family: str, path: Path, tree: ast.Module, paper: ast.ClassDef, code: str = "") -> Entry:
+    text, constants = ast.get_docstring(tree) or "", _constants(paper)
+    does, *lines = (ast.get_docstring(paper) or paper.name).splitlines()
     return Entry(
-        path.stem,
+        name,
         family,
-        text.splitlines()[0],
+        (text or does).splitlines()[0],
         does,
         str(constants.get("paper", "")),
         bool(constants.get("trains", False)),
@@ -109,6 +209,8 @@ def _entry(path: Path) -> Entry:
         str(constants.get("teacher_is", "none")),
         _settings(paper, lines),
         text,
+        path,
+        code,
     )
 
 
@@ -121,10 +223,22 @@ def _bases(family: str) -> frozenset[str]:
     return names
 
 
-def _deriving(tree: ast.Module, bases: Collection[str]) -> list[ast.ClassDef]:
-    """The classes of a file that have one of `bases`."""
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    return [node for node in classes if any(isinstance(base, ast.Name) and base.id in bases for base in node.bases)]
+@cache
+def _papers(family: str) -> frozenset[str]:
+    """The names of a family's papers' classes."""
+    trees = [_parsed(path) for path in sorted((FOLDER / family / "papers").glob("*.py"))]
+    return frozenset(node.name for tree in trees for node in _deriving(tree, _bases(family)))
+
+
+def _deriving(tree: ast.Module, bases: Collection[str], all_of_file: bool = False) -> list[ast.ClassDef]:
+    """The classes of a file that have one of `bases`; with `all_of_file`, also those that have one of these classes."""
+    found: list[ast.ClassDef] = []
+    names = set(bases)
+    for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        if any(ast.unparse(base).rpartition(".")[2] in names for base in node.bases):
+            found.append(node)
+            names |= {node.name} if all_of_file else set()
+    return found
 
 
 def _parsed(path: Path) -> ast.Module:
@@ -147,14 +261,24 @@ def _settings(paper: ast.ClassDef, lines: list[str]) -> tuple[Setting, ...]:
 
 
 def find(name: str, family: str) -> Entry:
-    """The method called `name`, which may have hyphens. Raises UsageError with the nearest name."""
-    name = name.replace("-", "_")
-    known = [entry.name for entry in catalogue().values() if entry.family == family]
-    if name not in known and name in catalogue():
-        raise UsageError(f"--method {name} is of `compress {catalogue()[name].family}`. Here: {', '.join(known)}.")
-    if name not in known:
-        raise UsageError(f"--method {name!r} is not known{did_you_mean(name, known) or '.'} Known: {', '.join(known)}.")
-    return catalogue()[name]
+    """The method called `name`, which may have hyphens, or `file.py:Class`. Raises UsageError with the nearest name."""
+    if ":" in name:
+        entry = own(name, family=family)
+        if entry.family != family:
+            raise UsageError(f"--method {name} is of `compress {entry.family}`, and not of `compress {family}`.")
+        return entry
+    methods = catalogue()
+    if not {name, name.replace("-", "_")} & methods.keys():  # packages are asked where a name is none of ours
+        methods = known()
+        if name in (faults := installed()[1]):
+            raise UsageError(faults[name])
+    found = next((one for one in (name, name.replace("-", "_")) if one in methods), name)
+    here = [entry.name for entry in methods.values() if entry.family == family]
+    if found not in here and found in methods:
+        raise UsageError(f"--method {name} is of `compress {methods[found].family}`. Here: {', '.join(here)}.")
+    if found not in here:
+        raise UsageError(f"--method {name!r} is not known{did_you_mean(name, here) or '.'} Known: {', '.join(here)}.")
+    return methods[found]
 
 
 def parse_settings(entry: Entry, pairs: list[str]) -> dict[str, Value]:
@@ -180,10 +304,7 @@ def written(entry: Entry, settings: Mapping[str, Value]) -> list[str] | None:
 
 def _typed(setting: Setting, text: str) -> Value:
     try:
-        if setting.kind == "bool":
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-        value: Value = {"int": int, "float": float, "str": str}[setting.kind](text)
-        return value
+        return KINDS[setting.kind](text)
     except (KeyError, ValueError):
         raise UsageError(
             f"--set {setting.name}={text}: {setting.name} is a {setting.kind}, for example {setting.name}={setting.default}."
@@ -191,11 +312,43 @@ def _typed(setting: Setting, text: str) -> Value:
 
 
 def create(entry: Entry, job: Job, settings: Mapping[str, Value]) -> Method:
-    """The method itself, for a job."""
+    """The method itself, for a job. Raises UsageError for a class of the user's own that cannot be imported or made."""
+    if not entry.code:
+        return _class(entry)(job, **settings)  # type: ignore[no-any-return]  # a class found by name
+    try:
+        method = _class(entry)(job, **settings)
+    except CompressError:
+        raise
+    except (Exception, SystemExit) as error:  # it is the user's code: anything may come
+        raise UsageError(f"--method {entry.name} could not be made: {first_line(error)}.") from error
+    return method  # type: ignore[no-any-return]  # as above
+
+
+@contextmanager
+def blaming(entry: Entry | None) -> Iterator[None]:
+    """Raise UsageError, with the line, for what goes wrong in the code of a method that does not come with compress."""
+    try:
+        yield
+    except CompressError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = entry.file.resolve() if entry is not None and entry.code else None
+        lines = [frame.lineno for frame in frames if own is not None and Path(frame.filename).resolve() == own]
+        if entry is None or not lines:
+            raise
+        raise UsageError(f"--method {entry.name} failed in line {lines[-1]} of {entry.file}.\n{first_line(error)}") from error
+
+
+def _class(entry: Entry) -> Any:
+    """The class of a method."""
     from compressor.training.method import Method
 
+    if entry.code:
+        where, _, name = entry.code.rpartition(":")
+        module = from_file(entry.file) if where.endswith(".py") else import_module(where)
+        return getattr(module, name)
     module = import_module(f"compressor.methods.{entry.family}.papers.{entry.name}")
     own = (kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__)
     (paper,) = (kind for kind in own if issubclass(kind, Method))
-    method: Any = paper(job, **settings)
-    return method  # type: ignore[no-any-return]  # a class found by name
+    return paper

@@ -21,6 +21,7 @@ from torch import nn
 from compressor.channels import Residual
 from compressor.errors import CompressError, UsageError, did_you_mean, first_line
 from compressor.files import write_text
+from compressor.methods import catalogue
 from compressor.methods.catalogue import Value
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.report import Comparison, Gap, Profile, Report, Target, collect, write_comparison
@@ -110,7 +111,7 @@ class Series:
 
     def _pruning(self, method: str, rate: float, seed: int) -> Pruning:
         wish = Wish(parse_rate(rate), method, self.settings.get(method, {}), residual=self.residual)
-        return Pruning(self._one(f"{method}-{rate:g}-seed{seed}", seed), wish)
+        return Pruning(self._one(f"{catalogue.find(method, 'prune').label}-{rate:g}-seed{seed}", seed), wish)
 
     def _fine_tuning(self, seed: int) -> FineTuning:
         return FineTuning(self._one(f"{DENSE}-seed{seed}", seed))

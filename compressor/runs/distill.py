@@ -82,6 +82,7 @@ class Distilling(Run):
     """One distillation run. The source of `order` is the teacher, where there is one, and else the student."""
 
     does = "distill"
+    entry: Entry
 
     def __init__(self, order: Order, wish: Wish) -> None:
         self.entry = catalogue.find(wish.method, "distill")
@@ -125,6 +126,7 @@ class Distilling(Run):
             "rate": goal.share if goal is not None and is_rate else None,
             "target": goal.text if goal is not None and not is_rate else None,
             "method": self.entry.name,
+            "method_sha256": self.entry.sha256,
             "set": catalogue.written(self.entry, wish.settings),
             "taps": list(wish.taps) or None,
             "teacher_taps": list(wish.teacher_taps) or None,

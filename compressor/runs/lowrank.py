@@ -11,7 +11,7 @@ from torch import nn
 
 from compressor.errors import UsageError
 from compressor.methods import catalogue
-from compressor.methods.catalogue import Value
+from compressor.methods.catalogue import Entry, Value
 from compressor.methods.lowrank.factor import LowRank
 from compressor.network.cost import count_macs
 from compressor.network.inputs import AnyInputs, Inputs
@@ -54,6 +54,7 @@ class Factoring(Run):
     """One low-rank run."""
 
     does = "lowrank"
+    entry: Entry
 
     def __init__(self, order: Order, wish: Wish) -> None:
         self.wish, self.method, self.repair = wish, wish.method, wish.repair
@@ -74,6 +75,7 @@ class Factoring(Run):
             "rank": int(wish.goal.limit or 0) if option == "--rank" else None,
             "target": None if option.startswith("--") else wish.goal.text,
             "method": wish.method,
+            "method_sha256": self.entry.sha256,
             "set": catalogue.written(self.entry, wish.settings),
             "keep": list(wish.keep) or None,
             "round_to": wish.round_to,

@@ -12,7 +12,7 @@ from torch import nn
 from compressor.channels import Channels, Heads, Residual, analyse
 from compressor.errors import Infeasible, UsageError
 from compressor.methods import catalogue
-from compressor.methods.catalogue import Value
+from compressor.methods.catalogue import Entry, Value
 from compressor.methods.prune.filters import FilterPruning
 from compressor.methods.widths import hold
 from compressor.network.cost import sparsity
@@ -68,6 +68,7 @@ class Pruning(Run):
     """One pruning run."""
 
     does = "prune"
+    entry: Entry
 
     def __init__(self, order: Order, wish: Wish) -> None:
         self.wish, self.method, self.repair = wish, wish.method, wish.repair
@@ -89,6 +90,7 @@ class Pruning(Run):
             "rate": wish.goal.share if is_rate else None,
             "target": None if is_rate else wish.goal.text,
             "method": wish.method,
+            "method_sha256": self.entry.sha256,
             "set": catalogue.written(self.entry, wish.settings),
             "residual": wish.residual,
             "heads": wish.heads,

@@ -28,7 +28,7 @@ from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.data import Data
 from compressor.errors import UsageError
-from compressor.methods.catalogue import Entry
+from compressor.methods.catalogue import Entry, blaming
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import Inputs
 from compressor.onnx.export import check_onnx, export_onnx
@@ -102,6 +102,7 @@ class Run(ABC):
 
     does: str | None = None  # the command, as a step of a pipeline names it
     method: str  # its name
+    entry: Entry | None = None  # its description, of one that has a file
     repair: bool = False  # whether what reads cut channels is refitted, where that helps
     rewrites: bool = False  # whether the ONNX file computes with other numbers than the network it is of
 
@@ -187,7 +188,7 @@ class Run(ABC):
 
         Of several processes the first does so; the others train with it, and return its report.
         """
-        with distributed.ending_together(), _memory_in_plain_words():
+        with distributed.ending_together(), _memory_in_plain_words(), blaming(self.entry):
             return distributed.agreed(self._lead()) if distributed.is_first() else self._follow()
 
     def _lead(self) -> Report:

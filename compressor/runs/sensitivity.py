@@ -62,6 +62,7 @@ class Measurement:
         return {
             **self.source.settings,
             "method": self.entry.name,
+            "method_sha256": self.entry.sha256,
             "set": [f"{name}={value}" for name, value in self.method_settings.items()] or None,
             "rates": list(self.rates),
             **self.images.settings,
@@ -72,6 +73,10 @@ class Measurement:
 
     def run(self) -> Sensitivity:
         """Measure every group that is not yet in the table, and draw the plot. Raises a CompressError."""
+        with catalogue.blaming(self.entry):
+            return self._measured()
+
+    def _measured(self) -> Sensitivity:
         journal, device = Journal(self.console), pick_device(self.device_name)
         seed_all(self.seed)  # a model that is named alone has random weights: the same ones in every run
         opened = open_both(self.source, self.images, self.inputs, self.seed)

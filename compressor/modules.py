@@ -1,0 +1,39 @@
+"""Python files of the user's own, imported: the code of a network, or a method."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def importable(folder: Path, first: bool) -> None:
+    """Let Python find modules in `folder`, before all others or after them."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0 if first else len(sys.path), str(folder))
+
+
+def from_file(path: Path) -> ModuleType:
+    """The module in a file, which may import its neighbours and what lies in the working directory.
+
+    It is imported once, under a name made of its place: a second import would make a second class of the same name. Raises what
+    the code in it raises.
+    """
+    path = path.resolve()
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    importable(Path.cwd(), first=True)
+    importable(path.parent, first=False)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, f"Python has no loader for {path}"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
