@@ -5,6 +5,7 @@
     version     of this format
     arch        the code that builds the original network, and `arch_args` for it
     input_shape [channels, height, width] of one image; other inputs are a list of {name, shape, dtype}
+    preprocessing  how an image becomes an input (size, crop, mode, mean, std, classes), where that is known
     steps       what was done to the original, one after the other. Either channels were cut:
         counts      module -> the counts it carries beside its tensors, after the cut (`in_channels`, `num_features`, ...)
         scatter     module -> {kept, width, dim}: where a narrow output is put back into a wide stream
@@ -20,9 +21,10 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -57,6 +59,16 @@ LARGEST_INDEX = 2**26  # numbers, of all indices of all chains: they are compute
 
 Step = Cut | Chains
 
+# What a plan can say of images, and how it is read: as in the report.
+PREPROCESSING: dict[str, Callable[[Any], Any]] = {
+    "size": lambda values: [_natural(value) for value in values],
+    "crop": float,
+    "mode": str,
+    "mean": lambda values: _numbers(values),
+    "std": lambda values: _numbers(values),
+    "classes": lambda values: [str(value) for value in values],
+}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -66,6 +78,7 @@ class Plan:
     arch_args: dict[str, object] = field(default_factory=dict)
     inputs: AnyInputs | None = None
     steps: tuple[Step, ...] = ()
+    preprocessing: Mapping[str, Any] | None = None  # how an image becomes an input, where that is known: see PREPROCESSING
 
     def then(self, step: Step) -> Plan:
         """This plan followed by another step, unless that does nothing."""
@@ -93,6 +106,7 @@ def to_json(plan: Plan) -> str:
             "arch": plan.arch,
             "arch_args": plan.arch_args,
             "input_shape": None if plan.inputs is None else _written(Inputs.of(plan.inputs)),
+            **({} if plan.preprocessing is None else {"preprocessing": dict(plan.preprocessing)}),
             "steps": [written(step) for step in plan.steps],
             "indices": {name: places for places, name in indices.items()},
         },
@@ -127,12 +141,13 @@ def from_json(text: str, where: str) -> Plan:
         steps = tuple(_step(step, indices) for step in data["steps"])
         inputs = None if data["input_shape"] is None else _inputs(data["input_shape"])
         arch, arch_args = str(data["arch"]), dict(data["arch_args"])
+        preprocessing = _preprocessing(data.get("preprocessing"))
         _check_chains(step for step in steps if isinstance(step, Chains))
     except Exception as error:  # the text may be anyone's: whatever goes wrong, it is no plan
         raise wrong(in_one_line(error)) from None
     if not arch.isprintable():
         raise wrong(f"{arch[:40]!r} is no name of code")
-    return Plan(arch, arch_args, inputs, steps)
+    return Plan(arch, arch_args, inputs, steps, preprocessing)
 
 
 def _step(data: dict[str, Any], indices: Mapping[str, list[int]]) -> Step:
@@ -168,6 +183,23 @@ def _places(values: Any) -> list[int]:
     if not places or places != sorted(set(places)):
         raise ValueError("places that are kept must be named in order")
     return places
+
+
+def _preprocessing(values: Any) -> dict[str, Any] | None:
+    """What a plan says of images; None where it says nothing. Raises ValueError, KeyError or TypeError."""
+    if values is None:
+        return None
+    found = {name: read(values[name]) for name, read in PREPROCESSING.items()}
+    if found["mode"] not in ("RGB", "L") or not 0 < found["crop"] <= 1 or len(found["size"]) != 2:
+        raise ValueError("preprocessing that no image has")
+    return found
+
+
+def _numbers(values: Any) -> list[float]:
+    numbers = [float(value) for value in values]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a number that is none")
+    return numbers
 
 
 def _written(inputs: Inputs) -> list[Any]:

@@ -11,7 +11,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -54,6 +54,15 @@ def export_onnx(model: nn.Module, inputs: AnyInputs, path: Path) -> None:
         write_whole(path, write)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationFailed(f"PyTorch's exporter made an invalid ONNX network of this.\n{first_line(error)}") from error
+
+
+def describe(path: Path, facts: Mapping[str, str]) -> None:
+    """Write `facts` into the metadata of the ONNX file at `path`."""
+    proto = onnx.load_model(path)
+    for key, value in facts.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    write_whole(path, lambda unfinished: onnx.save_model(proto, unfinished))
 
 
 def check_onnx(

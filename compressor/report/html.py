@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compressor.report import comparison, formatting, summary
 from compressor.report.comparison import Comparison
+from compressor.report.feeding import feeding
 from compressor.report.pareto import HOW_TO_READ
 from compressor.report.schema import Report
 
@@ -26,7 +27,9 @@ def to_html(report: Report, drawn: Mapping[str, Sequence[Plot]] | None = None) -
     from compressor.report.plots import plots  # matplotlib takes a second to import, and only the page needs it
 
     page = _environment().get_template("page.html.jinja")
-    return page.render(report=report, summary=summary, plots=drawn or plots(report), cards=_cards(report))
+    return page.render(
+        report=report, summary=summary, plots=drawn or plots(report), cards=_cards(report), feeding=feeding(report)
+    )
 
 
 def comparison_to_html(compared: Comparison, drawn: Sequence[Plot]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from compressor.report import comparison, formatting, summary
 from compressor.report.comparison import Comparison
+from compressor.report.feeding import feeding
 from compressor.report.pareto import HOW_TO_READ, tradeoffs
 from compressor.report.schema import Layer, Report
 
@@ -31,6 +32,7 @@ def to_markdown(report: Report) -> str:
         _warnings(report),
         _layers(report),
         _frozen(report),
+        _feeding(report),
         _repeat(report),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -121,6 +123,11 @@ def _frozen(report: Report) -> str:
     return "### Left as they were\n\n" + _bullets([f"{_code(part.name)}: {_text(part.reason)}" for part in report.frozen])
 
 
+def _feeding(report: Report) -> str:
+    lines = feeding(report)
+    return f"### Run `model.onnx` on an image\n\n{_block(lines, 'python')}" if lines else ""
+
+
 def _repeat(report: Report) -> str:
     versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in report.versions.items())
     facts = f"Seed {report.seed}, {_text(report.device)}, {formatting.duration(report.seconds)}, {_text(report.created)}"
@@ -184,9 +191,9 @@ def _code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def _block(text: str) -> str:
+def _block(text: str, language: str = "sh") -> str:
     fence = _fence(text, 3)
-    return f"{fence}sh\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _fence(text: str, least: int) -> str:

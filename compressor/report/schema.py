@@ -144,6 +144,18 @@ class Teaching:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes an input of `model.onnx`: resized to cover `size` / `crop`, center-cropped to `size`, normalized."""
+
+    size: list[int]  # height and width
+    crop: float  # share of the resized image that is kept; an image that has the size already stays as it is
+    mode: str  # as Pillow calls it: RGB, or L for grey
+    mean: list[float]  # per channel, of pixels from 0 to 1
+    std: list[float]
+    classes: list[str]  # what each output stands for
+
+
+@dataclass(frozen=True)
 class Change:
     """Compressed over original; for accuracy the difference in top-1 (compressed - original)."""
 
@@ -186,4 +198,5 @@ class Report:
     seconds: float
     inputs: dict[str, list[int]] = field(default_factory=dict)  # name in model.onnx -> shape of one sample
     teaching: Teaching | None = None  # where a student learned from a teacher
+    preprocessing: Preprocessing | None = None  # where data were given
     version: int = VERSION

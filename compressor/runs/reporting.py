@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels import Channels, Mask
+from compressor.checkpoint.plan import Plan
+from compressor.data import Data
+from compressor.data.images import CROP_SHARE, SMALL
 from compressor.errors import Infeasible, VerificationFailed
 from compressor.methods import widths
 from compressor.network.cost import count_macs, count_params, layer_macs, peak_activation_bytes, weight_bytes
 from compressor.network.inputs import AnyInputs
 from compressor.network.replacements import Chains
-from compressor.report import Accuracy, Change, Frozen, Latency, Layer, Profile, Target, formatting
+from compressor.report import Accuracy, Change, Frozen, Latency, Layer, Preprocessing, Profile, Target, formatting
 from compressor.report.summary import FASTER
 from compressor.training import distributed
 from compressor.training.goal import WITHIN, Goal
@@ -160,6 +163,16 @@ def _by_layer(layers: Sequence[str], counts: Mapping[str, int]) -> dict[str, int
 def frozen(made: Made) -> list[Frozen]:
     """What could not be cut, or factored, and why."""
     return [Frozen(row.name, row.reason) for row in made.frozen]
+
+
+def preprocessing(data: Data | None, plan: Plan | None) -> Preprocessing | None:
+    """How images become inputs: as `data` reads them, or else as the run did whose plan this is."""
+    if data is not None:
+        channels, *size = data.shape
+        crop = 1.0 if max(size) <= SMALL else CROP_SHARE
+        return Preprocessing(size, crop, "RGB" if channels == 3 else "L", list(data.mean), list(data.std), data.classes)
+    known = plan.preprocessing if plan is not None else None
+    return None if known is None else Preprocessing(**known)
 
 
 def warnings(made: Made, target: Target, change: Change) -> list[str]:

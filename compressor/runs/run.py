@@ -8,6 +8,7 @@ What a command does with the model is a method, which it prepares; all else is t
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from compressor.errors import UsageError
 from compressor.methods.catalogue import Entry, blaming
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import Inputs
-from compressor.onnx.export import check_onnx, export_onnx
+from compressor.onnx.export import check_onnx, describe, export_onnx
 from compressor.onnx.latency import compare_latency
 from compressor.report import (
     Epoch,
@@ -257,7 +258,9 @@ class Run(ABC):
         stages.original(model)
         small, history = self._compress(method, opened, stages, place, journal)
         report = self._prove(opened, small, method, stages, history, place.new)
-        save_model(place.new, small, self._plan(opened).then(method.made().step))
+        how = report.preprocessing
+        plan = self._plan(opened).then(method.made().step)
+        save_model(place.new, small, replace(plan, preprocessing=None if how is None else asdict(how)))
         journal.event("done", verdict=report.verdict)
         write_reports(replace(report, seconds=time.perf_counter() - began), place.new)
 
@@ -295,6 +298,9 @@ class Run(ABC):
         inputs, model = opened.inputs, opened.loaded.model
         before, after = new / "original.onnx", new / "model.onnx"
         differences, fidelity = self._write(small, method, opened, stages, before, after)
+        how = reporting.preprocessing(opened.data, opened.loaded.plan)
+        if how is not None:
+            describe(after, {"preprocessing": json.dumps(asdict(how))})
         made, as_costly = method.made(), _cost(small, inputs) == _cost(model, inputs)
         same = made.difference is None and as_costly and not self.rewrites  # the same operators take the same time
         times = [[], []] if same else compare_latency([before, after], inputs, seconds=2.0)
@@ -332,6 +338,7 @@ class Run(ABC):
             seconds=0.0,
             inputs=inputs.shapes,
             teaching=self._teaching(history),
+            preprocessing=how,
         )
 
     def _begin(self, journal: Journal) -> Opened:

@@ -380,6 +380,7 @@ def put(*path: str, value: object) -> Callable[[dict[str, Any]], object]:
     return change
 
 
+IMAGES = {"size": [8, 8], "crop": 1.0, "mode": "L", "mean": [0.3], "std": [0.4], "classes": ["a", "b"]}
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an attribute that is no count": (put("counts", "conv1", "forward", value=1), "conv1.forward is None, which is no count"),
     "a count that is text": (put("counts", "conv1", "in_channels", value="8"), "'8' is not a count"),
@@ -411,6 +412,15 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an input that would fill the memory": (put("input_shape", value=[3, 2**16, 2**16]), "inputs of more than 67,108,864"),
     "code whose name is none": (put("arch", value="a\x1b[2J\n.py:Net"), "is no name of code"),
     "a stride below zero": (put("counts", "conv1", "stride", value=[0, 0]), "does not belong to net.py:Net"),
+    "images of no kind": (
+        lambda plan: plan.update(preprocessing={**IMAGES, "mode": "RGBA"}),
+        "preprocessing that no image has",
+    ),
+    "images that are normalized by nothing": (
+        lambda plan: plan.update(preprocessing={**IMAGES, "std": [float("nan")]}),
+        "a number that is none",
+    ),
+    "images of which too little is said": (lambda plan: plan.update(preprocessing={"size": [8, 8]}), "is not a plan of ours"),
     "an input of a strange type": (
         put("input_shape", value=[{"name": "x", "shape": [3], "dtype": "load"}]),
         "is not a plan of ours",
