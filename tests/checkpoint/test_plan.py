@@ -195,7 +195,7 @@ for name, _ in originals():
 
 
 def test_the_code_of_the_page_loads_in_a_new_process_without_this_package_and_with_it(here: Path) -> None:
-    with_compressor, named, alone = BLOCKS
+    with_compressor, named, alone, *_ = BLOCKS
     assert named.startswith('network = compressor.load("runs/half", arch=')
     done = subprocess.run(
         [sys.executable, "-c", ALONE, json.dumps([alone, with_compressor])], capture_output=True, text=True, timeout=200
