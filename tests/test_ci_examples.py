@@ -67,8 +67,9 @@ def first(github: GitHub, tmp_path_factory: pytest.TempPathFactory) -> Build:
     root = checkout(tmp_path_factory.mktemp("first") / "repository")
     with chdir(root / AT), pytest.MonkeyPatch.context() as patch:  # in this process: another one would import torch once more
         patch.setattr(sys, "path", [".", *sys.path])
+        patch.delitem(sys.modules, "net", raising=False)  # of another test
         runpy.run_path("train.py", run_name="__main__")
-        del sys.modules["net"]
+        sys.modules.pop("net")
     return github.run(read(EXAMPLES / "github.yml"), root, "push", "a1")
 
 
