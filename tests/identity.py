@@ -94,11 +94,13 @@ def _lasting(value: Any) -> Any:
 
 
 def _unequal(one: Any, other: Any, path: str) -> list[str]:
-    if type(one) is type(other) and isinstance(one, dict) and one.keys() == other.keys():
-        return [name for key in one for name in _unequal(one[key], other[key], f"{path}.{key}")]
-    if type(one) is type(other) and isinstance(one, list) and len(one) == len(other):
+    """The places at which two values differ, each with both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = dict.fromkeys([*one, *other])
+        return [found for key in names for found in _unequal(one.get(key), other.get(key), f"{path}.{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return [name for i, pair in enumerate(zip(one, other, strict=True)) for name in _unequal(*pair, f"{path}[{i}]")]
-    return [] if one == other else [f"{path.lstrip('.')}: {one!r} and {other!r}"]
+    return [] if one == other else [f"{path.lstrip('.')}: {repr(one)[:60]} and {repr(other)[:60]}"]
 
 
 def main() -> None:

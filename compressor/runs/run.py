@@ -37,6 +37,7 @@ from compressor.onnx.latency import compare_latency
 from compressor.report import (
     Epoch,
     Fidelity,
+    Preprocessing,
     Profile,
     Report,
     Target,
@@ -252,6 +253,7 @@ class Run(ABC):
         opened = self._begin(journal)
         model, inputs = opened.loaded.model, opened.inputs
         export_onnx(model, inputs, place.original)
+        _described(opened, place.original)  # so that both files hold the same beside their weights
         distributed.agreed(model.state_dict())  # random weights are others in each process
         method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, self._identity(opened))
@@ -298,9 +300,7 @@ class Run(ABC):
         inputs, model = opened.inputs, opened.loaded.model
         before, after = new / "original.onnx", new / "model.onnx"
         differences, fidelity = self._write(small, method, opened, stages, before, after)
-        how = reporting.preprocessing(opened.data, opened.loaded.plan)
-        if how is not None:
-            describe(after, {"preprocessing": json.dumps(asdict(how))})
+        how = _described(opened, after)
         made, as_costly = method.made(), _cost(small, inputs) == _cost(model, inputs)
         same = made.difference is None and as_costly and not self.rewrites  # the same operators take the same time
         times = [[], []] if same else compare_latency([before, after], inputs, seconds=2.0)
@@ -375,6 +375,14 @@ def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None
         raise UsageError(f"--method {entry.name} trains in one process, and {found} were started: run it without torchrun.")
     if epochs and spec is None:
         raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
+
+
+def _described(opened: Opened, file: Path) -> Preprocessing | None:
+    """Write into an ONNX file how images become its inputs, as far as that is known."""
+    how = reporting.preprocessing(opened.data, opened.loaded.plan)
+    if how is not None:
+        describe(file, {"preprocessing": json.dumps(asdict(how))})
+    return how
 
 
 def _cost(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
