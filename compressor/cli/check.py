@@ -18,7 +18,7 @@ BUDGETS = "Budgets"
 @options.command(options.OUTPUT)
 def check(
     context: typer.Context,
-    report: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a finished run, or its report.json.")],
+    report: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run, or its report.json.")],
     budget: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,41 +31,46 @@ def check(
     ] = None,
     max_drop: Annotated[
         str | None,
-        typer.Option(metavar="POINTS", help="Percentage points of top-1 that may be lost.", rich_help_panel=BUDGETS),
+        typer.Option(metavar="POINTS", help="Maximum loss of top-1 accuracy, in percentage points.", rich_help_panel=BUDGETS),
     ] = None,
     min_cut: Annotated[
         str | None,
-        typer.Option(metavar="SHARE", help="Share of the MACs that must be gone: 0.4 or 40%.", rich_help_panel=BUDGETS),
+        typer.Option(metavar="SHARE", help="Minimum fraction of the MACs removed: 0.4 or 40%.", rich_help_panel=BUDGETS),
     ] = None,
     max_latency: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="5ms, or 80% of the original's, at the smallest batch. Warns: --budget 'error: latency<=5ms' fails.",
+            help="Maximum latency at the smallest batch: 5ms, or 80% of the original. Only warns; "
+            "--budget 'error: latency<=5ms' fails.",
             rich_help_panel=BUDGETS,
         ),
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(metavar="BYTES", help="Of the ONNX file: 10MB, or 50%.", rich_help_panel=BUDGETS)
+        str | None, typer.Option(metavar="BYTES", help="Maximum size of the ONNX file: 10MB, or 50%.", rich_help_panel=BUDGETS)
     ] = None,
-    max_params: Annotated[str | None, typer.Option(metavar="COUNT", help="5M, or 50%.", rich_help_panel=BUDGETS)] = None,
-    max_macs: Annotated[str | None, typer.Option(metavar="COUNT", help="40M, or 50%.", rich_help_panel=BUDGETS)] = None,
+    max_params: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Maximum number of parameters: 5M, or 50%.", rich_help_panel=BUDGETS)
+    ] = None,
+    max_macs: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Maximum MACs: 40M, or 50%.", rich_help_panel=BUDGETS)
+    ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="An earlier run, or its report.json, to compare with.", rich_help_panel=BUDGETS),
+        typer.Option(metavar="RUN", help="Earlier run, or its report.json, to compare with.", rich_help_panel=BUDGETS),
     ] = None,
     no_worse: Annotated[
         str | None,
         typer.Option(
             metavar="PERCENT",
-            help="2%: MACs, parameters, size and latency at most 2 % above the baseline's, top-1 at most 2 points below.",
+            help="2%: MACs, parameters, size and latency at most 2 % above the baseline, top-1 at most 2 points below.",
             rich_help_panel=BUDGETS,
         ),
     ] = None,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML: a test case for each budget.")] = None,
-    metrics: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures as OpenMetrics text.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML with a test case per budget.")] = None,
+    metrics: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures in OpenMetrics format.")] = None,
 ) -> None:
-    """Hold a finished run against budgets; the exit status is 1 when one is missed. For builds: needs no torch, no data.
+    """Check a finished run against budgets, in CI; the exit status is 1 if one is missed. Needs neither PyTorch nor data.
 
     What was not measured counts as missed. On GitHub it annotates the build, and writes the summary and outputs of the step.
     """

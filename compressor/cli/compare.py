@@ -25,41 +25,43 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN...|MODEL",
-            help="Finished runs; or, with --methods, one model: a checkpoint, a run directory, torchvision:NAME or timm:NAME.",
+            help="Finished runs; or with --methods one model: checkpoint, run directory, torchvision:NAME or timm:NAME.",
             show_default=False,
         ),
     ],
     methods: Annotated[
         str | None,
-        typer.Option(help="Prune the model by these methods: see `compress methods`.", rich_help_panel=CUT),
+        typer.Option(help="Prune the model with each of these methods; `compress methods` lists them.", rich_help_panel=CUT),
     ] = None,
-    rates: Annotated[str, typer.Option(help="Shares of the MACs to remove.", rich_help_panel=CUT)] = "0.3,0.5,0.7",
-    seeds: Annotated[str, typer.Option(help="One run a seed; several tell chance from difference.", rich_help_panel=CUT)] = "0",
+    rates: Annotated[str, typer.Option(help="Fractions of the MACs to remove.", rich_help_panel=CUT)] = "0.3,0.5,0.7",
+    seeds: Annotated[str, typer.Option(help="Random seeds, one run each.", rich_help_panel=CUT)] = "0",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A setting of a method. Repeatable.", rich_help_panel=CUT),
+        typer.Option("--set", metavar="METHOD.NAME=VALUE", help="Setting of a method. Repeatable.", rich_help_panel=CUT),
     ] = None,
     residual: Annotated[
         Literal["coupled", "scatter"],
-        typer.Option(help="Cut a stream's channels together, or keep it wide.", rich_help_panel=CUT),
+        typer.Option(help="Prune the channels of a residual stream together, or keep its width.", rich_help_panel=CUT),
     ] = "coupled",
     dense: Annotated[
         bool | None,
-        typer.Option(help="Train the uncut network alike, as a reference; on when there are epochs.", rich_help_panel=CUT),
+        typer.Option(
+            help="Also fine-tune the unpruned network, as a baseline; on by default with epochs.", rich_help_panel=CUT
+        ),
     ] = None,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory of the results; by default runs/compare, or with --methods runs/MODEL-compare."),
+        typer.Option(help="Output directory; runs/compare by default, or runs/MODEL-compare with --methods."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make all runs anew, also those that are finished.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and do nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rerun everything, including finished runs.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs without running them.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Put finished runs side by side: one table, and accuracy against cost with the Pareto front.
+    """Compare finished runs: one table, and plots of accuracy against cost with their Pareto fronts.
 
-    With --methods, prune one model by each of them alike, and compare that. Finished runs are kept, so it can be repeated. When
-    runs fail the others go on; the exit status is then that of the failed run, the highest if there are several.
+    With --methods, prune one model with each of them on equal terms, and compare the results. Finished runs are kept. If a run
+    fails the others continue; the exit status is then that of the failed run, the highest if there are several.
     """
     asked = options.Asked(context)
     if methods is None:

@@ -13,10 +13,10 @@ from compressor.cli import options
 
 @options.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory of the results.")] = Path("demo"),
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    out: Annotated[Path, typer.Option(help="Output directory.")] = Path("demo"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing demo.")] = False,
 ) -> None:
-    """The whole job on embedded data: train a digits classifier, halve its MACs, and write a verified ONNX model."""
+    """The whole job on embedded data: train a digits classifier, halve its MACs, and export a verified ONNX model."""
     console = Console()
     from compressor.demo import run
     from compressor.report import print_report

@@ -18,12 +18,12 @@ def evaluate(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A checkpoint, a run directory, an .onnx file, torchvision:NAME or timm:NAME."),
+        typer.Argument(metavar="MODEL", help="Checkpoint, run directory, .onnx file, torchvision:NAME or timm:NAME."),
     ],
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Measure accuracy, cost, size and latency, through PyTorch and ONNX Runtime."""
+    """Measure accuracy, MACs, size and latency with PyTorch and ONNX Runtime."""
     from compressor.report import formatting
     from compressor.runs.evaluate import evaluate as measured
 

@@ -15,11 +15,11 @@ from compressor.errors import OutputError
 def export(
     context: typer.Context,
     model: options.Model,
-    out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a model as ONNX, and check it in ONNX Runtime against PyTorch at batch 1, 2 and 3."""
+    """Export a model to ONNX, and verify it against PyTorch in ONNX Runtime at batch sizes 1, 2 and 3."""
     if out.exists() and not force:
         raise OutputError(f"--out {out} exists: --force replaces it.")
     from compressor.report import formatting

@@ -25,17 +25,15 @@ def inspect(
     model: options.Model,
     graph: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the coupling: Mermaid (.mmd, .md) or Graphviz (.dot, .gv)."),
+        typer.Option(metavar="FILE", help="Draw the channel dependencies: Mermaid (.mmd, .md) or Graphviz (.dot, .gv)."),
     ] = None,
     residual: Annotated[
-        Literal["coupled", "scatter"], typer.Option(help="Cut a stream's channels together, or keep it wide.")
+        Literal["coupled", "scatter"], typer.Option(help="Prune the channels of a residual stream together, or keep its width.")
     ] = "coupled",
-    heads: Annotated[
-        Literal["width", "whole"], typer.Option(help="Make the heads of attention narrower, or cut whole ones.")
-    ] = "width",
+    heads: Annotated[Literal["width", "whole"], typer.Option(help="Narrow attention heads, or remove whole heads.")] = "width",
     json: options.Json = False,
 ) -> None:
-    """Show what can be cut, what goes with it, what is frozen and why. Needs no data."""
+    """List the groups of coupled channels, and the layers that cannot be pruned, with the reason. Needs no data."""
     from compressor.runs.inspect import look
 
     asked = options.Asked(context)

@@ -17,26 +17,28 @@ def quantize(
     model: options.Model,
     to: Annotated[
         Literal["int8", "fp16"],
-        typer.Option(help="Whole numbers of 8 bits, or floating point of 16, which is for GPUs.", rich_help_panel=WRITE),
+        typer.Option(help="INT8, or FP16 for GPUs.", rich_help_panel=WRITE),
     ] = "int8",
     keep: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Layers to leave in float32, as in 'head.*'. Repeatable.", rich_help_panel=WRITE),
+        typer.Option(
+            metavar="PATTERN", help="Layers to keep in float32, for example 'head.*'. Repeatable.", rich_help_panel=WRITE
+        ),
     ] = None,
     calibrate: Annotated[
         int,
-        typer.Option(help="Training images that tell which range activations have.", rich_help_panel=WRITE),
+        typer.Option(help="Number of training images for calibration.", rich_help_panel=WRITE),
     ] = 512,
     ranges: Annotated[
         Literal["minmax", "entropy", "percentile"],
-        typer.Option(help="How a range follows from what the images gave.", rich_help_panel=WRITE),
+        typer.Option(help="Calibration of activation ranges.", rich_help_panel=WRITE),
     ] = "minmax",
     reduce_range: Annotated[
         bool,
-        typer.Option("--reduce-range", help="Weights of 7 bits, for x86 processors without VNNI.", rich_help_panel=WRITE),
+        typer.Option("--reduce-range", help="7-bit weights, for x86 processors without VNNI.", rich_help_panel=WRITE),
     ] = False,
 ) -> None:
-    """Write the ONNX model in INT8 or FP16, as the last step, with a report of what it gained and what it cost."""
+    """Quantize the ONNX model to INT8 or FP16, as the last step, with a report."""
     from compressor.runs.quantize import Quantizing, Wish
     from compressor.training.recipe import Recipe
 

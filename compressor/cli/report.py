@@ -19,12 +19,12 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the pages go: by default the run's own directory, or runs/compare for several."),
+        typer.Option(help="Output directory; by default the run's own, or runs/compare for several runs."),
     ] = None,
 ) -> None:
-    """Write the pages of a finished run again from its report.json, and the figures of each plot as CSV.
+    """Write the HTML and Markdown report of a finished run again from its report.json, and the data of each plot as CSV.
 
-    Several runs come onto one page, as with `compress compare`. Needs neither the model nor images.
+    Several runs are put on one page, as by `compress compare`. Needs neither the model nor data.
     """
     from compressor.report import print_report, to_json
     from compressor.report.write import write_pages

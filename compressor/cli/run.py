@@ -26,16 +26,16 @@ def run(
     file: Annotated[
         Path | None, typer.Argument(help="compress.toml, or [tool.compress] of pyproject.toml, by default.", show_default=False)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make all steps again, also those that are done.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Output directory; runs/MODEL by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Rerun all steps, including finished ones.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tell what each step would come to, without training or writing anything.")
+        bool, typer.Option("--dry-run", help="Estimate the result of each step without training or writing anything.")
     ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of compress.toml, for editors.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Carry out the steps of a file, one after the other. Steps that are done are kept, so it can be repeated."""
+    """Run the compression steps of a settings file. Finished steps are kept, so it can be repeated."""
     if schema:
         print(json_.dumps(config_file.json_schema(), indent=2))
         return

@@ -23,23 +23,26 @@ if TYPE_CHECKING:
 def sensitivity(
     context: typer.Context,
     model: options.Model,
-    rates: Annotated[str, typer.Option(help="Shares of a group's channels to cut, one after another.")] = "0.25,0.5,0.75",
+    rates: Annotated[str, typer.Option(help="Fractions of a group's channels to prune, one after another.")] = "0.25,0.5,0.75",
     method: Annotated[
-        str, typer.Option(help="Whose scores say which channels are the weakest: see `compress methods`.")
+        str, typer.Option(help="Pruning method whose scores rank the channels; `compress methods` lists them.")
     ] = "magnitude",
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method. Repeatable.")
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Setting of the method. Repeatable.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="Held-out images to measure on, 2000 by default; without data random inputs, 64.", min=1)
+        int | None,
+        typer.Option(help="Number of held-out images to evaluate on; 2000 by default, 64 random inputs without data.", min=1),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Holds out the same images as `compress prune --seed`.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Directory of the results; runs/MODEL-sensitivity by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace results that are there.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Measure the groups that are not yet in the results.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed; the same one holds out the same images as `compress prune`.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Output directory; runs/MODEL-sensitivity by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing results.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume: measure the groups that are missing in the results.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
-    """Cut every group of coupled channels alone, and tell what each costs in accuracy."""
+    """Sensitivity analysis: prune each group of coupled channels alone, and measure the loss of accuracy."""
     from compressor.methods import catalogue
 
     entry = catalogue.find(method, "prune")
