@@ -20,6 +20,7 @@ from compressor.onnx.export import export_onnx
 from compressor.onnx.latency import latency
 from compressor.onnx.runtime import onnx_predict, open_session
 from compressor.report import Accuracy, Latency, formatting
+from compressor.runs.reporting import described
 from compressor.runs.sources import Images, Source, open_both, pick_device
 from compressor.runs.stages import EVALUATION_BATCH
 from compressor.tasks import metrics
@@ -52,6 +53,7 @@ def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: 
         file = Path(folder) / "model.onnx"
         macs = count_macs(model, inputs)
         export_onnx(model, inputs, file)
+        described(opened, file)
         return Evaluation(
             model=source.model,
             inputs=inputs.shapes,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,8 +21,10 @@ from compressor.methods import widths
 from compressor.network.cost import count_macs, count_params, layer_macs, peak_activation_bytes, weight_bytes
 from compressor.network.inputs import AnyInputs
 from compressor.network.replacements import Chains
+from compressor.onnx.export import describe
 from compressor.report import Accuracy, Change, Frozen, Latency, Layer, Preprocessing, Profile, Target, formatting
 from compressor.report.summary import FASTER
+from compressor.runs.sources import Opened
 from compressor.training import distributed
 from compressor.training.goal import WITHIN, Goal
 from compressor.training.method import Made
@@ -173,6 +177,14 @@ def preprocessing(data: Data | None, plan: Plan | None) -> Preprocessing | None:
         return Preprocessing(size, crop, "RGB" if channels == 3 else "L", list(data.mean), list(data.std), data.classes)
     known = plan.preprocessing if plan is not None else None
     return None if known is None else Preprocessing(**known)
+
+
+def described(opened: Opened, file: Path) -> Preprocessing | None:
+    """Write into an ONNX file how images become its inputs, as far as that is known."""
+    how = preprocessing(opened.data, opened.loaded.plan)
+    if how is not None:
+        describe(file, {"preprocessing": json.dumps(asdict(how))})
+    return how
 
 
 def warnings(made: Made, target: Target, change: Change) -> list[str]:

@@ -8,7 +8,6 @@ What a command does with the model is a method, which it prepares; all else is t
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import tempfile
@@ -32,12 +31,11 @@ from compressor.errors import UsageError
 from compressor.methods.catalogue import Entry, blaming
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import Inputs
-from compressor.onnx.export import check_onnx, describe, export_onnx
+from compressor.onnx.export import check_onnx, export_onnx
 from compressor.onnx.latency import compare_latency
 from compressor.report import (
     Epoch,
     Fidelity,
-    Preprocessing,
     Profile,
     Report,
     Target,
@@ -253,7 +251,7 @@ class Run(ABC):
         opened = self._begin(journal)
         model, inputs = opened.loaded.model, opened.inputs
         export_onnx(model, inputs, place.original)
-        _described(opened, place.original)  # so that both files hold the same beside their weights
+        reporting.described(opened, place.original)  # so that both files hold the same beside their weights
         distributed.agreed(model.state_dict())  # random weights are others in each process
         method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, self._identity(opened))
@@ -300,7 +298,7 @@ class Run(ABC):
         inputs, model = opened.inputs, opened.loaded.model
         before, after = new / "original.onnx", new / "model.onnx"
         differences, fidelity = self._write(small, method, opened, stages, before, after)
-        how = _described(opened, after)
+        how = reporting.described(opened, after)
         made, as_costly = method.made(), _cost(small, inputs) == _cost(model, inputs)
         same = made.difference is None and as_costly and not self.rewrites  # the same operators take the same time
         times = [[], []] if same else compare_latency([before, after], inputs, seconds=2.0)
@@ -375,14 +373,6 @@ def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None
         raise UsageError(f"--method {entry.name} trains in one process, and {found} were started: run it without torchrun.")
     if epochs and spec is None:
         raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
-
-
-def _described(opened: Opened, file: Path) -> Preprocessing | None:
-    """Write into an ONNX file how images become its inputs, as far as that is known."""
-    how = reporting.preprocessing(opened.data, opened.loaded.plan)
-    if how is not None:
-        describe(file, {"preprocessing": json.dumps(asdict(how))})
-    return how
 
 
 def _cost(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
