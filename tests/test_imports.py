@@ -98,7 +98,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_contributors_are_told_the_same() -> None:
-    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)(?:/|\.py)` \| .* \| ?(.*?) ?\|$", text, re.MULTILINE))
     above = {name: " ".join(list(DRAWING)[:place]) for place, name in enumerate(DRAWING)}
     found = {name: set((above[name] if told == "all above" else told).split()) for name, told in rows.items()}
