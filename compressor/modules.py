@@ -8,11 +8,19 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from compressor.errors import did_you_mean
+
 
 def importable(folder: Path, first: bool) -> None:
     """Let Python find modules in `folder`, before all others or after them."""
     if str(folder) not in sys.path:
         sys.path.insert(0 if first else len(sys.path), str(folder))
+
+
+def no_file(path: Path) -> str:
+    """What to say of a file of Python that is not there."""
+    near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
+    return f"there is no file {path}{near or '.'} Paths are relative to {Path.cwd()}."
 
 
 def from_file(path: Path) -> ModuleType:

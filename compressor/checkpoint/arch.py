@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.checkpoint.file_formats import in_one_line
 from compressor.errors import ArchitectureError, UsageError, did_you_mean
-from compressor.modules import from_file, importable
+from compressor.modules import from_file, importable, no_file
 from compressor.network.inputs import Inputs
 
 FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:NAME or package.module:NAME"
@@ -252,8 +252,7 @@ def _imported(arch: str, name: str) -> ModuleType:
 
 def _module_from_file(arch: str, path: Path) -> ModuleType:
     if not path.is_file():
-        near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
-        raise ArchitectureError(f"--arch {arch}: there is no file {path}{near or '.'} Paths are relative to {Path.cwd()}.")
+        raise ArchitectureError(f"--arch {arch}: {no_file(path)}")
     try:
         return from_file(path)
     except (Exception, SystemExit) as error:  # it is the user's code: anything may come

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import CompressError, UsageError, did_you_mean, first_line
-from compressor.modules import from_file
+from compressor.modules import from_file, no_file
 
 if TYPE_CHECKING:
     from compressor.training.method import Job, Method
@@ -67,6 +67,7 @@ class Entry:
     settings: tuple[Setting, ...]
     text: str  # the whole docstring of its file
     file: Path  # where it is written
+    cls: str  # the name of its class there
     code: str = ""  # `file.py:Class` or `package.module:Class` of one that does not come with compress
 
     @property
@@ -77,7 +78,7 @@ class Entry:
     @property
     def label(self) -> str:
         """The name as a part of a file's name."""
-        return self.code.rpartition(":")[2].lower() if ":" in self.name else self.name
+        return self.cls.lower() if ":" in self.name else self.name
 
     @property
     def year(self) -> str:
@@ -137,8 +138,7 @@ def own(name: str, code: str | None = None, family: str | None = None) -> Entry:
     where, _, kind = code.rpartition(":")
     path = Path(where) if where.endswith(".py") else _file_of(where)
     if path is None or not path.is_file():
-        near = did_you_mean(Path(where).name, [file.name for file in Path(where).parent.glob("*.py")])
-        raise UsageError(f"--method {name}: there is no file {where}{near or '.'} Paths are relative to {Path.cwd()}.")
+        raise UsageError(f"--method {name}: {no_file(Path(where))}")
     try:
         tree = _parsed(path)
     except (OSError, ValueError, SyntaxError) as error:
@@ -146,7 +146,8 @@ def own(name: str, code: str | None = None, family: str | None = None) -> Entry:
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     if kind not in classes:
         raise UsageError(f"--method {name}: {path} has no class {kind!r}{did_you_mean(kind, classes) or '.'}")
-    families = [one for one in FAMILIES if classes[kind] in _deriving(tree, _papers(one) | _bases(one) - {"Method"}, True)]
+    papers = {one: {entry.cls for entry in catalogue().values() if entry.family == one} for one in FAMILIES}
+    families = [one for one in FAMILIES if classes[kind] in _deriving(tree, papers[one] | _bases(one) - {"Method"}, True)]
     if not families and classes[kind] in _deriving(tree, {"Method"}, True):
         families = [str(_constants(classes[kind]).get("family", family or "prune"))]
     if not families:
@@ -210,6 +211,7 @@ def _entry(name: str, family: str, path: Path, tree: ast.Module, paper: ast.Clas
         _settings(paper, lines),
         text,
         path,
+        paper.name,
         code,
     )
 
@@ -221,13 +223,6 @@ def _bases(family: str) -> frozenset[str]:
     while found := {node.name for tree in trees for node in _deriving(tree, names)} - names:
         names |= found
     return names
-
-
-@cache
-def _papers(family: str) -> frozenset[str]:
-    """The names of a family's papers' classes."""
-    trees = [_parsed(path) for path in sorted((FOLDER / family / "papers").glob("*.py"))]
-    return frozenset(node.name for tree in trees for node in _deriving(tree, _bases(family)))
 
 
 def _deriving(tree: ast.Module, bases: Collection[str], all_of_file: bool = False) -> list[ast.ClassDef]:
@@ -313,15 +308,17 @@ def _typed(setting: Setting, text: str) -> Value:
 
 def create(entry: Entry, job: Job, settings: Mapping[str, Value]) -> Method:
     """The method itself, for a job. Raises UsageError for a class of the user's own that cannot be imported or made."""
-    if not entry.code:
-        return _class(entry)(job, **settings)  # type: ignore[no-any-return]  # a class found by name
+    where = entry.code.rpartition(":")[0] or f"compressor.methods.{entry.family}.papers.{entry.name}"
     try:
-        method = _class(entry)(job, **settings)
+        module = from_file(entry.file) if where.endswith(".py") else import_module(where)
+        method = getattr(module, entry.cls)(job, **settings)
     except CompressError:
         raise
-    except (Exception, SystemExit) as error:  # it is the user's code: anything may come
+    except (Exception, SystemExit) as error:  # of the user's code, anything may come
+        if not entry.code:
+            raise
         raise UsageError(f"--method {entry.name} could not be made: {first_line(error)}.") from error
-    return method  # type: ignore[no-any-return]  # as above
+    return method  # type: ignore[no-any-return]  # a class found by name
 
 
 @contextmanager
@@ -332,23 +329,10 @@ def blaming(entry: Entry | None) -> Iterator[None]:
     except CompressError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = entry.file.resolve() if entry is not None and entry.code else None
-        lines = [frame.lineno for frame in frames if own is not None and Path(frame.filename).resolve() == own]
-        if entry is None or not lines:
+        if entry is None or not entry.code:
+            raise
+        file, frames = entry.file.resolve(), traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
+        if not lines:
             raise
         raise UsageError(f"--method {entry.name} failed in line {lines[-1]} of {entry.file}.\n{first_line(error)}") from error
-
-
-def _class(entry: Entry) -> Any:
-    """The class of a method."""
-    from compressor.training.method import Method
-
-    if entry.code:
-        where, _, name = entry.code.rpartition(":")
-        module = from_file(entry.file) if where.endswith(".py") else import_module(where)
-        return getattr(module, name)
-    module = import_module(f"compressor.methods.{entry.family}.papers.{entry.name}")
-    own = (kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__)
-    (paper,) = (kind for kind in own if issubclass(kind, Method))
-    return paper
