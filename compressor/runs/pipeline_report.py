@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from compressor.onnx.export import export_onnx
 from compressor.onnx.latency import compare_latency
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import (
@@ -32,7 +31,7 @@ from compressor.report import (
 )
 from compressor.runs import reporting
 from compressor.runs.journal import Journal
-from compressor.runs.run import Run
+from compressor.runs.run import Run, export_original
 from compressor.runs.run_directory import NETWORK, RunDirectory
 from compressor.runs.sources import Opened, open_both
 from compressor.runs.stages import EVALUATION_BATCH, on_random_images
@@ -68,7 +67,7 @@ def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
     with place.claimed(force=True, resume=False):
         with Journal(first.console, place.log) as journal:
             opened = open_both(first.source, first.images, first.inputs, first.recipe.seed)
-            export_onnx(opened.loaded.model, opened.inputs, place.original)
+            export_original(opened, place)
             report = _report(parts, first, opened, place.original)
             for name in NETWORK:
                 shutil.copyfile(parts[-1].place / name, place.new / name)

@@ -240,7 +240,7 @@ class Run(ABC):
             place = RunDirectory(Path(folder), "")
             place.new.mkdir(parents=True)
             if self.counts_bytes:
-                export_onnx(opened.loaded.model, opened.inputs, place.original)
+                export_original(opened, place)
             yield place
 
     def _make(self, place: RunDirectory, journal: Journal) -> None:
@@ -250,8 +250,7 @@ class Run(ABC):
         Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
         opened = self._begin(journal)
         model, inputs = opened.loaded.model, opened.inputs
-        export_onnx(model, inputs, place.original)
-        reporting.described(opened, place.original)  # so that both files hold the same beside their weights
+        export_original(opened, place)
         distributed.agreed(model.state_dict())  # random weights are others in each process
         method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, self._identity(opened))
@@ -373,6 +372,12 @@ def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None
         raise UsageError(f"--method {entry.name} trains in one process, and {found} were started: run it without torchrun.")
     if epochs and spec is None:
         raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
+
+
+def export_original(opened: Opened, place: RunDirectory) -> None:
+    """Write `place.original`, with what the small network's file says of images, so that bytes beside weights are the same."""
+    export_onnx(opened.loaded.model, opened.inputs, place.original)
+    reporting.described(opened, place.original)
 
 
 def _cost(model: nn.Module, inputs: Inputs) -> tuple[int, int]:

@@ -111,6 +111,7 @@ def test_the_report_of_the_whole_is_from_the_original_to_the_last_step(whole: Pa
     last = read_report(whole / "out" / "3-distill")
     assert (report.model, report.method) == ("net.pt", "prune magnitude + lowrank svd + distill kd")
     assert (report.baseline.macs, report.baseline.accuracy) == (first.baseline.macs, first.baseline.accuracy)
+    assert report.baseline.size_bytes == first.baseline.size_bytes
     assert (report.compressed.macs, report.compressed.accuracy) == (last.compressed.macs, last.compressed.accuracy)
     assert report.change.macs == pytest.approx(0.7 * 0.9, abs=0.03)
     assert [row.name for row in report.stages] == ["original", "prune magnitude", "lowrank svd", "distill kd"]
