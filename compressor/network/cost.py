@@ -9,14 +9,17 @@ whatever `Inputs.of` takes.
 import contextlib
 import copy
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from compressor.errors import UsageError, first_line
 from compressor.network.inputs import AnyInputs, Inputs
@@ -28,7 +31,7 @@ Watch = TypeVar("Watch", bound=AbstractContextManager[Any])
 
 def count_macs(model: nn.Module, inputs: AnyInputs) -> int:
     """Multiply-adds of all convolutions and matrix products for one image."""
-    return _count_flops(model, inputs).get_total_flops() // 2
+    return sum(_count_flops(model, inputs).values()) // 2
 
 
 def layer_macs(model: nn.Module, inputs: AnyInputs) -> dict[str, int]:
@@ -36,15 +39,8 @@ def layer_macs(model: nn.Module, inputs: AnyInputs) -> dict[str, int]:
 
     Modules that do none are left out; the values add up to `count_macs`.
     """
-    flops = _count_flops(model, inputs).get_flop_counts()
-    root = type(model).__name__  # the counter's name for layer1.0.conv1 is ResNet.layer1.0.conv1
-    macs: dict[str, int] = {}
-    for name, _ in reversed(list(model.named_modules())):  # children before parents
-        within = sum(flops.get(f"{root}.{name}" if name else root, {}).values()) // 2
-        own = within - sum(count for below, count in macs.items() if below.startswith(f"{name}." if name else ""))
-        if own > 0:
-            macs[name] = own
-    return dict(reversed(macs.items()))
+    flops = _count_flops(model, inputs)
+    return {name: flops[name] // 2 for name, _ in model.named_modules() if flops[name]}
 
 
 def count_params(model: nn.Module) -> int:
@@ -71,8 +67,8 @@ def peak_activation_bytes(model: nn.Module, inputs: AnyInputs) -> int:
     return _forward(model, inputs, _PeakMemory).peak
 
 
-def _count_flops(model: nn.Module, inputs: AnyInputs) -> FlopCounterMode:
-    return _forward(model, inputs, lambda network, samples: FlopCounterMode(display=False))
+def _count_flops(model: nn.Module, inputs: AnyInputs) -> Counter[str]:
+    return _forward(model, inputs, lambda network, samples: _Flops(network)).flops
 
 
 def _forward(model: nn.Module, inputs: AnyInputs, watch: Callable[[nn.Module, list[Tensor]], Watch]) -> Watch:
@@ -96,7 +92,43 @@ def _forward(model: nn.Module, inputs: AnyInputs, watch: Callable[[nn.Module, li
         ) from error
 
 
-class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the mode's methods untyped
+class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the mode's methods untyped
+    """Floating-point operations by the name of the innermost module that runs them, from PyTorch's own formulas."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
+        self.flops: Counter[str] = Counter()
+        self.running = [""]
+        for name, module in network.named_modules():
+            module.register_forward_pre_hook(partial(self._enter, name), prepend=True)
+            module.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, name: str, *call: Any) -> None:
+        self.running.append(name)
+
+    def _leave(self, *call: Any) -> None:
+        self.running.pop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # torch.cond and the like: PyTorch's counter knows what runs inside
+            with FlopCounterMode(display=False) as counter:
+                output = func(*args, **kwargs)
+            self.flops[self.running[-1]] += counter.get_total_flops()
+            return output
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:  # a composite operator, whose parts have formulas
+                output = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if output is NotImplemented else output
+        output = func(*args, **kwargs)
+        self.flops[self.running[-1]] += formula(*args, **kwargs, out_val=output)
+        return output
+
+
+class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # likewise
     """Looks at every operator's outputs and adds up the storages that are alive."""
 
     def __init__(self, network: nn.Module, samples: list[Tensor]) -> None:

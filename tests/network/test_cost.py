@@ -73,6 +73,46 @@ def test_a_list_of_layers_is_no_layer() -> None:
     assert macs["layers.1.linear1"] == 5 * 8 * 16
 
 
+class Borrowing(nn.Module):
+    """`second` calls `first`, which is no child of it."""
+
+    class Second(nn.Module):
+        def __init__(self, first: nn.Module) -> None:
+            super().__init__()
+            self.conv, self.first = nn.Conv2d(3, 3, 1), [first]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.first[0](x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3)
+        self.second = self.Second(self.first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(x)
+
+
+def test_a_layer_that_another_module_calls_counts_once() -> None:
+    assert layer_macs(Borrowing(), (3, 10, 10)) == {"first": 8 * 8 * 3 * 3 * 9, "second.conv": 8 * 8 * 3 * 3}
+    assert count_macs(Borrowing(), (3, 10, 10)) == 8 * 8 * 3 * 3 * 10
+
+
+class Branching(nn.Module):
+    """Three convolutions or one, by the values of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: self.conv(self.conv(self.conv(x))), lambda x: self.conv(x), (x,))  # type: ignore[no-any-return]
+
+
+def test_of_two_branches_the_larger_one_counts() -> None:
+    assert count_macs(Branching(), (3, 10, 10)) == 3 * 10 * 10 * 3 * 3
+
+
 def test_a_parameter_as_an_argument_is_no_obstacle() -> None:
     class Token(nn.Module):
         def __init__(self) -> None:
