@@ -20,7 +20,8 @@ from compressor.methods.catalogue import Entry, catalogue
 from compressor.report import Accuracy, Report, formatting, read_report, schema
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measured import results  # it lies beside this file
+from measured import results  # these lie beside this file
+from on_gpu import tables
 
 DOCS = Path(__file__).parent
 METHODS = DOCS / "methods"  # a page for each, and no others
@@ -32,6 +33,7 @@ MARKS = "<!-- begin: written by docs/generate.py -->", "<!-- end -->"
 def pages() -> dict[Path, str]:
     """Each page that is generated, wholly or between two marks, as it should be."""
     parts = {
+        DOCS / "gpu.md": tables(),
         DOCS / "methods.md": _methods(),
         DOCS / "models.md": _models(),
         DOCS / "report.md": _fields(),
