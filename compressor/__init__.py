@@ -1,9 +1,9 @@
 """Make a trained PyTorch vision model smaller and faster, and prove it.
 
     compressor.prune("model.pt", rate=0.5, data="imagefolder:photos", out="runs/half")   # -> Report
-    compressor.load("runs/half")                                                          # -> the small torch.nn.Module
+    compressor.load("runs/half")                                                          # -> the pruned torch.nn.Module
 
-Everything here is imported when it is first used, so that importing the package costs nothing.
+Everything here is imported when it is first used, so that importing the package is fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The whole job on embedded data: a small residual network learns scikit-learn's digits, then loses half of its MACs."""
+"""The whole job on embedded data: train a small residual network on scikit-learn's digits, and prune half of its MACs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EPOCHS, FINE_TUNING = 15, 10
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions with a shortcut around them: [n, width, h, w] -> the same."""
+    """Two 3 x 3 convolutions with a residual connection: [n, width, h, w] -> the same shape."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -70,11 +70,11 @@ def train_digits(checkpoint: Path, journal: Journal) -> None:
 
 
 def run(out: Path, console: Console, *, force: bool = False) -> Report:
-    """Train, prune and report into `out`. Raises OutputError when something is there already."""
+    """Train, prune and report into `out`. Raises OutputError when it holds a demo already."""
     checkpoint = out / "digits.pt"
     if not force and (checkpoint.exists() or (out / "half").exists()):
-        raise OutputError(f"{out} holds a demo already: --force replaces it, --out DIR goes elsewhere.")
-    console.print("Training a digits classifier on scikit-learn's embedded images", highlight=False)
+        raise OutputError(f"{out} holds a demo already: --force replaces it, --out DIR chooses another directory.")
+    console.print("Training a digits classifier on scikit-learn's digits data set", highlight=False)
     train_digits(checkpoint, Journal(console))
     settings = f"--arch compressor.demo:DigitsNet --data digits --rate 0.5 --epochs {FINE_TUNING}"
     command = f"compress prune {checkpoint} {settings} --out {out / 'half'}"

@@ -1,20 +1,20 @@
-"""What can go wrong, and the exit status each answer has on the command line.
+"""The errors of this package, and their exit status on the command line.
 
     CompressError
     ├── UsageError              2   wrong usage, or input that cannot be used
-    │   ├── CheckpointError     2   the file is not a checkpoint we can read, or does not fit its network
+    │   ├── CheckpointError     2   the file is not a readable checkpoint, or does not fit its network
     │   ├── ArchitectureError   2   the code that builds the network was not found, or does not build one
     │   ├── DataError           2   the images or labels are missing, unreadable or do not fit the network
-    │   └── OutputError         2   the results cannot be written where they were asked to go
-    ├── Infeasible              3   the network cannot be compressed as asked
+    │   └── OutputError         2   the results cannot be written to the given place
+    ├── Infeasible              3   the network cannot be compressed as requested
     ├── VerificationFailed      4   a check failed; nothing was published
-    └── Stopped               130   another of several processes ended, and this one cannot go on
+    └── Stopped               130   another of several processes ended, and this one cannot continue
 
-Every message is one or two plain lines: what was asked, what was found, what to do. Anything else that is raised is a
-fault of ours (exit status 5); an interruption by the user is 130.
+Every message is one or two plain lines: what was given, what was found, what to do. Any other exception is a fault of ours
+(exit status 5); an interruption by the user is 130.
 
-Names and figures in a message may come from anyone's file. So whatever is put into one, it has at most two lines, neither is
-endless, and nothing in them moves a terminal's cursor or turns its text around.
+Names and values in a message may come from an untrusted file. So every message is limited to two lines of bounded length, and
+control characters and marks that change the direction of text are escaped.
 """
 
 import re
@@ -22,11 +22,11 @@ import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-LONGEST = 1000  # letters in a line
+LONGEST = 1000  # characters in a line
 
 
 class CompressError(Exception):
-    """The root of all errors this package raises on purpose."""
+    """The base class of all errors that this package raises on purpose."""
 
     exit_code = 5
 
@@ -43,7 +43,7 @@ class UsageError(CompressError):
 
 
 class CheckpointError(UsageError):
-    """The file is not a checkpoint we can read, or does not fit its network."""
+    """The file is not a readable checkpoint, or does not fit its network."""
 
 
 class ArchitectureError(UsageError):
@@ -55,11 +55,11 @@ class DataError(UsageError):
 
 
 class OutputError(UsageError):
-    """The results cannot be written where they were asked to go."""
+    """The results cannot be written to the given place."""
 
 
 class Infeasible(CompressError):
-    """The network cannot be compressed as asked; the message tells the nearest point that can be reached."""
+    """The network cannot be compressed as requested; the message gives the nearest target that can be reached."""
 
     exit_code = 3
 
@@ -71,13 +71,13 @@ class VerificationFailed(CompressError):
 
 
 class Stopped(CompressError):
-    """Another of several processes ended, and this one cannot go on."""
+    """Another of several processes ended, and this one cannot continue."""
 
     exit_code = 130
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, line ends, marks of direction and halves of letters as Python writes them: `\\x1b`."""
+    """`text` with control characters, line ends, text-direction marks and lone surrogates escaped as in Python: `\\x1b`."""
     if text.isprintable():
         return text
     return "".join(letter.encode("unicode_escape").decode() if _steers(letter) else letter for letter in text)
@@ -92,13 +92,13 @@ def _shortened(line: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'magnitude'?"`, or an empty string when nothing known is near."""
+    """`"; did you mean 'magnitude'?"`, or an empty string when nothing known is similar."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong in the first place, on one line: the first of the deepest cause, and more where that ends in ":"."""
+    """The root cause on one line: the first line of the deepest cause, and the next ones where a line ends in ":"."""
     while error.__cause__ is not None:
         error = error.__cause__
     message = " ".join(re.split(r"(?<!:)\n", str(error).strip())[0].split())

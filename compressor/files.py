@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and texts that may be anyone's are read up to a bound."""
+"""Atomic writing of files, and reading of untrusted text files up to a maximum size."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 from compressor.errors import OutputError
 
-# Bytes of a text. In memory JSON takes up to twenty times as many; reports of a thousand layers have half a million.
+# Bytes of a text file. In memory JSON takes up to twenty times as many; reports of a thousand layers have half a million.
 LARGEST = 16 * 2**20
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a temporary file beside `path`, then put it in place in one step.
+    """Have `write` fill a temporary file next to `path`, then move it into place in one step.
 
-    Whoever kills the process, and whenever the power fails, `path` is what it was before, or whole.
-    Raises OutputError when the disk is full or the place cannot be written; `path` is then what it was before.
+    If the process is killed or the power fails, `path` is either unchanged or complete.
+    Raises OutputError when the disk is full or the path cannot be written; `path` is then unchanged.
     """
     temporary: Path | None = None
     try:
@@ -38,7 +38,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         if cause is None:
             raise
         raise OutputError(
-            f"{path} could not be written: {cause.strerror or cause}.\nFree some space or give another place with --out."
+            f"{path} could not be written: {cause.strerror or cause}.\nFree disk space, or give another place with --out."
         ) from error
     finally:
         if temporary is not None:
@@ -51,12 +51,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a plan, a report or settings, which may be anyone's: raises OSError or UnicodeDecodeError.
+    """The text of a plan, a report or settings, which may be untrusted: raises OSError or UnicodeDecodeError.
 
-    An OSError, too, for a file of more than `LARGEST` bytes, and for a device or a pipe, which might never end.
+    Files of more than `LARGEST` bytes, devices and pipes, which might never end, also raise OSError.
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "It is no file", str(path))
+        raise OSError(errno.EINVAL, "It is not a regular file", str(path))
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
@@ -65,7 +65,7 @@ def read_text(path: Path) -> str:
 
 
 def sync(folder: Path) -> None:
-    """Have the names in `folder` outlast a power cut, as far as its file system can: those of files that were renamed, too."""
+    """Make the file names in `folder` durable across a power failure, including renamed files, if the file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -75,7 +75,7 @@ def sync(folder: Path) -> None:
 
 
 def _of_the_system(error: BaseException | None) -> OSError | None:
-    """The operating system's own complaint: `torch.save` meets a full disk and then raises a RuntimeError of other words."""
+    """The operating system's own error: `torch.save` on a full disk raises a RuntimeError with another message."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error

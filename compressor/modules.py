@@ -1,4 +1,4 @@
-"""Python files of the user's own, imported: the code of a network, or a method."""
+"""Import of the user's own Python files: the code of a network, or a method."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def importable(folder: Path, first: bool) -> None:
 
 
 def no_file(path: Path) -> str:
-    """What to say of a file of Python that is not there."""
+    """The message for a Python file that does not exist."""
     near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
     return f"there is no file {path}{near or '.'} Paths are relative to {Path.cwd()}."
 
 
 def from_file(path: Path) -> ModuleType:
-    """The module in a file, which may import its neighbours and what lies in the working directory.
+    """The module in a file, which can import from its own directory and from the working directory.
 
-    It is imported once, under a name made of its place: a second import would make a second class of the same name. Raises what
-    the code in it raises.
+    It is imported once, under a name made of its path: a second import would make a second class of the same name. Raises what
+    its code raises.
     """
     path = path.resolve()
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

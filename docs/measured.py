@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from the figures that lie beside the programs in examples/benchmarks/."""
+"""Generate the tables of docs/results.md from the measurements stored next to the scripts in examples/benchmarks/."""
 
 import json
 import statistics
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 def results() -> str:
-    """A section for each program whose figures are there."""
+    """A section for each script whose measurements exist."""
     sections = {
         "recovery": _recovery,
         "criteria": _criteria,
@@ -56,19 +56,20 @@ def _recovery() -> str:
         seconds = f"{statistics.median(found['refitted']['seconds']):.0f}"
         left = f"{100 * row['macs_left']:.1f} %"
         rows.append([row["model"], row["cut"], left, f"{row['dense']:.1f}", f"{row['as_cut']:.1f}", *cells, seconds])
-    header = ["network", "cut", "MACs left", "original", "cut", *ways, "seconds of refitting"]
+    header = ["network", "pruning", "MACs left", "original", "pruned", *ways, "seconds of refitting"]
     tested, unlabelled, draws = figures["test_images"], figures["unlabelled_images"], len(figures["seeds"])
     return f"""## Repair without training
 
-Top-1 in per cent of {tested:,} test images of CIFAR-10 stored as JPEG files; {unlabelled} training images, no labels; mean
-and standard deviation over {draws} draws of these. No weight was trained. `coupled` and `scatter` are `magnitude` with
-`largest=true` at half of the MACs; `halved` takes half of the inner channels of each block. Times are of one thread of a busy
-machine.
+Top-1 accuracy in per cent on {tested:,} test images of CIFAR-10 stored as JPEG files, after recovery on {unlabelled}
+unlabelled training images: mean and standard deviation over {draws} draws of these images. No weight was trained. `coupled`
+and `scatter` are `magnitude` with `largest=true` at half of the MACs; `halved` prunes half of the inner channels of each
+block. Times are for one thread on a busy machine.
 
 {_table(header, rows)}
 
-Refitting comes with statistics of its own, and measuring them anew takes some of its gain back: a run tries both. Absorbing,
-which looks at no image, is no help here: it is in the library (`compressor.recovery.repair.absorb`), and no run uses it."""
+Refitting re-estimates the consumers of pruned channels by least squares. It also sets batch-norm statistics, and
+recalibrating them afterwards loses part of the gain; a run tries both. Absorbing, which uses no images, does not help here:
+it is in the library (`compressor.recovery.repair.absorb`), but no run uses it."""
 
 
 def _criteria() -> str:
@@ -77,11 +78,12 @@ def _criteria() -> str:
     table = [[f"`{row['criterion']}`", row["scale"], _of(run["top1"] for run in row["runs"])] for row in rows]
     recalibration, held_out = figures["recalibration_images"], figures["held_out_images"]
     before = f"{100 * figures['original_top1']:.1f}"
-    return f"""## Which channels go
+    return f"""## Pruning criteria
 
-One cut of a ResNet-20 to half its MACs by each criterion, then statistics of {recalibration:,} training images; no repair, no
-training. Top-1 in per cent of {held_out:,} held-out images, which the checkpoint was trained on ({before} before the cut): for
-comparing criteria only. Those that look at images did so with three draws of them.
+A ResNet-20 pruned once to half its MACs by each criterion, then batch norms recalibrated on {recalibration:,} training
+images; no repair, no training. Top-1 accuracy in per cent on {held_out:,} held-out images ({before} before pruning). The
+checkpoint was trained on these images, so the values only serve to compare criteria. Criteria that use images were run with
+three draws of them.
 
 {_table(["criterion", "scaled by group", "held-out top-1"], table)}"""
 
@@ -95,17 +97,17 @@ def _peers() -> str:
         own = [row for row in rows if (row["network"], row["rate"], row["side"]) == (network, rate, side)]
         cells = [_of(row[name] for row in own) if name in own[0] else "" for name in names]
         table.append([network, f"{100 * rate:.0f} %", side, str(len(own)), *cells])
-    header = ["network", "asked", "side", "seeds", "MACs gone, %", "cut", "recalibrated", "repaired"]
+    header = ["network", "target", "tool", "seeds", "MACs removed, %", "pruned", "recalibrated", "repaired"]
     header += ["fine-tuned", "fine-tuned with teacher"]
     tested, few, images, epochs = (rows[0][name] for name in ("test", "few", "images", "epochs"))
     dense = {row["network"]: row["dense"] for row in rows if "dense" in row}
     told = " and ".join(f"{network} {100 * top1:.1f}" for network, top1 in dense.items())
-    return f"""## Beside Torch-Pruning
+    return f"""## Comparison with Torch-Pruning
 
-Top-1 in per cent of {tested:,} test images, mean and standard deviation over seeds. A seed draws the {few} images that
-statistics, Taylor scores and the repair look at, and the {images:,} images of {epochs} epochs of fine-tuning. The originals
-have {told}. Torch-Pruning is 1.6.1; in ResNet-20 it cuts the inner channels of blocks alone, since the padded shortcuts stop
-it elsewhere.
+Top-1 accuracy in per cent on {tested:,} test images, mean and standard deviation over seeds. A seed draws the {few} images
+for batch-norm statistics, Taylor scores and repair, and the {images:,} images for {epochs} epochs of fine-tuning. Accuracy
+of the originals: {told}. Torch-Pruning is version 1.6.1; in ResNet-20 it prunes only the inner channels of blocks, because
+of the padded shortcuts.
 
 {_table(header, table)}"""
 
@@ -117,14 +119,15 @@ def _methods() -> str:
         gap = 100 * (row["before"][-1] - row["after"][-1])
         shares = [f"{100 * row[name]:.1f}" for name in ("macs_gone", "top1", "recalibrated")]
         table.append([f"`{row['method']}`", row["residual"], *shares, f"{gap:.1f}"])
-    header = ["method", "residual", "MACs gone, %", "top-1", "recalibrated", "before - after, points"]
+    header = ["method", "residual", "MACs removed, %", "top-1", "recalibrated", "before - after, points"]
     checkpoint, epochs, images, seed, lr = (rows[0][name] for name in ("checkpoint", "epochs", "images", "seed", "lr"))
-    return f"""## The papers that prune while they train
+    return f"""## Methods that prune during training
 
 {checkpoint}, 40 % of the filters, {epochs} epochs of {images:,} training images, seed {seed}, the papers' recipe (learning rate
-{lr}, divided by five at 30, 60 and 80 % of training); top-1 in per cent of 10,000 test images after the last epoch. `dense` is
-the whole network trained alike. "Before - after" is what weakening the filters at the end of the last epoch cost on held-out
-images. One seed, and far fewer steps than the papers took: differences of a point say nothing.
+{lr}, divided by five at 30, 60 and 80 % of training); top-1 accuracy in per cent on 10,000 test images after the last epoch.
+`dense` is the unpruned network trained in the same way. "Before - after" is the loss of accuracy on held-out images when the
+filters are weakened at the end of the last epoch. With one seed, and far fewer steps than in the papers, differences of one
+point are not significant.
 
 {_table(header, table)}"""
 
@@ -133,13 +136,13 @@ def _cost() -> str:
     figures = _read("pruning_cost")
     images, epochs = figures["images"], figures["epochs"]
     masks, shrinking = figures["pgmpf"]["ratio"], figures["ghfp"]["ratio"]
-    return f"""## What pruning while training costs
+    return f"""## Cost of pruning during training
 
-A ResNet-20 on one CPU thread, {images:,} images an epoch, medians of interleaved rounds.
+A ResNet-20 on one CPU thread, {images:,} images per epoch, medians of interleaved rounds.
 
-- An epoch of PGMPF, whose masks damp gradients in every step: {masks:.2f} times a plain epoch.
-- A training with GHFP at half of the MACs, {epochs} epochs, in which hard filters leave the network as it goes:
-  {shrinking:.2f} times the one in which they leave at the end."""
+- An epoch of PGMPF, whose masks damp gradients in every step, takes {masks:.2f} times as long as an epoch without pruning.
+- Training with GHFP at half of the MACs for {epochs} epochs, with hard-pruned filters removed from the network during training,
+  takes {shrinking:.2f} times as long as with their removal at the end."""
 
 
 # Low rank -------------------------------------------------------------------------------------------------------------
@@ -154,16 +157,17 @@ def _ger() -> str:
         least = min(joint - apart for joint, apart in zip(row["joint"], row["apart"], strict=True))
         whole = f"{row['params']:,}"
         table.append([f"{row['times']}", whole, ranks, f"{row['svd']:.2f}", f"{apart:.2f}", f"{joint:.2f}", f"{least:+.2f}"])
-    header = ["times fewer", "parameters", "ranks", "decomposed (A)", "each layer for itself", "all for the output (B)"]
-    header += ["least gain of B over each for itself, points"]
+    header = ["times fewer", "parameters", "ranks", "decomposed (A)", "trained per layer", "trained jointly (B)"]
+    header += ["smallest gain of B over per-layer training, points"]
     seeds, dense, tested = len(figures["results"][0]["joint"]), figures["dense"], figures["test_images"]
-    return f"""## GER: all factors together, or each layer for itself
+    return f"""## GER: joint or per-layer training of the factors
 
-The fully-connected layers of a small VGG (`examples/cifar/vgg.py`, {dense:.1f} % of {tested:,} test images of CIFAR-10) with so
-many times fewer parameters, or fewer still where ranks go in steps. Top-1 in per cent after the last epoch, the mean over
-{seeds} orders of the images (they differ by a few hundredths); equal ranks, equal epochs, no labels. The learning rates were
-chosen on held-out images. Down to a thirtieth of the parameters nothing is lost by decomposing alone, so there is nothing to
-win back; beyond that, training all factors together is worth points.
+The fully-connected layers of a small VGG (`examples/cifar/vgg.py`, {dense:.1f} % on {tested:,} test images of CIFAR-10),
+with the number of parameters divided by at least the given factor, as ranks increase in steps. Top-1 accuracy in per cent
+after the last epoch, the mean over {seeds} orders of the images (they differ by a few hundredths); equal ranks, equal
+epochs, no labels. The learning rates were selected on held-out images. Down to a thirtieth of the parameters, the
+decomposition alone loses no accuracy, so training cannot recover any; beyond that, joint training of all factors gains
+several points.
 
 {_table(header, table)}"""
 
@@ -184,21 +188,23 @@ def _espace() -> str:
         [f"`{layer['layer']}`", layer["what"].split(", keeps")[0], f"{layer['fewer_macs']:.2f}", _times(layer["faster"])]
         for layer in first["layers"]
     ]
-    header = ["asked, times fewer", "way", "times fewer MACs", "recalibrated", "fine-tuned", "epochs", "ms", "times as fast"]
+    header = ["target", "variant", "times fewer MACs", "recalibrated", "fine-tuned", "epochs", "ms", "speed-up"]
     rounds = f" ({figures['times']})" if "times" in figures else ""
-    note = f"\n\nNot to be had: {'; '.join(refused)}" if refused else ""
-    return f"""## ESPACE: low rank, masks, and both
+    note = f"\n\nNot achievable: {'; '.join(refused)}" if refused else ""
+    return f"""## ESPACE: low rank, spatial masks, and both
 
-The small VGG ({figures["original"]["top1"]:.1f} % of the test images). Top-1 in per cent of 10,000 test images after new
-batch-norm statistics, and after the last of so many epochs of {figures["images"]["train"]:,} training images, taught by the
-original. Times are ONNX Runtime's, one image, one thread, original and compressed in turns, the median of 200{rounds}. A
-layer is changed only where it is faster alone.
+The small VGG ({figures["original"]["top1"]:.1f} % on the test images). Top-1 accuracy in per cent on 10,000 test images
+after batch-norm recalibration, and after the given number of epochs of {figures["images"]["train"]:,} training images with
+the original as the teacher. The target is the factor by which MACs are reduced. Latency is that of ONNX Runtime for one
+image on one thread, with interleaved measurements of the original and the compressed network, the median of 200{rounds}. A
+layer is changed only if it is faster when timed alone.
 
 {_table(header, table)}{note}
 
-Layer by layer, for {first["way"]} at {first["asked"]:g}: what the MACs promise, and what was measured for the layer alone.
+Each layer, for {first["way"]} at {first["asked"]:g}: the reduction of its MACs, and the measured speed-up of the layer
+alone.
 
-{_table(["layer", "what became of it", "times fewer MACs", "times as fast"], layers)}"""
+{_table(["layer", "change", "times fewer MACs", "speed-up"], layers)}"""
 
 
 def _times(value: float | None) -> str:
@@ -216,12 +222,12 @@ def _whitening() -> str:
     dense = " and ".join(
         f"{model} {top1:.1f}" for model, top1 in {row["model"]: row["dense"] for row in figures["rows"]}.items()
     )
-    header = ["network", "MACs asked off", "decided by", "MACs left", "error", "top-1", "recalibrated"]
-    return f"""## Factors by images, or by weights
+    header = ["network", "target MACs removed", "factored by", "MACs left", "error", "top-1", "recalibrated"]
+    return f"""## Factorization by images or by weights
 
-Convolutions split by channels, linear layers in two, without any training or repair. `error` is the share of each layer's
-output that is missed on held-out images, added up over the layers; top-1 is in per cent of {figures["test_images"]:,} test
-images. The originals have {dense}.
+Convolutions are factored along their channels, linear layers into two, without training or repair. `error` is the relative
+output error of each layer on held-out images, summed over the layers; top-1 accuracy is in per cent on
+{figures["test_images"]:,} test images. Accuracy of the originals: {dense}.
 
 {_table(header, table)}"""
 
@@ -235,21 +241,22 @@ def _lowrank_peers() -> str:
         own = [row for row in rows if row["side"] == side]
         cells = [_of((row[name] for row in own), scale) if name in own[0] else "" for name, scale in names.items()]
         table.append([side, str(len(own)), *cells, f"{statistics.median(row['latency'] for row in own):.2f}"])
-    header = ["side", "seeds", "MACs left, %", "parameters left, %", "factored", "recalibrated", "repaired", "fine-tuned"]
+    header = ["tool", "seeds", "MACs left, %", "parameters left, %", "factored", "recalibrated", "repaired", "fine-tuned"]
     versions, original = figures["versions"], figures["original"]
-    return f"""## Beside tensorly-torch and fasterai
+    return f"""## Comparison with tensorly-torch and fasterai
 
-A ResNet-20 ({100 * original["top1"]:.1f} % of {figures["test_images"]:,} test images) at equal parameters; tensorly-torch
-{versions["tensorly-torch"]} and fasterai {versions["fasterai"]}. Top-1 in per cent. Fine-tuning is the same for all, on labels
-alone. The last column is ONNX Runtime's time for one image on one thread, over the original's.
+A ResNet-20 ({100 * original["top1"]:.1f} % on {figures["test_images"]:,} test images) at an equal number of parameters;
+tensorly-torch {versions["tensorly-torch"]} and fasterai {versions["fasterai"]}. Top-1 accuracy in per cent. Fine-tuning is
+the same for all, with labels only. The last column is the latency of ONNX Runtime for one image on one thread, relative to
+the original's.
 
-{_table([*header, "time"], table)}"""
+{_table([*header, "latency"], table)}"""
 
 
 # Distillation ---------------------------------------------------------------------------------------------------------
 
 RATES = {"scratch": 0.05, "checkpoint": 0.01}  # of `examples/benchmarks/distillation.py`
-STARTS = {"scratch": "From new weights", "checkpoint": "From the checkpoint's weights"}
+STARTS = {"scratch": "From random weights", "checkpoint": "From the checkpoint's weights"}
 
 
 def _distillation() -> str:
@@ -261,13 +268,13 @@ def _distillation() -> str:
             own = [row for row in rows if (row["start"], row["epochs"], row["images"]) == budget]
             tables.append(f"{STARTS[start]}, {budget[1]} epochs of {budget[2]:,} images:\n\n{_beside_none(own)}")
     told = "\n\n".join(tables)
-    return f"""## What each method of distillation gives
+    return f"""## Knowledge distillation
 
-A ResNet-20 learns from a ResNet-56, or ResNet-20s learn from each other, on few training images. Top-1 in per cent of
-{rows[0]["n"]:,} test images after the last epoch: the mean over seeds, with the least and the largest. A seed draws the weights
-and the order of the images; `none` learns from labels alone. The difference to it, in points, is of
-the seeds that both were given. Nothing was chosen by test images; `rcka` and `dist` got their defaults by held-out ones, and
-what they would be otherwise is listed, too.
+A ResNet-56 teacher with a ResNet-20 student, or mutual learning of ResNet-20s, on few training images. Top-1 accuracy in per
+cent on {rows[0]["n"]:,} test images after the last epoch: the mean over seeds, with the minimum and maximum. A seed draws
+the initial weights and the order of the images. `none` is trained with labels only; the difference to it, in points, is over
+the seeds that both have. Nothing was selected on test images; the defaults of `rcka` and `dist` were selected on held-out
+images, and the results with other values are listed, too.
 
 {told}"""
 
@@ -284,7 +291,7 @@ def _beside_none(rows: list[Row]) -> str:
         gain = f"{100 * statistics.fmean(ours['top1'] - none['top1'] for ours, none in pairs):+.1f}" if pairs else ""
         beside = f"{own[0]['trained_params'] - own[0]['params']:,}"
         table.append([name, _ranged([row["top1"] for row in own]), str(len(own)), gain, beside])
-    header = ["method", "top-1", "seeds", "beside `none`", "parameters trained beside the student"]
+    header = ["method", "top-1", "seeds", "difference to `none`", "parameters trained in addition to the student"]
     return _table(header, table)
 
 
@@ -310,13 +317,14 @@ def _distillation_recovery() -> str:
         own = [row for row in rows if row["method"] == name]
         means = [f"{statistics.fmean(row[key] for row in own):,.0f}" for key in ("epochs", "images", "seconds", "earlier")]
         table.append([f"`{name}`", _ranged([row["top1"] for row in own]), str(len(own)), *means])
-    header = ["method", "top-1", "seeds", "epochs", "images an epoch", "seconds", "seconds before, on the teacher"]
+    header = ["method", "top-1", "seeds", "epochs", "images per epoch", "seconds", "seconds of training the teacher before"]
     first, (cut, whole) = rows[0], (f"{100 * figures[name]:.1f}" for name in ("cut_top1", "teacher_top1"))
-    return f"""## Recovering from a cut, in equal time
+    return f"""## Recovery after pruning, in equal time
 
-A ResNet-56 ({whole} % of {first["n"]:,} test images) cut to {100 * first["macs_left"]:.0f} % of its MACs and repaired
-({cut} %), then taught by what it was for about {first["budget_s"]:.0f} seconds of one thread with each method; `none` learns
-from labels alone. A method that costs more for an image sees fewer of them. Top-1 in per cent after the last epoch.
+A ResNet-56 ({whole} % on {first["n"]:,} test images) pruned to {100 * first["macs_left"]:.0f} % of its MACs and repaired
+({cut} %), then distilled from the original for about {first["budget_s"]:.0f} seconds on one thread with each method; `none`
+is trained with labels only. A method that takes longer per image sees fewer images. Top-1 accuracy in per cent after the
+last epoch.
 
 {_table(header, table)}"""
 
@@ -328,14 +336,15 @@ def _distillation_peers() -> str:
         ratios = [f"{line[ratio]:.2f}" for ratio in ("cpu_seconds_ratio", "seconds_ratio")]
         top1 = [f"{100 * line['top1'][side]:.1f}" for side in ("ours", "theirs")]
         table.append([name, f"{line['loss_difference']:.1e}", *ratios, str(line["epochs_timed"]), *top1])
-    header = ["loss", "differs by", "processor time", "time", "epochs timed", "top-1, ours", "top-1, theirs"]
+    header = ["loss", "difference", "CPU time ratio", "time ratio", "epochs timed", "top-1, ours", "top-1, theirs"]
     note = figures["note"].rstrip(".")
     told = f" {note[0].upper()}{note[1:]}." if note else ""
-    return f"""## Beside torchdistill
+    return f"""## Comparison with torchdistill
 
 The same losses in torchdistill {figures["versions"]["torchdistill"]}, on the same batches and from the same weights: a
-ResNet-56 teaches a ResNet-20, in float32, on one thread, epochs in turns. Losses are compared in the first step; times are ours
-over theirs, of medians. Top-1 is in per cent of {figures["test_images"]:,} test images after the last epoch.{told}
+ResNet-56 teacher and a ResNet-20 student, in float32, on one thread, with interleaved epochs. Losses are compared in the
+first step; time ratios are our median over theirs. Top-1 accuracy is in per cent on {figures["test_images"]:,} test images
+after the last epoch.{told}
 
 {_table(header, table)}"""
 
@@ -356,21 +365,22 @@ def _quantization() -> str:
     for row in others:
         close = [f"{100 * row['agreement']:.2f}", f"{row['mean_kl']:.4f}"]
         choices.append([row["name"], f"{row['size_bytes'] / 1000:,.0f}", *close, *_rounds(row, first)])
-    times = ["ms, one image", "times as fast", "ms, 32 images", "times as fast"]
+    times = ["ms, one image", "speed-up", "ms, 32 images", "speed-up"]
     header = ["file", "MACs left, %", "kB", "times smaller", "top-1 [95 %]", *times]
-    others_header = ["way", "kB", "same answer, %", "mean KL, nats", *times]
+    others_header = ["scheme", "kB", "agreement, %", "mean KL, nats", *times]
     return f"""## What quantization gives
 
-A ResNet-20 as ONNX files: as it is, pruned (`compress prune`, {figures["epochs"]} epochs, seed {figures["seed"]}), in INT8, and
-both. Top-1 is in per cent of {first["n"]:,} test images. Times are ONNX Runtime's on one thread ({figures["processor"]}), all
-files in turns on a busy machine: the median of {figures["rounds"]} rounds, and in brackets the least and the largest. In INT8,
-widths that are multiples of 16 (`--round-to 16`) save more time than more MACs at other widths; they left this network less
-choice, and cost it more accuracy.
+A ResNet-20 as ONNX files: float32, pruned (`compress prune`, {figures["epochs"]} epochs, seed {figures["seed"]}), INT8, and
+pruned with INT8. Top-1 accuracy is in per cent on {first["n"]:,} test images. Latency is that of ONNX Runtime on one thread
+({figures["processor"]}), with interleaved measurements of all files on a busy machine: the median of {figures["rounds"]}
+rounds, and in brackets the minimum and maximum. In INT8, widths that are multiples of 16 (`--round-to 16`) save more time
+than removing more MACs at other widths; for this network they restrict the choice of channels and cost more accuracy.
 
 {_table(header, table)}
 
-Ways to quantize the network as it is, compared with float32 on {others[0]["n"]:,} held-out images, which trained it. `static`
-is the default with images; signed activations and dynamic convolutions are what `compress quantize` does not do, and why.
+Quantization schemes for the unpruned network, compared with float32 on {others[0]["n"]:,} held-out images, on which the
+network was trained. `static` is the default with images. The rows for signed activations and dynamic convolutions show why
+`compress quantize` does not use them.
 
 {_table(others_header, choices)}"""
 

@@ -1,4 +1,4 @@
-"""What all tests share: the real data and checkpoints, and a quiet machine."""
+"""Shared by all tests: the real data and checkpoints, one thread per worker, and a fixed seed."""
 
 import os
 from pathlib import Path
@@ -11,14 +11,14 @@ pytest_plugins = ["small"]  # the fixtures of tests/small.py
 SHARED = Path(os.environ.get("COMPRESS_SHARED", Path(__file__).parents[2] / "shared"))
 
 
-torch.set_num_threads(1)  # several workers share the machine: threads that wait for one another would cost minutes
+torch.set_num_threads(1)  # several workers share the machine: contending threads would cost minutes
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with the real checkpoints and images. Absent: a failure in CI, a skip elsewhere."""
+    """The folder with the real checkpoints and images. If it is missing, tests fail in CI and are skipped elsewhere."""
     if not SHARED.is_dir():
-        message = f"{SHARED} is not here; set COMPRESS_SHARED to the folder that holds checkpoints/ and data/"
+        message = f"{SHARED} does not exist: set COMPRESS_SHARED to the folder that contains checkpoints/ and data/"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)

@@ -1,11 +1,11 @@
-"""Files that may come from anyone: mutations of valid ones, and some made to do harm, each read in a process that may be lost.
+"""Fuzzing with untrusted files: mutations of valid files, and malicious ones, each read in a worker process that may crash.
 
-    python tests/hostile.py --inputs 20000 --seed 1               # a table by kind and outcome; status 1 if one was a failure
-    python tests/hostile.py --seed 1 --only 1234 --keep DIR       # makes that input once more in DIR, and tells what it does
+    python tests/hostile.py --inputs 20000 --seed 1               # a table by kind and outcome; exit status 1 if one failed
+    python tests/hostile.py --seed 1 --only 1234 --keep DIR       # writes that input to DIR, and prints its outcome
 
-An input is right when it is accepted, or refused with a documented exit status in one or two printable lines. All else is a
-failure: a traceback or a warning, a status of 5, a file written outside of `out`, the canary that payloads try to make, memory
-beyond `MEMORY` above the parent (as the kernel counts, or as somebody asked for and was denied), more than `SECONDS`, a crash.
+An input passes if it is accepted, or refused with a documented exit status and one or two printable lines. All else is a
+failure: a traceback or a warning, exit status 5, a file written outside of `out`, the canary file that payloads try to create,
+more memory than `MEMORY` above the parent (used, or requested and denied), more than `SECONDS`, a crash.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from xml.etree import ElementTree
 import mutations
 import numpy as np
 import onnx
-import onnxruntime  # noqa: F401  # before the fork, as everything that takes long to import
+import onnxruntime  # noqa: F401  # slow imports belong before the fork
 import torch
 from mutations import CANARY, EXTREMES, NAMES, VALUES, Call, Random, broken, broken_json, broken_text
 from PIL import Image
@@ -70,10 +70,10 @@ sys.path.append(str(Path(__file__).parent / "report"))
 import example
 
 MEMORY = 3 * 2**30  # bytes that reading one input may take above the parent
-SECONDS = 20  # of the processor's time
-HANGS = 120  # seconds, after which an input is given up
-LETTERS = 2100  # in a message
-LIBTIFF = re.compile(r"^[\w.]+: [ -~]+\n", re.M)  # has no other way to tell that a file is damaged
+SECONDS = 20  # of CPU time
+HANGS = 120  # seconds, after which an input counts as hanging
+LETTERS = 2100  # longest message
+LIBTIFF = re.compile(r"^[\w.]+: [ -~]+\n", re.M)  # its warnings about damaged files cannot be redirected
 DENIED = re.compile(r"can't allocate|bad_alloc|MemoryError|[Oo]ut of memory|Failed to allocate|Unable to allocate")
 OUTSIDE = "/tmp/escaped-from-a-name"  # one of the names in files
 ARCH = "net.py:Net"
@@ -133,7 +133,7 @@ def write_seeds(folder: Path) -> None:
 
 
 def _write_run(folder: Path, arch: str, args: dict[str, object], shape: tuple[int, int, int], chain: bool) -> None:
-    """A finished run, as far as its network goes: every second channel cut and, if asked for, a layer factored."""
+    """The network of a finished run: every second channel pruned and, with `chain`, a layer factored."""
     model = build(arch, args).eval()
     channels = analyse(model, shape, "scatter")
     half = channels.all_kept()
@@ -148,7 +148,7 @@ def _write_run(folder: Path, arch: str, args: dict[str, object], shape: tuple[in
 
 
 def _onnx_network() -> onnx.ModelProto:
-    """Images of any number through a convolution, a mean and a matrix."""
+    """A convolution, a mean and a matrix product, with a dynamic batch size."""
     rng = np.random.default_rng(0)
     weight, head = rng.normal(size=(4, 1, 3, 3)), rng.normal(size=(4, 10))
     nodes = [
@@ -220,7 +220,7 @@ do = "check"
 
 Write = Callable[[Path, Path, Random], None]  # seeds, working directory
 Read = Callable[[Random], object]  # in the working directory
-KINDS: dict[str, tuple[int, Write, Read]] = {}  # how often, and what
+KINDS: dict[str, tuple[int, Write, Read]] = {}  # relative frequency, writer and reader
 
 
 def kind(name: str, share: int, read: Read) -> Callable[[Write], Write]:
@@ -239,7 +239,7 @@ def command(*arguments: str) -> None:
     """`compress ARGUMENTS` in this process."""
     result = CliRunner().invoke(app, arguments)
     sys.stdout.write(result.stdout)
-    judged = arguments[0] == "check" and result.exit_code < 2  # beside --json it tells the budgets on standard error
+    judged = arguments[0] == "check" and result.exit_code < 2  # with --json it prints the budgets on standard error
     (sys.stdout if judged else sys.stderr).write(result.stderr)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -251,7 +251,7 @@ def _open_checkpoint(rng: Random) -> None:
         options = rng.choice(((), ("--ema",), ("--json",), ("--key", "x.y")))
         command("inspect", "input.pt", "--arch", ARCH, "--input", "1x8x8", *options)
     if rng.random() < 0.0005:
-        command("inspect", "input.pt")  # takes ten seconds once, to know all of torchvision's networks
+        command("inspect", "input.pt")  # takes ten seconds once, to learn all architectures of torchvision
     load_model("input.pt", arch=ARCH, ema=rng.random() < 0.05)
 
 
@@ -431,7 +431,7 @@ def _take_up(rng: Random) -> None:
     command("prune", "net.pt", "--arch", ARCH, "--input", "1x8x8", "--rate", "0.5", "--out", "half", "--resume")
 
 
-@kind("run to take up", 2, _take_up)
+@kind("run to resume", 2, _take_up)
 def _run_to_take_up(seeds: Path, here: Path, rng: Random) -> None:
     shutil.copy(seeds / "bare.pt", here / "net.pt")
     (here / "half").mkdir()
@@ -558,7 +558,7 @@ def _cifar(seeds: Path, here: Path, rng: Random) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input: `status` is the exit status, None where there was none; `fault` is why it is a failure."""
+    """The outcome of one input: `status` is the exit status, None if there was none; `fault` is why it is a failure."""
 
     index: int
     kind: str
@@ -574,7 +574,7 @@ def kind_at(seed: int, index: int) -> str:
 
 
 def write_input(seeds: Path, here: Path, seed: int, index: int) -> None:
-    """The input of this number, which depends on nothing else, in the directory `here`."""
+    """Write the input of this index, which depends on nothing else, into the directory `here`."""
     shutil.copy(seeds / "net.py", here)
     KINDS[kind_at(seed, index)][1](seeds, here, Random(f"{seed}:{index}:write"))
 
@@ -582,7 +582,7 @@ def write_input(seeds: Path, here: Path, seed: int, index: int) -> None:
 def read_input(seed: int, index: int) -> tuple[int | None, str, str]:
     """Read the input in the working directory. Returns the exit status and what was printed on both streams.
 
-    Instead of a status there is None, and the exception for what was printed, where one came through that is no answer.
+    After an unexpected exception, the status is None, and standard error describes the exception.
     """
     out, err, status = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -601,32 +601,32 @@ def read_input(seed: int, index: int) -> tuple[int | None, str, str]:
 
 
 def fault_in(status: int | None, out: str, err: str) -> str:
-    """What is wrong with an ending."""
+    """Why this exit status and output are a failure; empty if they are not."""
     if status not in (0, 1, 2, 3, 4):
         return f"status {status}: {err[:200]}"
     lines = err.rstrip("\n").split("\n") if err else []
     if status == 0 and lines:
-        return f"told on standard error, but done: {err[:200]!r}"
-    usage = bool(lines) and lines[0].startswith("Usage: ")  # of options, told by the command line
+        return f"printed on standard error, but succeeded: {err[:200]!r}"
+    usage = bool(lines) and lines[0].startswith("Usage: ")  # a usage error of the command line
     if status > 1 and not usage and (not lines or not lines[0].startswith("error: ") or len(lines) > 2):
         return f"not one or two lines: {err[:300]!r}"
     if len(err) > LETTERS:
-        return f"{len(err)} letters"
-    if DENIED.search(err) and not err.startswith("error: The ONNX network cannot"):  # which is a program of its own
-        return f"memory was asked for: {err[:300]!r}"
+        return f"{len(err)} characters"
+    if DENIED.search(err) and not err.startswith("error: The ONNX network does not run"):  # it may be any program
+        return f"an allocation was denied: {err[:300]!r}"
     for text in (out, err):
         if re.search(r"^\s*::(?!(error|warning|notice) )", text, re.M):
-            return f"commands a build: {text[:300]!r}"
+            return f"prints a workflow command: {text[:300]!r}"
         if odd := next((letter for letter in text if not letter.isprintable() and letter != "\n"), None):
             return f"prints {odd!r}: {text[max(0, text.index(odd) - 50) :][:120]!r}"
     return ""
 
 
 def fault_in_files(place: Path, before: set[str]) -> str:
-    """What is wrong with what lies in a worker's place, now that an input was read in place/work."""
+    """Why the files in a worker's directory are a failure, after an input was read in place/work; empty if they are not."""
     made = sorted(path for path in _paths(place) - before if not f"{path}/".startswith("work/out/"))
     if made or Path(OUTSIDE).exists():
-        return f"made {made[:3] or OUTSIDE}"
+        return f"wrote {made[:3] or OUTSIDE}"
     if said := LIBTIFF.sub("", (place / "native.txt").read_text("utf-8", "backslashreplace")):
         return f"a library printed {said[:200]!r}"
     written = Path("out/junit.xml")
@@ -634,8 +634,8 @@ def fault_in_files(place: Path, before: set[str]) -> str:
         if written.exists():
             ElementTree.parse(written)
     except ElementTree.ParseError as error:
-        return f"no XML: {error}"
-    for name in ("output", "metrics.txt"):  # of `compress check`: a line of its own would be a figure of its own
+        return f"invalid XML: {error}"
+    for name in ("output", "metrics.txt"):  # of `compress check`: an injected line would be a metric
         lines = Path(f"out/{name}").read_text().splitlines() if Path(f"out/{name}").exists() else []
         if odd := next((line for line in lines if not re.match(r"[\w-]+(=|\{| )|# ", line)), None):
             return f"{name} has the line {odd[:100]!r}"
@@ -651,7 +651,7 @@ def _paths(place: Path) -> set[str]:
 
 
 def work(seeds: Path, place: Path, seed: int, indices: Sequence[int], pipe: Connection) -> None:
-    """Read one input after another in place/work, and tell each outcome."""
+    """Read one input after another in place/work, and send each outcome."""
     here, said = place / "work", place / "native.txt"
     place.mkdir(exist_ok=True)
     _restrict(said)
@@ -664,7 +664,7 @@ def work(seeds: Path, place: Path, seed: int, indices: Sequence[int], pipe: Conn
         Path("out").mkdir()
         before = _paths(place)
         faulthandler.dump_traceback_later(HANGS, exit=True)
-        with contextlib.suppress(OSError):  # of systems that forget no peak: it is then the highest so far
+        with contextlib.suppress(OSError):  # if the peak cannot be reset, it is the highest so far
             Path("/proc/self/clear_refs").write_text("5")
         low, began = _memory("VmRSS"), time.process_time()
         status, out, err = read_input(seed, index)
@@ -677,7 +677,7 @@ def work(seeds: Path, place: Path, seed: int, indices: Sequence[int], pipe: Conn
 
 
 def _restrict(said: Path) -> None:
-    """Bound this process's memory, have native libraries print into the file `said`, and believe that this is a build."""
+    """Limit this process's memory, redirect the output of native libraries to the file `said`, and pretend to run in CI."""
     native = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(native, 1)
     os.dup2(native, 2)
@@ -686,11 +686,11 @@ def _restrict(said: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ.update({"GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": "out/output", "GITHUB_STEP_SUMMARY": "out/summary"})
     real = latency.take_turns
-    latency.take_turns = lambda *a, seconds, **k: real(*a, **k, seconds=0.0)  # figures are not looked at
+    latency.take_turns = lambda *a, seconds, **k: real(*a, **k, seconds=0.0)  # values are not checked
 
 
 def _memory(name: str) -> int:
-    """Bytes of this process."""
+    """A memory value of this process, in bytes."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
@@ -701,11 +701,11 @@ def run(seed: int, indices: Sequence[int], workers: int, folder: Path) -> list[O
     fork = multiprocessing.get_context("fork")
     seeds = folder / "seeds"
     seeds.mkdir()
-    maker = fork.Process(target=write_seeds, args=(seeds,))  # here, it would leave threads behind that no fork survives
+    maker = fork.Process(target=write_seeds, args=(seeds,))  # here, it would leave threads that do not survive a fork
     maker.start()
     maker.join()
     assert maker.exitcode == 0, "the valid files could not be made"
-    gc.freeze()  # what the parent imported: to look through it again and again would be most of the work
+    gc.freeze()  # else most of the time is spent collecting what the parent imported
     left = [deque(indices[number::workers]) for number in range(workers)]
     running: dict[Any, tuple[int, Any]] = {}
     outcomes: list[Outcome] = []
@@ -741,11 +741,11 @@ def run(seed: int, indices: Sequence[int], workers: int, folder: Path) -> list[O
     return sorted(outcomes, key=lambda outcome: outcome.index)
 
 
-# What it came to ------------------------------------------------------------------------------------------------------
+# Summary --------------------------------------------------------------------------------------------------------------
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """A row a kind: how many inputs ended how, and the longest time and the most memory that one took."""
+    """One row per kind: the number of inputs by outcome, and the longest time and largest memory of one input."""
     ends = {0: "accepted", 1: "budget missed", 2: "refused", 3: "infeasible", 4: "check failed", None: "failures"}
     rows = [("kind", "inputs", *(f"{name} ({end})" if end else name for end, name in ends.items()), "longest, s", "most, MB")]
     for kind in (*KINDS, "all"):
@@ -765,8 +765,8 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", type=int, help="the number of one input")
-    parser.add_argument("--keep", type=Path, help="where that input is made, and left")
+    parser.add_argument("--only", type=int, help="the index of one input")
+    parser.add_argument("--keep", type=Path, help="directory to keep that input in")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
-"""Whether two versions of the package do the same: one seeded run of each command with one, the same with the other.
+"""Check that two versions of the package have identical results: the same seeded runs of each command with both.
 
-    python tests/identity.py before                  four runs into a folder, with the package that Python finds
+    python tests/identity.py before                  writes the runs to a folder, with the package that Python imports
     python tests/identity.py before after            compares two such folders
 
-`model.onnx`, `model.safetensors`, `plan.json` and `config.toml` must be the same bytes, and `report.json` the same but for what
-depends on the clock, on versions and on the command. Both folders must be made on the same machine.
+`model.onnx`, `model.safetensors`, `plan.json` and `config.toml` must be identical, and `report.json` except for times,
+versions and the command. Both folders must be made on the same machine.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import nn
 
 
 class Net(nn.Module):
-    """[n, 1, 8, 8] -> [n, 10], with a shortcut, a norm behind each convolution but one, and dropout."""
+    """[n, 1, 8, 8] -> [n, 10], with a residual connection, a norm after each convolution but one, and dropout."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -49,7 +49,7 @@ OTHER = {"seconds", "images_per_second", "latency", "ms", "ms_after", "created",
 
 
 def make(folder: Path) -> None:
-    """All runs, each in a process of its own, from weights that are drawn and trained for two epochs."""
+    """All runs, each in its own process, from random weights trained for two epochs."""
     folder.mkdir(parents=True)
     (folder / "net.py").write_text(NET)
     draw = "import torch, net; torch.manual_seed(0); torch.save(net.Net().state_dict(), 'drawn.pt')"
@@ -66,17 +66,17 @@ def _python(folder: Path, *arguments: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{' '.join(arguments)} failed with exit status {done.returncode}:\n{done.stdout}{done.stderr}")
 
 
 def differences(before: Path, after: Path) -> list[str]:
-    """What is not the same in two folders of runs."""
+    """The files and report entries that differ between two folders of runs."""
     found = []
     for name in RUNS:
         for file in SAME:
             paths = before / name / file, after / name / file
             if not all(path.exists() for path in paths) and not any(path.exists() for path in paths):
-                continue  # a quantized network has an ONNX file alone
+                continue  # a quantized network has only an ONNX file
             if not all(path.exists() for path in paths) or paths[0].read_bytes() != paths[1].read_bytes():
                 found.append(f"{name}/{file}")
         one, other = (_lasting(json.loads((folder / name / "report.json").read_text())) for folder in (before, after))
@@ -85,7 +85,7 @@ def differences(before: Path, after: Path) -> list[str]:
 
 
 def _lasting(value: Any) -> Any:
-    """A part of a report without what another day or version may change."""
+    """A part of a report without what depends on time or version."""
     if isinstance(value, dict):
         return {key: _lasting(part) for key, part in value.items() if key not in OTHER}
     if isinstance(value, list):
@@ -94,7 +94,7 @@ def _lasting(value: Any) -> Any:
 
 
 def _unequal(one: Any, other: Any, path: str) -> list[str]:
-    """The places at which two values differ, each with both values."""
+    """The paths at which two values differ, each with both values."""
     if isinstance(one, dict) and isinstance(other, dict):
         names = dict.fromkeys([*one, *other])
         return [found for key in names for found in _unequal(one.get(key), other.get(key), f"{path}.{key}")]
@@ -110,9 +110,9 @@ def main() -> None:
     if len(folders) == 1:
         make(folders[0])
     elif found := differences(*folders[:2]):
-        raise SystemExit("not the same:\n" + "\n".join(found))
+        raise SystemExit("not identical:\n" + "\n".join(found))
     else:
-        print(f"the same: {', '.join(RUNS)}")
+        print(f"identical: {', '.join(RUNS)}")
 
 
 if __name__ == "__main__":

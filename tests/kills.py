@@ -1,14 +1,14 @@
-"""Kill runs of `compress` at random moments, call them again until they are done, and compare with runs that nobody killed.
+"""Kill runs of `compress` at random moments, rerun them until they are done, and compare with uninterrupted runs.
 
     python tests/kills.py --kills 200 --seed 0
 
-SIGKILL cannot be caught, so a run has to be ready for it at any time. Most kills come at a random time of the run; every fourth
-comes before a random step of its work on files, for publishing is over in milliseconds. A run that is called again may be
-killed again. Half of the runs are to replace an older result.
+SIGKILL cannot be caught, so a run must be safe against it at any time. Most kills come at a random time of the run; every
+fourth comes before a random file operation, because publishing takes only milliseconds. A rerun may be killed again. Half of
+the runs replace an older result.
 
-After each kill the directory must hold nothing, the whole old result or the whole new one, or in the middle of publishing files
-of one of them alone; in the end, model.onnx, model.safetensors, plan.json and config.toml must be those of a run that nobody
-killed, bit for bit, and report.json must be but for times.
+After each kill the directory must contain nothing, the complete old result or the complete new one, or, during publishing,
+files of only one of them. In the end, model.onnx, model.safetensors, plan.json and config.toml must equal those of an
+uninterrupted run bit for bit, and report.json except for times.
 """
 
 import argparse
@@ -39,14 +39,14 @@ CASES = {
     "kd": ("distill", "--teacher", "net.pt", *TRAINED, "--rate", "0.5"),
 }
 SAME = ("model.onnx", "model.safetensors", "plan.json", "config.toml")
-AGAIN = 0.5  # the chance that a run that is called again is killed again
-AIMED = 0.25  # the chance that a kill comes at a step of the work on files
+AGAIN = 0.5  # probability that a rerun is killed again
+AIMED = 0.25  # probability that a kill comes at a file operation
 TIMES = {"seconds", "images_per_second", "latency", "created", "command", "verdict", "teaching"}
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What was done at the kill, which results lay there, and what can be done with the run."""
+    """What the run was doing when it was killed, which results were there, and how the run continues."""
 
     case: str
     replacing: bool
@@ -57,7 +57,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nobody killed: its results, its seconds of computing, and its steps of work on files."""
+    """An uninterrupted run: its results, its CPU seconds, and its number of file operations."""
 
     results: dict[str, bytes]
     seconds: float
@@ -65,14 +65,14 @@ class Undisturbed:
 
 
 class Killer:
-    """Kills runs of `cases` in `folder`, which holds net.py and net.pt."""
+    """Kills runs of `cases` in `folder`, which contains net.py and net.pt."""
 
     def __init__(self, folder: Path, seed: int, cases: Sequence[str] = tuple(CASES)) -> None:
         self.folder, self.chance, self.cases, self.runs = folder, random.Random(seed), cases, 0
         self.whole = {case: self._undisturbed(case) for case in cases}
 
     def kill(self, count: int) -> list[Kill]:
-        """Kill so many times, or a few times more. Raises AssertionError when anything is lost, mixed up or different."""
+        """Kill `count` times or a few more. Raises AssertionError if any result is lost, mixed or different."""
         kills: list[Kill] = []
         while len(kills) < count:
             case = self.cases[self.runs % len(self.cases)]
@@ -81,7 +81,7 @@ class Killer:
         return kills
 
     def _trial(self, out: Path, case: str, replacing: bool) -> Iterator[Kill]:
-        """One run: killed, called again, perhaps killed again, until it is done. `out` is as the command line has it."""
+        """One run: killed, rerun, possibly killed again, until it is done. `out` is the option of the command line."""
         whole, place = self.whole[case], self.folder / out
         place.mkdir(parents=True)
         for name, content in older(whole.results).items() if replacing else ():
@@ -95,17 +95,17 @@ class Killer:
             if status == -signal.SIGKILL:
                 yield self._looked_at(place, case, replacing)
                 killed, options = True, self.chance.choice([("--resume",), ("--resume",), ()])
-            elif status == 2 and "--resume goes on with it" in told and not options:
+            elif status == 2 and "--resume continues it" in told and not options:
                 options = ("--resume",)
             elif status == 2 and "--force" in told and "--force" not in options:
-                options = ("--force",)  # nothing was left but the old result, or all was done
+                options = ("--force",)  # only the old result is left, or the run is done
             else:
                 assert status == 0, told
                 break
         found = read(place)
         assert {name: found[name] for name in SAME} == {name: whole.results[name] for name in SAME}
         assert timeless(found) == timeless(whole.results)
-        assert not list(place.glob("state/*.pt")), "the state of training is left"
+        assert not list(place.glob("state/*.pt")), "the training state was not deleted"
         shutil.rmtree(place.parent)
 
     def _attempt(self, arguments: Sequence[str], whole: Undisturbed, doomed: bool) -> int | None:
@@ -121,7 +121,7 @@ class Killer:
         return process.exitcode
 
     def _looked_at(self, place: Path, case: str, replacing: bool) -> Kill:
-        """What a kill has left. Raises AssertionError when it is no whole result."""
+        """The state after a kill. Raises AssertionError if it is not a complete result."""
         found, new = read(place), self.whole[case].results
         old = older(new) if replacing else {}
         there = "nothing"
@@ -132,14 +132,14 @@ class Killer:
             assert "report.json" not in found or found.keys() == set(RESULTS)
             there = ("" if "report.json" in found else "some files of ") + ("the old result" if is_old else "the new result")
         run = RunDirectory(place, "")
-        then = "begun anew"
+        then = "started over"
         if run.is_unpublished:
             then = "put in place"
         elif run.can_resume:
             then = "resumed"
         elif there == "the new result":
             then = "done already"
-        assert then != "begun anew" or there in ("nothing", "the old result"), f"{place} has lost a result"
+        assert then != "started over" or there in ("nothing", "the old result"), f"{place} has lost a result"
         return Kill(case, replacing, during(run, done=then == "done already"), there, then)
 
     def _undisturbed(self, case: str) -> Undisturbed:
@@ -151,29 +151,29 @@ class Killer:
 
 
 def kill_after(process: ForkServerProcess, seconds: float) -> None:
-    """Kill a process and those that it began when it has computed for so long, however busy the machine is."""
+    """Kill a process and its children after this many seconds of CPU time."""
     pid = process.pid
     assert pid is not None
-    with suppress(OSError):  # it has ended by itself
-        while time.clock_gettime(~pid << 3 | 2) < seconds:  # its clock, as clock_getcpuclockid(3) names it
+    with suppress(OSError):  # it has already ended
+        while time.clock_gettime(~pid << 3 | 2) < seconds:  # its CPU clock, see clock_getcpuclockid(3)
             time.sleep(0.001)
         os.killpg(pid, signal.SIGKILL)
-    process.kill()  # it may not yet have had a group of its own
+    process.kill()  # it may not have its own process group yet
 
 
 def older(results: dict[str, bytes]) -> dict[str, bytes]:
-    """Results as a run with another seed has left them."""
+    """Results as of a run with another seed."""
     config = results["config.toml"].replace(b"seed = 0", b"seed = 1")
     return {name: b"older" + content for name, content in results.items()} | {"config.toml": config}
 
 
 def read(place: Path) -> dict[str, bytes]:
-    """The results that lie in a directory."""
+    """The results in a directory."""
     return {name: (place / name).read_bytes() for name in RESULTS if (place / name).exists()}
 
 
 def during(run: RunDirectory, done: bool) -> str:
-    """What an unfinished run was about to do."""
+    """What an unfinished run was doing."""
     log = run.log.read_text(encoding="utf-8") if run.log.exists() else ""
     if done or run.is_unpublished:
         return "clearing away" if run.is_finished and not (run.new / "report.json").exists() else "publishing"
@@ -183,7 +183,7 @@ def during(run: RunDirectory, done: bool) -> str:
 
 
 def timeless(results: dict[str, bytes]) -> Any:
-    """A report without what depends on the clock."""
+    """A report without times."""
 
     def without_times(value: Any) -> Any:
         if isinstance(value, dict):
@@ -196,7 +196,7 @@ def timeless(results: dict[str, bytes]) -> Any:
 
 
 def table(kills: Sequence[Kill]) -> str:
-    """How many kills there were, by what they came into and what was done then."""
+    """The number of kills, by what the run was doing and how it continued."""
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*((kill.during, kill.then) for kill in kills), strict=True))
     counts = Counter((kill.during, kill.then) for kill in kills)
     lines = [f"{'killed while':24}" + "".join(f"{column:>16}" for column in columns)]
@@ -216,13 +216,13 @@ def main() -> None:
         killer = Killer(Path(folder), asked.seed)
         kills = killer.kill(asked.kills)
     print(
-        f"{len(kills)} kills of {killer.runs} runs, seed {asked.seed}; each run ended as one that nobody killed, bit for bit.\n"
+        f"{len(kills)} kills of {killer.runs} runs, seed {asked.seed}; each run ended like an uninterrupted one, bit for bit.\n"
     )
     print(table(kills))
     for name in ("case", "there"):
         counts = Counter(getattr(kill, name) for kill in kills)
         print(f"\n{name}: " + ", ".join(f"{value} {count}" for value, count in counts.most_common()))
-    print(f"to replace an older result: {sum(kill.replacing for kill in kills)}")
+    print(f"replacing an older result: {sum(kill.replacing for kill in kills)}")
 
 
 if __name__ == "__main__":

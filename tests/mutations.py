@@ -1,4 +1,4 @@
-"""How valid files are broken, and what is put into pickles to do harm. All chance comes from the `Random` that is given."""
+"""Mutations of valid files, and malicious pickle payloads. All randomness comes from the given `Random`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from small import make_net
 from torch import nn
 
 Random = random.Random
-CANARY = "canary"  # the file or folder that payloads try to make in the working directory
+CANARY = "canary"  # the file or folder that payloads try to create in the working directory
 
 # Mutations of bytes ---------------------------------------------------------------------------------------------------
 
@@ -35,7 +35,7 @@ EXTREMES = (0, 1, -1, 127, 255, 2**15, 2**16 - 1, 2**31 - 1, -(2**31), 2**32 - 1
 
 
 def _somewhere(data: bytearray, rng: Random) -> int:
-    """Any place, but every second time near the beginning or the end: there lie the headers."""
+    """A random position, half of the time near the beginning or the end, where the headers are."""
     near = rng.choice((0, 0, 64, 512))
     size = len(data)
     if not near or size <= near:
@@ -80,7 +80,7 @@ BYTES = (_flip, _flip, _extreme, _extreme, _truncate, _insert, _zero, _splice)
 
 
 def broken(data: bytes, rng: Random, other: bytes = b"") -> bytes:
-    """`data` after one or several mutations; pieces of `other` may come in."""
+    """`data` after one or several mutations; parts of `other` may be spliced in."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         rng.choice(BYTES)(changed, rng, other or data)
@@ -142,7 +142,7 @@ def broken_json(value: Any, rng: Random, numbers_alone: bool = False) -> str:
             del container[key]
         elif kind == "swap":
             other, place = rng.choice(places)
-            with contextlib.suppress(KeyError, IndexError):  # what was deleted is gone
+            with contextlib.suppress(KeyError, IndexError):  # a deleted entry
                 container[key] = json.loads(json.dumps(other[place]))
         elif kind == "raw":
             mark = f"\0raw{len(raw)}"
@@ -158,7 +158,7 @@ def broken_json(value: Any, rng: Random, numbers_alone: bool = False) -> str:
 
 
 def _strange(value: Any, rng: Random) -> Any:
-    """Another value in the place of this one: a near one, or any."""
+    """A replacement for this value: a similar one, or any."""
     if type(value) is int and rng.random() < 0.5:
         return rng.choice((value + 1, value - 1, -value, value * 2, value * 10**6, float(value), str(value), bool(value)))
     if isinstance(value, list) and value and rng.random() < 0.5:
@@ -209,7 +209,7 @@ WORDS = (
 
 
 def broken_text(text: str, rng: Random) -> bytes:
-    """Words of a text replaced, lines repeated or lost; sometimes its bytes broken."""
+    """A text with words replaced, lines repeated or deleted, and sometimes mutated bytes."""
     for _ in range(rng.choice((1, 1, 2, 4))):
         words = list(re.finditer(r"[\w.+-]+|\S", text))
         if not words:
@@ -236,7 +236,7 @@ def members_of(data: bytes) -> dict[str, bytes]:
 
 
 def zipped(members: Sequence[tuple[str, bytes]], packed: bool = False, comment: bytes = b"") -> bytes:
-    """An archive of these members, names not looked at."""
+    """An archive of these members, whose names are not checked."""
     made = io.BytesIO()
     with (
         warnings.catch_warnings(),
@@ -250,7 +250,7 @@ def zipped(members: Sequence[tuple[str, bytes]], packed: bool = False, comment: 
 
 
 def broken_zip(data: bytes, rng: Random, spoil: Callable[[str, bytes], bytes | None]) -> bytes:
-    """An archive of which one member is what `spoil(name, content)` makes of it, or whose list of members is odd."""
+    """An archive with one member replaced by `spoil(name, content)`, or with an invalid list of members."""
     members = list(members_of(data).items())
     place = rng.randrange(len(members))
     name, content = members[place]
@@ -271,7 +271,7 @@ def broken_zip(data: bytes, rng: Random, spoil: Callable[[str, bytes], bytes | N
     elif kind == "grown":
         members[place] = name, content + bytes(30_000_000)
         return zipped(members, packed=True)
-    elif kind == "comment":  # an end within the end, and another list of members in it
+    elif kind == "comment":  # a second central directory within the comment
         return zipped(members, comment=zipped([(name, broken(content, rng)) for name, content in members])[-60000:])
     made = bytearray(zipped(members))
     if kind == "header":
@@ -304,7 +304,7 @@ GLOBALS = [
 
 
 def broken_pickle(data: bytes, rng: Random) -> bytes:
-    """A pickle with another number, name or text in it."""
+    """A pickle with a number, name or text replaced."""
     kind = rng.choice(("number", "number", "global", "global", "text", "bytes"))
     if kind == "number":
         put = b"J" + (rng.choice(EXTREMES) % 2**32).to_bytes(4, "little")
@@ -319,7 +319,7 @@ def broken_pickle(data: bytes, rng: Random) -> bytes:
 
 
 def _put(data: bytes, pattern: bytes, put: bytes, rng: Random) -> bytes:
-    """`data` with `put` in place of one of the matches."""
+    """`data` with one of the matches replaced by `put`."""
     matches = list(re.finditer(pattern, data, re.S))
     if not matches:
         return broken(data, rng)
@@ -328,7 +328,7 @@ def _put(data: bytes, pattern: bytes, put: bytes, rng: Random) -> bytes:
 
 
 def broken_safetensors(data: bytes, rng: Random) -> bytes:
-    """Another header, of its true length or not."""
+    """A mutated header, with a correct or a wrong length."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     kind = rng.choice(("json", "json", "json", "type", "length", "bytes", "numbers", "many"))
@@ -354,7 +354,7 @@ SIDES = (0, 1, 10_000, 13_000, 65_535, 10**6, 2**31 - 1, 2**32 - 1)
 
 
 def broken_image(data: bytes, rng: Random) -> bytes:
-    """Other sizes or depths in a header whose checksum is right, or broken bytes."""
+    """Another size or depth in a header with a correct checksum, or mutated bytes."""
     changed, frame = bytearray(data), data.find(b"\xff\xc0")
     if data.startswith(b"\x89PNG") and rng.random() < 0.6:
         if rng.random() < 0.5:
@@ -375,7 +375,7 @@ def broken_image(data: bytes, rng: Random) -> bytes:
 
 
 class Call:
-    """Is pickled as a call of `function`, which may be what another call gives."""
+    """Is pickled as a call of `function`, which may itself be the result of a `Call`."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.function, self.arguments = function, arguments
@@ -384,7 +384,7 @@ class Call:
         return self.function, self.arguments
 
     def __call__(self) -> None:
-        """Pickle wants to see that it can be called."""
+        """Pickle requires a callable."""
 
 
 def _nested() -> bytes:
@@ -400,7 +400,7 @@ DEEP = b"(t" + b"\x85" * 500_000  # a tuple in a tuple in ...: hashing it takes 
 
 
 class SetAnew:
-    """A tensor that is changed when it is made: its storage would grow."""
+    """A tensor whose state is set after construction, which would resize its storage."""
 
     def __reduce__(self) -> Any:
         tensor = torch.ones(4)
@@ -421,7 +421,7 @@ def _rebuilt(kind: str, *arguments: object) -> Call:
 
 _by_type = torch._tensor._rebuild_from_type_v2
 PAYLOADS: dict[str, Callable[[], object]] = {
-    # what would run code
+    # would run code
     "os.system": lambda: Call(os.system, f"touch {CANARY}"),
     "exec": lambda: Call(exec, f"open({CANARY!r}, 'w')"),
     "eval": lambda: Call(eval, f"open({CANARY!r}, 'w')"),
@@ -439,7 +439,7 @@ PAYLOADS: dict[str, Callable[[], object]] = {
     "numpy's reconstruct": lambda: Call(np._core.multiarray._reconstruct, Call(os.mkdir, CANARY), (0,), b"b"),
     "numpy's object": lambda: np.array([Call(os.mkdir, CANARY)], dtype=object),
     "torch.hub": lambda: Call(torch.hub.load, "a/b", "c"),
-    # what would fill the memory, or never end
+    # would exhaust memory, or never end
     "a bytearray": lambda: Call(bytearray, 10**11),
     "a bytearray by a type": lambda: Call(_by_type, bytearray, bytearray, (10**11,), {}),
     "text that doubles": lambda: _hexed(40),
@@ -455,7 +455,7 @@ PAYLOADS: dict[str, Callable[[], object]] = {
     "a sparse tensor": lambda: torch.sparse_coo_tensor([[0], [0]], torch.ones(1), (10**6, 10**6), check_invariants=True),
     "a tower of tuples": lambda: "TOWER",
     "tuples without a bottom": lambda: "DEEP",
-    # what is no weight
+    # not a weight
     "a quantised tensor": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
     "a complex tensor": lambda: torch.ones(4, dtype=torch.complex64),
     "a number of eight bits": lambda: torch.ones(4).to(torch.float8_e5m2),
@@ -463,10 +463,10 @@ PAYLOADS: dict[str, Callable[[], object]] = {
 
 
 def payload(rng: Random, legacy: bool) -> bytes:
-    """A file of torch.save with a payload in one place of it."""
+    """A file of torch.save with a payload somewhere in it."""
     weights, made = make_net().state_dict(), io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls quantised tensors old
+        warnings.simplefilter("ignore")  # quantized tensors are deprecated in torch
         harm: Any = PAYLOADS[rng.choice(sorted(PAYLOADS))]()
         places = (
             harm,
@@ -478,7 +478,7 @@ def payload(rng: Random, legacy: bool) -> bytes:
         torch.save(rng.choice(places), made, _use_new_zipfile_serialization=not legacy)
     if not isinstance(harm, str):
         return made.getvalue()
-    mark = b"X" + struct.pack("<I", len(harm)) + harm.encode()  # stands where a dictionary comes that Python could not make
+    mark = b"X" + struct.pack("<I", len(harm)) + harm.encode()  # a placeholder for a dictionary that Python cannot create
     keyed = b"}" + {"TOWER": TOWER, "DEEP": DEEP}[harm] + b"K\1s"
     if legacy:
         return made.getvalue().replace(mark, keyed)

@@ -1,6 +1,6 @@
-"""`compress` as a process of its own, forked from a server that has imported what takes seconds to import.
+"""`compress` in its own process, forked from a server that has already done the slow imports.
 
-The test's own process is not forked: threads of torch do not always survive that.
+The process of the tests is not forked, because threads of torch do not always survive that.
 """
 
 import multiprocessing
@@ -18,14 +18,14 @@ SERVER.set_forkserver_preload(["warm"])
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
 )  # of `warm`
-sys.warnoptions.append("ignore:resource_tracker")  # tells of what killed processes could not give back
+sys.warnoptions.append("ignore:resource_tracker")  # warns about resources that killed processes did not release
 STEPS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}  # of Python's audit events
 
 
 def start(folder: Path, *arguments: str, die_at: int | None = None) -> ForkServerProcess:
-    """Begin `compress ARGUMENTS` in `folder`, as the first of a process group. What it prints goes to `stdout` and `stderr`
-    there. It kills itself before step `die_at` of its work on files below `--out`. The number of steps that it took, and the
-    seconds of computing, go into `used`.
+    """Start `compress ARGUMENTS` in `folder`, as the leader of a process group. Its output goes to `stdout` and `stderr` there.
+    It kills itself before file operation `die_at` below `--out`. The number of file operations and the CPU seconds are written
+    to `used`.
     """
     process = SERVER.Process(target=_compress, args=(folder, arguments, die_at))
     process.start()
@@ -33,9 +33,9 @@ def start(folder: Path, *arguments: str, die_at: int | None = None) -> ForkServe
 
 
 def count_steps(below: Path, stop_at: int | None, stop: Callable[[], None]) -> Callable[[], int]:
-    """From now on, call `stop` before step `stop_at` of this process's work on files below a folder.
+    """From now on, call `stop` before file operation `stop_at` of this process below a folder.
 
-    Returns a function that tells the number of steps so far.
+    Returns a function that returns the number of operations so far.
     """
     count = 0
 
@@ -43,7 +43,7 @@ def count_steps(below: Path, stop_at: int | None, stop: Callable[[], None]) -> C
         nonlocal count
         if event not in STEPS:
             return
-        inside = event in {"os.remove", "os.rmdir"} and arguments[-1] != -1  # rmtree names files by the folder they are in
+        inside = event in {"os.remove", "os.rmdir"} and arguments[-1] != -1  # rmtree passes names relative to a folder
         if inside or any(str(below) in os.fsdecode(path) for path in arguments if isinstance(path, str | bytes | os.PathLike)):
             count += 1
             if count == stop_at:
@@ -54,13 +54,13 @@ def count_steps(below: Path, stop_at: int | None, stop: Callable[[], None]) -> C
 
 
 def kill() -> None:
-    """This process and those that it began."""
+    """Kill this process and its children."""
     os.killpg(0, signal.SIGKILL)
 
 
 def _compress(folder: Path, arguments: tuple[str, ...], die_at: int | None) -> None:
     os.setpgid(0, 0)
-    multiprocessing.set_start_method(None, force=True)  # as in a program that nobody's server has forked
+    multiprocessing.set_start_method(None, force=True)  # as in a program that was not forked
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, as in CI, ignore Ctrl-C
     os.chdir(folder)
     for number, name in ((1, "stdout"), (2, "stderr")):

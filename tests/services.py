@@ -1,6 +1,6 @@
-"""As much of GitHub's and GitLab's machinery as examples/ci needs: jobs are read from their YAML, and their shell is executed.
+"""A minimal emulation of GitHub Actions and GitLab CI for examples/ci: reads jobs from YAML and runs their shell commands.
 
-Caches and artefacts are directories. `pip` is a command that does nothing, because all that it would install is there.
+Caches and artefacts are directories. `pip` does nothing, because everything that it would install is there.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ def read(file: Path) -> Any:
 
 
 def environment(bin_: Path, **variables: object) -> Values:
-    """That of a process of a service: nothing is left of a service that may be running this."""
+    """The environment variables of a job, without those of a CI service that may be running the tests."""
     bin_.mkdir(exist_ok=True)
     (bin_ / "pip").write_text("#!/bin/sh\n")
     (bin_ / "pip").chmod(0o755)
@@ -34,14 +34,14 @@ def environment(bin_: Path, **variables: object) -> Values:
 
 
 def matches(root: Path, patterns: str) -> list[Path]:
-    """Files under `root` that one of the lines of `patterns` names."""
+    """Files under `root` that match a line of `patterns`."""
     lines = [os.path.normpath(line) for line in patterns.split()]
     return sorted({path for line in lines for path in root.glob(line) if path.is_file()})
 
 
 @dataclass
 class Build:
-    """What became of a job."""
+    """The result of a job."""
 
     root: Path  # its checkout
     status: int = 0
@@ -56,7 +56,7 @@ class GitHub:
 
     def __init__(self, store: Path) -> None:
         self.store = store
-        self.caches: dict[tuple[str, str], Path] = {}  # by path, which must be the same, and key; the oldest first
+        self.caches: dict[tuple[str, str], Path] = {}  # by path and key, the oldest first
         store.mkdir()
 
     def run(self, workflow: Mapping[str, Any], root: Path, event: str, sha: str, base: str = "") -> Build:

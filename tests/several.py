@@ -1,6 +1,6 @@
-"""What each of several processes does in `test_processes.py`; torchrun starts them with a folder, where everything is kept.
+"""The program that torchrun starts in each process for `training/test_distributed.py`, with a folder for its results.
 
-Without torchrun the one process there is does the same, for comparison, but for what fails in the end.
+Without torchrun, one process does the same, for comparison, except for the final failure.
 """
 
 import os
@@ -29,7 +29,7 @@ from torch import nn
 
 
 class Net(nn.Sequential):
-    """Without batch norm and dropout, so that a batch teaches what the parts of it teach: [n, 1, 8, 8] -> [n, 10]."""
+    """[n, 1, 8, 8] -> [n, 10], without batch norm and dropout: the gradient of a batch is the sum of those of its parts."""
 
     def __init__(self, width=16):
         super().__init__(
@@ -38,7 +38,7 @@ class Net(nn.Sequential):
             nn.Flatten(), nn.Linear(9 * width, 10),
         )
 '''
-# The teacher is narrowed as by `prune`, its cut is repaired, and what is left is trained by a method of its own.
+# The teacher is pruned as by `prune`, re-estimated by least squares, and trained by a distillation method.
 DISTILL = ("distill", "--teacher", "net.pt", "--arch", "net.py:Net", "--rate", "0.5", "--epochs", "2", "--batch-size", "151")
 RUN = (*DISTILL, "--data", "digits", "--device", "cpu", "--out", "run")
 
@@ -57,14 +57,14 @@ def make_net() -> nn.Module:
 
 
 class Drowsy(DigitsNet):
-    """With batch norms, and with dropout."""
+    """With batch norm and dropout."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(nn.functional.dropout(x, 0.2, self.training))
 
 
 class Stop(Journal):
-    """Ends the training after its last epoch but one, when that is saved."""
+    """Interrupts training after the last epoch but one is saved."""
 
     def epoch_ended(self, epoch: Epoch, epochs: int) -> None:
         if epoch.epoch == EPOCHS - 1:
@@ -72,7 +72,7 @@ class Stop(Journal):
 
 
 def begun(name: str, model: nn.Module, data: Data, state: Path | None = None, **recipe: Any) -> Training:
-    """A training of the method `name`, which has cut by now if that comes first."""
+    """A training of the method `name`, after its `prepare`."""
     torch.manual_seed(0)
     method = catalogue.create(catalogue.catalogue()[name], job("filters=40%", model, data.shape), {})
     method.prepare()
@@ -80,13 +80,13 @@ def begun(name: str, model: nn.Module, data: Data, state: Path | None = None, **
 
 
 def keep(folder: Path, name: str, training: Training) -> None:
-    """What each process has in the end."""
+    """Save the final state of this process."""
     history = [(row.losses, row.held_out_top1) for row in training.history]
     torch.save((training.method.state_dict(), history), folder / f"{name}-{distributed.index()}.pt")
 
 
 def train(folder: Path) -> None:
-    """Trainings of several kinds of methods, and one that is taken up again."""
+    """Train with several kinds of methods, and interrupt and resume one training."""
     data = open_data("digits")
     torch.manual_seed(1)
     flat, normed, drowsy = make_net(), DigitsNet(8), Drowsy(8)
@@ -99,7 +99,7 @@ def train(folder: Path) -> None:
     for name, training in trainings.items():
         training.run(Journal())
         keep(folder, name, training)
-    state = folder / f"state-{distributed.index()}.pt"  # as on machines that have no disk in common
+    state = folder / f"state-{distributed.index()}.pt"  # as on machines without a shared disk
     try:
         begun("ghfp", normed, data, state).run(Stop())
     except KeyboardInterrupt:
@@ -110,7 +110,7 @@ def train(folder: Path) -> None:
 
 
 def compress(*arguments: str) -> None:
-    """`compress ARGUMENTS`; does not come back from a failure."""
+    """`compress ARGUMENTS`; exits on a failure."""
     from compressor.cli import main
 
     sys.argv = ["compress", *arguments]
@@ -132,7 +132,7 @@ def several(folder: Path) -> None:
             (folder / f"refused-{distributed.index()}").write_text(str(error))
         if distributed.is_first():
             (folder / "almost").touch()
-        compress(*RUN)  # which is there
+        compress(*RUN)  # exists already
 
 
 if __name__ == "__main__":

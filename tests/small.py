@@ -1,6 +1,6 @@
-"""A project as a user has one: a network in a file, its checkpoint, and `compress` called in its directory.
+"""A small user project: a network in a file, its checkpoint, and `compress` called in its directory.
 
-The network is tiny, the images are scikit-learn's digits, so that a whole run takes two seconds.
+The network is tiny and the images are scikit-learn's digits, so that a whole run takes two seconds.
 """
 
 import subprocess
@@ -33,7 +33,7 @@ from torch import nn
 
 
 class Net(nn.Module):
-    """[n, 1, 8, 8] -> [n, classes], with a shortcut and dropout."""
+    """[n, 1, 8, 8] -> [n, classes], with a residual connection and dropout."""
 
     def __init__(self, num_classes=10, width=8):
         super().__init__()
@@ -82,7 +82,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def assert_same_result(left: Path, right: Path) -> None:
-    """Weights and plan are equal bit for bit, and so is every accuracy on the way."""
+    """Weights and plan are equal bit for bit, and so are the accuracies of all stages and the losses of all epochs."""
     for name in ("model.safetensors", "plan.json", "config.toml"):
         assert (left / name).read_bytes() == (right / name).read_bytes()
     one, other = read_report(left), read_report(right)
@@ -91,7 +91,7 @@ def assert_same_result(left: Path, right: Path) -> None:
 
 
 def answers(run: Path) -> Tensor:
-    """Of a run's reloaded network for five digits, all noise, after ONNX Runtime was seen to give the same."""
+    """Logits of a run's reloaded network for five noise images, checked against ONNX Runtime."""
     network, images = compressor.load(run), torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(run / "model.onnx")
     with torch.no_grad():
@@ -105,7 +105,7 @@ def stages_of(report: Report) -> list[str]:
 
 
 def interrupt_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
-    """`work`, with Ctrl-C at its n-th call."""
+    """`work`, interrupted (Ctrl-C) at its n-th call."""
     calls = []
 
     def worked(*args: Any, **kwargs: Any) -> Any:
@@ -119,7 +119,7 @@ def interrupt_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with net.py and net.pt in it and nothing else."""
+    """The working directory, which contains only net.py and net.pt."""
     write_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -156,7 +156,7 @@ TRAINED = (
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project in which `compress prune ... --out half` with the options of `TRAINED` was run. Look, do not touch."""
+    """A project in which `compress prune ... --out half` with the options of `TRAINED` was run. Read-only."""
     folder = tmp_path_factory.mktemp("finished")
     write_project(folder)
     with chdir(folder):
@@ -168,7 +168,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the demo's network after two epochs: better than chance, so that there is something to repair."""
+    """A checkpoint of the demo's network after two epochs: better than chance, so that accuracy can be recovered."""
     torch.manual_seed(0)
     data, model = compressor.open_data("digits"), DigitsNet(16)
     method = Method(Job(model, data.shape, analyse(model, data.shape), parse_rate(0.5), Classify()))

@@ -1,4 +1,4 @@
-"""All ways to split a layer: those that papers share, and the papers' own."""
+"""All decompositions of a layer: the shared ones, and those of single papers."""
 
 from compressor.methods.lowrank import decompositions
 from compressor.methods.lowrank.papers import cp, tucker

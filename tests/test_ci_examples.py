@@ -1,4 +1,4 @@
-"""examples/ci: what its YAML files say is carried out, as far as that goes without GitHub and GitLab."""
+"""examples/ci: its YAML files are run by an emulation of GitHub Actions and GitLab CI."""
 
 import re
 import runpy
@@ -25,14 +25,14 @@ OWN = 'do = "check"', f'do = "check"\nbudget = ["{MISSED}"]'
 
 
 def checkout(folder: Path, model: Path | None = None, change: Sequence[str] = ()) -> Path:
-    """A fresh one of a repository that holds examples/ci and maybe a model, with a change in compress.toml."""
+    """A checkout of a repository with examples/ci and optionally a model, with a change in compress.toml."""
     sources = [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".toml", ".yml")]
     (folder / AT).mkdir(parents=True)
     for path in [*sources, *([model] if model else [])]:
         shutil.copy(path, folder / AT)
     settings = folder / AT / "compress.toml"
     text = settings.read_text()
-    for old, new in [("latency<=90%", "latency<=1s"), *([change] if change else [])]:  # no clock decides over a test
+    for old, new in [("latency<=90%", "latency<=1s"), *([change] if change else [])]:  # tests must not depend on timing
         assert old in text
         text = text.replace(old, new)
     settings.write_text(text)
@@ -50,7 +50,7 @@ def cases(junit: Path) -> dict[str, bool]:
 
 
 def metrics(file: Path) -> dict[str, float]:
-    """The samples of a text of OpenMetrics."""
+    """The samples of an OpenMetrics file."""
     *lines, end = file.read_text().splitlines()
     assert end == "# EOF"
     return {name: float(value) for line in lines if not line.startswith("#") for name, value in [line.rsplit(" ", 1)]}
@@ -63,9 +63,9 @@ def github(tmp_path_factory: pytest.TempPathFactory) -> GitHub:
 
 @pytest.fixture(scope="module")
 def first(github: GitHub, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """A push to the main branch, which finds no cache. Look, do not touch."""
+    """A push to the main branch, without a cache. Read-only."""
     root = checkout(tmp_path_factory.mktemp("first") / "repository")
-    with chdir(root / AT), pytest.MonkeyPatch.context() as patch:  # in this process: another one would import torch once more
+    with chdir(root / AT), pytest.MonkeyPatch.context() as patch:  # in this process, to avoid importing torch again
         patch.setattr(sys, "path", [".", *sys.path])
         patch.delitem(sys.modules, "net", raising=False)  # of another test
         runpy.run_path("train.py", run_name="__main__")
@@ -74,7 +74,7 @@ def first(github: GitHub, tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 def pull(github: GitHub, first: Build, root: Path, *change: str) -> Build:
-    """A pull request into the main branch that changes one text into another in compress.toml."""
+    """A pull request into the main branch that replaces a text in compress.toml."""
     checkout(root, first.root / AT / "model.pt", change)
     return github.run(read(EXAMPLES / "github.yml"), root, "pull_request", "b2", base="a1")
 
@@ -103,9 +103,9 @@ def test_a_build_of_an_unchanged_model_makes_nothing(github: GitHub, first: Buil
     kept = len(github.caches)
     build = pull(github, first, tmp_path / "elsewhere")
     assert build.status == 0, build.log
-    assert "1-prune: done, and nothing has changed since" in build.log
+    assert "1-prune: up to date" in build.log
     assert contents(build.root / OUT) == contents(first.root / OUT)
-    assert build.outputs["shrink"]["verdict"] == "PASS: 9 of 9 budgets met"  # beside the main branch, too
+    assert build.outputs["shrink"]["verdict"] == "PASS: 9 of 9 budgets met"  # including those against the main branch
     assert cases(build.root / AT / "junit.xml")["macs<=baseline+2%"] is False
     assert len(github.caches) == kept
 
@@ -121,7 +121,7 @@ def test_a_build_that_misses_a_budget_fails_and_tells(github: GitHub, first: Bui
     assert build.summary.startswith("### digits: FAIL: 8 of 9 budgets met, 1 missed") and build.summary.count("### ") == 1
     assert [name for name, failed in cases(build.root / AT / "junit.xml").items() if failed] == ["size<=50KB"]
     assert metrics(build.root / AT / "metrics.txt")['compress_budget_met{budget="size<=50KB",level="error"}'] == 0
-    assert "1-prune: done, and nothing has changed since" in build.log and len(github.caches) == kept + 1
+    assert "1-prune: up to date" in build.log and len(github.caches) == kept + 1
     assert str(OUT / "report.html") in build.artifact
 
 
@@ -129,7 +129,7 @@ def test_a_step_that_fails_is_no_missed_budget(github: GitHub, first: Build, tmp
     kept = len(github.caches)
     build = pull(github, first, tmp_path / "elsewhere", "rate = 0.5", "rat = 0.5")
     assert build.status == 2 and "did you mean 'rate'?" in build.log
-    assert (build.root / OUT / "report.json").exists() and build.outputs["shrink"]["passed"] == ""  # an old one is no result
+    assert (build.root / OUT / "report.json").exists() and build.outputs["shrink"]["passed"] == ""  # it is an old one
     assert len(github.caches) == kept
 
 
@@ -144,7 +144,7 @@ def test_budgets_of_the_steps_own_count(github: GitHub, first: Build, tmp_path: 
 
 @contextmanager
 def api(folder: Path) -> Iterator[str]:
-    """Files under `folder`, at the address that is given."""
+    """Serve the files under `folder`; yields the address."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -157,7 +157,7 @@ def api(folder: Path) -> Iterator[str]:
 
 
 def merge(first: Build, folder: Path, target: str, *change: str) -> Build:
-    """A merge request into the branch `target`, with the results that a cache has kept. Only main has a report."""
+    """A merge request into the branch `target`, with cached results. Only main has a report."""
     root = checkout(folder / "repository", first.root / AT / "model.pt", change)
     shutil.copytree(first.root / OUT, root / OUT, copy_function=shutil.copy)
     reports = folder / "projects" / "7" / "jobs" / "artifacts" / "main" / "raw" / OUT
@@ -180,7 +180,7 @@ def merge(first: Build, folder: Path, target: str, *change: str) -> Build:
 def test_gitlab_passes_a_merge_request_that_is_no_worse_than_its_target(first: Build, tmp_path: Path) -> None:
     build = merge(first, tmp_path, "main")
     assert build.status == 0, build.log
-    assert "1-prune: done" in build.log and "PASS: 9 of 9 budgets met" in build.log
+    assert "1-prune: up to date" in build.log and "PASS: 9 of 9 budgets met" in build.log
     assert contents(build.root / OUT) == contents(first.root / OUT)
     assert not any(cases(build.root / "junit.xml").values())
     assert metrics(build.root / "metrics.txt")['compress_budget_met{budget="macs<=baseline+2%",level="error"}'] == 1
@@ -197,7 +197,7 @@ def test_gitlab_fails_one_that_misses_a_budget_and_goes_on_without_a_report_of_t
 
 
 def shell(node: Any) -> Iterator[str]:
-    """All texts that a service hands to a shell."""
+    """All texts that a service passes to a shell."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key in ("run", "script", "before_script", "after_script"):

@@ -1,4 +1,4 @@
-"""The demo: it trains, prunes and reports, and its result is loaded without a word on where its code is."""
+"""The demo: it trains, prunes and reports, and its result is loaded without naming its code."""
 
 import io
 from pathlib import Path

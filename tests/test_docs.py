@@ -1,7 +1,7 @@
-"""The documentation is true: its programs run, its commands are understood, its links lead somewhere.
+"""The documentation is correct: its programs run, its commands are parsed, its links resolve.
 
-Code blocks say what they are in their first line: ```python run``` and ```sh run``` are run, one page after another in an
-empty directory; ```python file=NAME``` is written to NAME first. All other commands are only parsed.
+The info string of a code block says how it is tested: ```python run``` and ```sh run``` are run, each page in an empty
+directory; ```python file=NAME``` is first written to NAME. All other commands are only parsed.
 """
 
 import ast
@@ -33,7 +33,7 @@ def tokens(page: Path) -> list[Token]:
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """What stands behind the three backticks, and the code."""
+    """The info string and the code of each code block."""
     return [(token.info, token.content) for token in tokens(page) if token.type == "fence"]
 
 
@@ -57,7 +57,7 @@ def name_of(page: Path) -> str:
 
 
 def slug(heading: str) -> str:
-    """The anchor that a heading gets."""
+    """The anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -133,7 +133,7 @@ def test_generated_pages_are_up_to_date() -> None:
     pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
     for page, text in pages.items():
         assert page.exists() and page.read_text(encoding="utf-8") == text, "run: python docs/generate.py"
-    assert {page for page in PAGES if page.parent.name == "methods"} <= pages.keys(), "of a method that is gone"
+    assert {page for page in PAGES if page.parent.name == "methods"} <= pages.keys(), "pages of methods that no longer exist"
 
 
 def test_every_command_and_public_name_is_told() -> None:

@@ -1,4 +1,4 @@
-"""Messages: whatever a file has put into one, it is printable, short, and of at most two lines."""
+"""Error messages are printable, short, and at most two lines long, whatever text of a file they contain."""
 
 import pickle
 

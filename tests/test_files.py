@@ -1,4 +1,4 @@
-"""Files are whole or not there: on full disks, in places that cannot be written, when interrupted. Reading has a bound."""
+"""Files are written atomically, on full disks, in read-only places and when interrupted, and read up to a maximum size."""
 
 import os
 import stat
@@ -24,7 +24,7 @@ def test_a_file_is_written_with_the_usual_rights(tmp_path: Path) -> None:
 
 
 def test_a_file_outlasts_a_power_cut_as_the_old_one_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content is on the disk before it gets its name, and the name before anyone relies on it."""
+    """The content is synced to disk before the rename, and the folder after it."""
     synced = []
 
     def sync(handle: int) -> None:
@@ -46,7 +46,7 @@ def save_with_torch(path: Path) -> None:
 @pytest.mark.parametrize("write", [lambda path: path.write_bytes(bytes(4_000_000)), save_with_torch], ids=["bytes", "torch"])
 def test_a_full_disk_leaves_the_old_file(small_disk: Path, write: Callable[[Path], object]) -> None:
     (small_disk / "a.pt").write_text("old")
-    with pytest.raises(OutputError, match=r"a\.pt could not be written: No space left on device\.\nFree some space") as caught:
+    with pytest.raises(OutputError, match=r"a\.pt could not be written: No space left on device\.\nFree disk space") as caught:
         write_whole(small_disk / "a.pt", write)
     assert str(caught.value).count("\n") == 1
     assert [path.name for path in small_disk.iterdir()] == ["a.pt"]
@@ -88,8 +88,8 @@ def test_what_is_too_large_or_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
         (tmp_path / "a", "File too large"),
-        (tmp_path / "pipe", "It is no file"),
-        (Path("/dev/zero"), "It is no file"),
+        (tmp_path / "pipe", "It is not a regular file"),
+        (Path("/dev/zero"), "It is not a regular file"),
     ):
         with pytest.raises(OSError, match=words):
             read_text(path)

@@ -1,4 +1,4 @@
-"""Files that may come from anyone are accepted or refused as documented, and do no harm: tests/hostile.py, in short."""
+"""Untrusted files are accepted or refused as documented, and do no harm: a short run of tests/hostile.py."""
 
 import json
 import os
@@ -20,7 +20,7 @@ INPUTS, SEED = 2000, 0
 
 @pytest.fixture(scope="module")
 def outcomes() -> list[Outcome]:
-    """Of a process of its own, which can fork: this one has threads by now."""
+    """From a separate process that can fork: this one already has threads."""
     command = [sys.executable, hostile.__file__, "--inputs", str(INPUTS), "--seed", str(SEED), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=280)
     assert done.returncode in (0, 1), done.stderr
@@ -39,10 +39,10 @@ def test_no_input_is_a_fault(outcomes: list[Outcome], capsys: pytest.CaptureFixt
 
 @pytest.mark.slow
 def test_inputs_of_every_kind_are_refused_and_of_most_kinds_some_are_accepted(outcomes: list[Outcome]) -> None:
-    """Else the mutations would be too mild, or so wild that nothing behind the first look at a file is reached."""
+    """Otherwise the mutations are too mild, or so strong that only the first check of a file is tested."""
     ended = Counter((one.kind, one.status) for one in outcomes)
     assert all(ended[kind, 2] >= 5 for kind in hostile.KINDS), ended
-    seldom = {"pickled module", "TorchScript and other archives", "config.toml", "compress.toml", "run to take up", "CIFAR"}
+    seldom = {"pickled module", "TorchScript and other archives", "config.toml", "compress.toml", "run to resume", "CIFAR"}
     assert all(ended[kind, 0] or kind in seldom for kind in hostile.KINDS), ended
 
 

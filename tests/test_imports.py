@@ -1,4 +1,4 @@
-"""Who may import whom: folders in one direction, no circle of modules, and a command line that starts without torch."""
+"""Import rules: folders in one direction, no circular imports, and a command line that starts without torch."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ import compressor
 
 ROOT = Path(compressor.__file__).parent
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "matplotlib", "scipy", "sklearn"}
-EVERYWHERE = {"errors", "files", "modules", "version"}  # whom all may import
+EVERYWHERE = {"errors", "files", "modules", "version"}  # all may import these
 
 # Each folder, and the folders that it may import: those above it here, never one below.
 DRAWING = {
@@ -43,21 +43,21 @@ FILES = {dotted(path): path for path in ROOT.rglob("*.py")}
 
 
 def imports(module: str, top: bool = False) -> set[str]:
-    """What a module imports anywhere in it, for types too; with `top`, only what is imported when the module itself is."""
+    """All imports in a module, including those for types; with `top`, only those that run when the module is imported."""
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     found: set[str] = set()
     for node in _at_module_level(tree) if top else ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{module} imports by a relative name: write the whole one"
+            assert not node.level, f"{module} has a relative import: write an absolute one"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found.update(name if name in FILES else str(node.module) for name in names)
     return found
 
 
 def _at_module_level(tree: ast.Module) -> list[ast.stmt]:
-    """Statements that run on import: the body, and what stands in its `if` and `try`, but not `if TYPE_CHECKING`."""
+    """Statements that run on import: the body, including `if` and `try`, except `if TYPE_CHECKING`."""
     found, left = [], list(tree.body)
     while left:
         node = left.pop()
@@ -93,7 +93,7 @@ def test_every_file_is_in_the_drawing_and_no_arrow_points_up() -> None:
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    """Nor inside a folder, nor where an import is put off or for types alone. Raises CycleError with the circle."""
+    """Including imports inside a folder, deferred imports and those for types. Raises CycleError with the cycle."""
     TopologicalSorter({module: names for module, names in OWN.items() if module != "compressor"}).prepare()
 
 
@@ -113,7 +113,7 @@ def test_a_folder_says_what_it_imports(name: str) -> None:
 
 
 def family(module: str) -> str:
-    """`prune` of `compressor.methods.prune.filters`; "" of what all families share."""
+    """`prune` of `compressor.methods.prune.filters`; "" of modules that all families share."""
     return next((name for name in FAMILIES if f"{module}.".startswith(f"compressor.methods.{name}.")), "")
 
 

@@ -1,4 +1,4 @@
-"""A few kills; `python tests/kills.py` does hundreds."""
+"""Kill a run a few times; `python tests/kills.py` does so hundreds of times."""
 
 from pathlib import Path
 

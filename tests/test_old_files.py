@@ -1,4 +1,4 @@
-"""Files that earlier versions have written are read, and runs that they began are taken up: see docs/versions.md.
+"""Files of earlier versions can be read, and their unfinished runs resumed: see docs/versions.md.
 
 Version 0.1.0 wrote `tests/old_files`, before its modules were moved into folders: runs of a `DigitsNet(8)`, one that was
 interrupted in its second epoch, and a table of `compress sensitivity`.
@@ -37,7 +37,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def within(now: Any, then: Any) -> Any:
-    """What a file of today says of all that `then` knew."""
+    """The part of `now` whose keys are in `then`."""
     if isinstance(now, dict) and isinstance(then, dict):
         return {key: within(now[key], then[key]) for key in then if key in now}
     if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
@@ -57,9 +57,9 @@ def test_a_report_is_read_with_all_that_it_says(run: str) -> None:
 def test_a_plan_builds_the_network_that_the_report_is_about(run: str) -> None:
     report, data, model = read_report(OLD / run), open_data("digits"), compressor.load(OLD / run)
     found = accuracy(torch_predict(model, "cpu"), data.batches("test", batch_size=100, device="cpu"))
-    stage = report.stages[-2 if run == "quantize" else -1]  # the last one is of its ONNX file, in other numbers
+    stage = report.stages[-2 if run == "quantize" else -1]  # the last one is of its INT8 ONNX file
     assert stage.accuracy is not None and found.n == stage.accuracy.n
-    assert abs(found.top1 - stage.accuracy.top1) < 2 / found.n  # on another processor, an image may fall on the other side
+    assert abs(found.top1 - stage.accuracy.top1) < 2 / found.n  # on another CPU, the prediction for one image may differ
     assert json.loads(to_json(read_plan(OLD / run))) == json.loads((OLD / run / "plan.json").read_text(encoding="utf-8"))
 
 

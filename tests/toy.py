@@ -1,4 +1,4 @@
-"""Two small networks and a few steps of training: what tests of methods run on. Milliseconds, not minutes."""
+"""Two small networks and a few steps of training, for fast tests of methods."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SHAPE = (3, 12, 12)
 
 
 class Stage(nn.Module):
-    """A basic block of He et al. whose shortcut is a convolution."""
+    """A basic residual block of He et al. with a convolution as shortcut."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def job(
     residual: Residual = "coupled",
     **more: Any,
 ) -> Job:
-    """`target` is what --target takes. Methods may look at random images."""
+    """`target` is a value of --target. The images that methods may use are random."""
     model = model or Toy()
     more = {"images": Random(shape), "macs": count_macs(model, shape), **more}
     return Job(model, shape, analyse(model, shape, residual), parse_target(target), Classify(), **more)
@@ -73,7 +73,7 @@ def job(
 
 @dataclass(frozen=True)
 class Random:
-    """So many random images, the same for every part."""
+    """`images` random images, the same for every split."""
 
     shape: tuple[int, ...] = SHAPE
     images: int = 16
@@ -84,13 +84,13 @@ class Random:
             yield Batch(*(torch.cat(part)[first : min(first + batch_size, count)] for part in whole))
 
     def targets(self, split: str) -> tuple[Tensor, Tensor]:
-        """Of the images that `train` shows in four epochs."""
+        """Indices and targets of the images that `train` uses in four epochs."""
         shown = [batch for epoch in range(4) for batch in batches(2, self.shape, seed=epoch)]
         return torch.cat([batch.indices for batch in shown]), torch.cat([batch.targets for batch in shown])
 
 
 def batches(count: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Iterator[Batch]:
-    """Random images, eight to a batch, whose class is told by their brightness. Those of another seed are others."""
+    """Batches of eight random images whose class determines their brightness. Another seed gives other images."""
     generator = torch.Generator().manual_seed(seed)
     for first in range(0, 8 * count, 8):
         targets = torch.randint(5, (8,), generator=generator)
@@ -103,7 +103,7 @@ def optimizer(method: Method, lr: float = 0.05) -> torch.optim.SGD:
 
 
 def train(method: Method, sgd: torch.optim.SGD, epochs: range, of: int) -> list[float]:
-    """The loop of `method.py`, two steps an epoch. The losses."""
+    """The training loop of `method.py`, with two steps per epoch. Returns the losses."""
     losses = []
     for epoch in epochs:
         method.train()

@@ -1,4 +1,4 @@
-"""What the server of processes.py does once, before it forks: import what takes seconds, and fill the exporter's caches."""
+"""Runs once in the server of processes.py, before it forks: slow imports, and filling the exporter's caches."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""Which channels of a network live and die together, what any choice of them costs, and the surgery that takes them out.
+"""Structured pruning: finds the coupled channels of a network, counts what any choice of them costs, and removes them.
 
 Imports: network.
 """

@@ -1,9 +1,9 @@
-"""A drawing of the coupling: groups are nodes, and every layer is an edge from the channels it reads to those it makes.
+"""The coupling as a graph: channel groups are nodes, and each layer is an edge from its input to its output channels.
 
     layer1.0.conv3 ──layer1.1.conv1──> layer1.1.conv1 ──layer1.1.conv2──> layer1.1.conv2 ──layer1.1.conv3──> layer1.0.conv3
 
-What must stay is drawn too: what comes from outside, the outputs, and widths that are frozen as a whole. Groups that differ by
-their numbers alone, as those of the equal blocks of a stage, become one node, so that deep networks stay readable.
+What cannot be pruned is drawn too: the network's inputs, its outputs, and frozen channels. Groups whose names differ only in
+numbers, such as those of identical blocks of a stage, are merged into one node, so that deep networks stay readable.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import numpy as np
 from compressor.channels.groups import Channels, Group, Layer
 
 Kind = Literal["group", "stays", "joined", "outside"]
-Key = Hashable  # of a node, while the drawing is made
+Key = Hashable  # of a node, while the graph is built
 Letters = tuple[str, ...]
-Row = tuple[tuple[str, ...], ...]  # the numbers at each place of a name
-NAMED = 3  # names or patterns that a label spells out
+Row = tuple[tuple[str, ...], ...]  # the numbers at each position of a name
+NAMED = 3  # at most so many names or patterns in a label
 
 
 # Names ----------------------------------------------------------------------------------------------------------------
 
 
 def brief(names: Iterable[str], most: int | None = None) -> str:
-    """`layer1.{0-2}.conv2, fc`: names that differ in one number become one pattern. `most` bounds the patterns."""
+    """`layer1.{0-2}.conv2, fc`: names that differ in one number become one pattern. `most` limits the number of patterns."""
     names = list(dict.fromkeys(names))
     found = _patterns(names)
     text = ", ".join(pattern for pattern, _ in found[:most])
@@ -39,7 +39,7 @@ def brief(names: Iterable[str], most: int | None = None) -> str:
 
 
 def _patterns(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Patterns that stand for exactly these names, and for how many each."""
+    """Patterns that match exactly these names, each with the number of names it matches."""
     rows_of: dict[Letters, list[Row]] = {}
     for name in names:
         letters, numbers = _apart(name)
@@ -61,7 +61,7 @@ def _apart(name: str) -> tuple[Letters, tuple[str, ...]]:
 
 
 def _merged(rows: Sequence[Row], place: int) -> list[Row]:
-    """Rows that are equal but for one place become one, with all numbers of that place."""
+    """Merge rows that differ only at position `place`; the merged row has all numbers of that position."""
     alike: dict[Row, list[str]] = {}
     for row in rows:
         alike.setdefault(row[:place] + row[place + 1 :], []).extend(row[place])
@@ -81,14 +81,14 @@ def _braces(numbers: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """What goes of the model's MACs and parameters when the whole group goes."""
+    """The fraction of the model's MACs and parameters that is removed with the whole group."""
 
     macs: float
     params: float
 
 
 def shares(channels: Channels) -> dict[str, Share]:
-    """The share of each group by its name."""
+    """Group name -> its share of MACs and parameters."""
     whole, own = channels.all_kept(), channels.split(np.arange(channels.atoms))
     macs, params = channels.macs, channels.params
     found = {}
@@ -100,12 +100,12 @@ def shares(channels: Channels) -> dict[str, Share]:
 
 
 def readers(group: Group) -> list[str]:
-    """The layers whose inputs these channels are."""
+    """The consumers of these channels: layers that have them as inputs."""
     return list(dict.fromkeys(member.tensor.rpartition(".")[0] for member in group.members if member.role == "in"))
 
 
 def copies(group: Group) -> int:
-    """How many channels of a layer go by one choice: several where all heads, or a convolution's groups, are cut alike."""
+    """How many channels of a layer an atom has: several if all heads, or all groups of a convolution, are pruned alike."""
     return min((member.indices.shape[1] for member in group.members if member.role == "out"), default=1)
 
 
@@ -114,12 +114,12 @@ def copies(group: Group) -> int:
 
 @dataclass(frozen=True)
 class Node:
-    """Channels that live and die together, or that must stay. `names` has several where groups are alike and drawn as one."""
+    """Coupled channels, or frozen ones. `names` has several entries where similar groups are drawn as one node."""
 
     kind: Kind
     names: tuple[str, ...] = ()  # the groups
-    lines: tuple[str, ...] = ()  # what a reader should know of each
-    depthwise: tuple[str, ...] = ()  # layers that filter every channel by itself
+    lines: tuple[str, ...] = ()  # further lines of the label
+    depthwise: tuple[str, ...] = ()  # depthwise layers of these channels
 
     @property
     def label(self) -> list[str]:
@@ -132,7 +132,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """`layers` read the channels of node `source` and make those of `target`, both places in `Drawing.nodes`."""
+    """`layers` have the channels of node `source` as inputs and those of `target` as outputs; both index `Drawing.nodes`."""
 
     source: int
     target: int
@@ -146,24 +146,24 @@ class Edge:
 
 @dataclass(frozen=True)
 class Drawing:
-    """`nodes` are in the order of the network, as far as it has one."""
+    """`nodes` are in the order of the forward pass, where that is defined."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
 
 
 class _Graph:
-    """Nodes and what is between them, before those that are alike become one."""
+    """Nodes and edges, before similar nodes are merged."""
 
     def __init__(self, channels: Channels) -> None:
         self.nodes: dict[Key, Node] = {}
         self.edges: dict[tuple[Key, Key], list[str]] = {}  # the layers
-        self._groups: dict[tuple[str, int], list[Group]] = defaultdict(list)  # those that live in a dimension of a tensor
-        self._stay: dict[int, Key] = {}  # component -> the node of the frozen width that it is part of
+        self._groups: dict[tuple[str, int], list[Group]] = defaultdict(list)  # those in a dimension of a tensor
+        self._stay: dict[int, Key] = {}  # component -> the node of the frozen channels that it belongs to
         self._reasons = {row.name: row.reason for row in channels.frozen()}
         self._add_groups(channels)
         layers = channels.layers()
-        made = [self._made(layer) for layer in layers]  # first of all layers: some read what a later one makes too
+        made = [self._made(layer) for layer in layers]  # first, as some layers consume channels of a later one
         for layer, targets in zip(layers, made, strict=True):
             for target in targets:
                 self._connect(self._read(layer), target, layer.name)
@@ -178,7 +178,7 @@ class _Graph:
                 self._groups[member.tensor, member.dim].append(group)
 
     def _made(self, layer: Layer) -> list[Key]:
-        """The nodes whose channels the layer makes; none if it filters each channel by itself, which is noted there."""
+        """The nodes of the layer's output channels; none if it is depthwise, which is noted on the node of its channels."""
         if layer.made is None:
             for group in self._groups[layer.weight, 0]:
                 node = self.nodes[group.name]
@@ -187,21 +187,21 @@ class _Graph:
         groups = self._groups[layer.weight, layer.made.dim]
         for group in groups:
             if group.scatter is not None:
-                self._connect(group.name, self._frozen(layer, "a stream, where what is cut is put back as zeros"))
+                self._connect(group.name, self._frozen(layer, "a full-width residual stream, zero where channels are pruned"))
         return [group.name for group in groups] or [self._frozen(layer, self._reasons.get(layer.name, ""))]
 
     def _frozen(self, layer: Layer, reason: str) -> Key:
-        """The node of a width that stays, which the layer makes."""
+        """The node of the layer's frozen output channels."""
         assert layer.made is not None
         components = layer.made.components
         key = next((self._stay[c] for c in components if c in self._stay), ("stays", layer.name))
         for c in components:
             self._stay.setdefault(c, key)
-        self.nodes.setdefault(key, Node("stays", (), (f"{len(components)} channels stay", reason)))
+        self.nodes.setdefault(key, Node("stays", (), (f"{len(components)} frozen channels", reason)))
         return key
 
     def _read(self, layer: Layer) -> Key:
-        """The node whose channels the layer reads: one of several concatenated ones if there are several."""
+        """The node of the layer's input channels; if they come from several nodes, a node that concatenates these."""
         found: list[Key] = []
         if layer.read is not None:
             found += [group.name for group in self._groups[layer.weight, layer.read.dim]]
@@ -213,7 +213,7 @@ class _Graph:
         return self._joined(found) if len(found) > 1 else found[0]
 
     def _joined(self, parts: list[Key]) -> Key:
-        """The node of several concatenated ones, built on the largest that has a part of them: so a dense block is a chain."""
+        """The node that concatenates several. It builds on the largest known part, so that a dense block becomes a chain."""
         key = frozenset(parts)
         if key not in self.nodes:
             within = [known for known in self.nodes if isinstance(known, frozenset) and known < key]
@@ -228,7 +228,7 @@ class _Graph:
 
 
 def _alike(graph: _Graph) -> dict[Key, int]:
-    """A number for each node; those have the same that look alike, and whose neighbours do, and theirs (colour refinement)."""
+    """A number for each node; similar nodes with similar neighbourhoods have the same number (colour refinement)."""
     letters = {key: tuple(_apart(name)[0] for name in (*node.names, *node.depthwise)) for key, node in graph.nodes.items()}
     colour = _numbered({key: (node.kind, node.lines, letters[key]) for key, node in graph.nodes.items()})
     while True:
@@ -250,7 +250,7 @@ def _numbered(values: dict[Key, Hashable]) -> dict[Key, int]:
 
 
 def draw(channels: Channels) -> Drawing:
-    """The groups of an analysis, the layers between them, and what must stay."""
+    """The groups of an analysis, the layers between them, and the frozen channels."""
     graph = _Graph(channels)
     number = _alike(graph)
     nodes: dict[int, Node] = {}
@@ -270,7 +270,7 @@ def draw(channels: Channels) -> Drawing:
 
 
 def mermaid(drawing: Drawing) -> str:
-    """The text of a Mermaid flowchart, which GitHub and many editors draw."""
+    """The text of a Mermaid flowchart, which GitHub and many editors render."""
     shapes = {"group": '["{}"]', "stays": '["{}"]:::stays', "joined": '(["{}"])', "outside": '(["{}"])'}
     lines = ["flowchart TD", "    classDef stays stroke-dasharray: 4 4"]
     for index, node in enumerate(drawing.nodes):
@@ -291,7 +291,7 @@ def markdown(drawing: Drawing) -> str:
 
 
 def dot(drawing: Drawing) -> str:
-    """The text of a Graphviz graph: `dot -Tsvg FILE` draws it."""
+    """The text of a Graphviz graph; `dot -Tsvg FILE` renders it."""
     shapes = {"group": "shape=box", "stays": "shape=box, style=dashed", "joined": "shape=oval", "outside": "shape=oval"}
     lines = ["digraph coupling {", '    node [fontname="sans-serif"]; edge [fontname="sans-serif", fontsize=10];']
     for index, node in enumerate(drawing.nodes):

@@ -1,17 +1,19 @@
-"""From labels to what can be cut: atoms, groups, and what is frozen and why.
+"""From labels to what can be pruned: atoms, groups, and frozen channels with the reason.
 
-An *atom* is a set of parameter indices that live and die together; a *group* is a set of atoms that live in the same
-dimensions of the same tensors, for example all channels of a residual stream. `Channels` is the analysis of one model.
+An *atom* is a set of parameter indices that can only be pruned together, such as one channel with everything coupled to it. A
+*group* is a set of atoms in the same dimensions of the same tensors, for example all channels of a residual stream. `Channels`
+is the analysis of one model.
 
-Two ways to treat a residual stream:
+A residual stream is pruned in one of two ways:
 
-- `coupled`: the channels of a stream are cut together; what remains is a plain smaller network.
-- `scatter`: each layer keeps its own channels, the stream stays wide, and each narrow result is added back at its kept places.
+- `coupled`: all layers of a stream lose the same channels, and the stream becomes narrower.
+- `scatter`: each layer has channels of its own. The stream keeps its width, and each narrow output is scattered into a zero
+  tensor at its original indices before it is added.
 
-And two to treat the heads of attention:
+Attention heads are pruned in one of two ways:
 
-- `width`: all heads get narrower, index by index; heads of which that cannot be are cut as with `whole`.
-- `whole`: heads go, and those that remain keep their width.
+- `width`: the head dimension is reduced, by the same indices in all heads; where that is impossible, as with `whole`.
+- `whole`: whole heads are pruned, and the head dimension stays.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class Member:
-    """Where a group lives in one dimension of one tensor: atom i owns the places `indices[i]`."""
+    """The part of a group in one dimension of one tensor: atom i owns the indices `indices[i]`."""
 
     tensor: str
     dim: int
@@ -54,22 +56,22 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that are cut by the same choice: atom i goes from all members, or stays in all."""
+    """Coupled channels: atom i is removed from all members, or kept in all."""
 
     name: str
     size: int  # atoms
     members: tuple[Member, ...]
-    scatter: str | None = None  # the module whose narrow output is scattered back to full width
+    scatter: str | None = None  # the module whose narrow output is scattered to full width
 
     @property
     def layers(self) -> list[str]:
-        """The layers whose output these channels are."""
+        """The layers that produce these channels."""
         return [member.tensor.rpartition(".")[0] for member in self.members if member.role == "out"]
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Channels that cannot be cut, and why."""
+    """Channels that cannot be pruned, and the reason."""
 
     name: str
     reason: str
@@ -77,15 +79,15 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Side:
-    """The dimension of a layer's weight along which it reads or makes channels."""
+    """The dimension of a layer's weight for its input or its output channels."""
 
     dim: int
-    components: list[int]  # one for each channel: those that live and die together have the same
+    components: list[int]  # one for each channel: coupled channels have the same
 
 
 @dataclass(frozen=True)
 class Layer:
-    """`read` is None where nothing is known of what comes in, `made` where every channel is filtered by itself."""
+    """`read` is None if the input channels are not tracked, `made` if the layer is depthwise."""
 
     name: str
     weight: str
@@ -95,7 +97,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Place:
-    """One dimension of one tensor that has channels: `atoms[i]` is the atom that owns index i, or -1 when i must stay."""
+    """One dimension of one tensor that has channels: `atoms[i]` is the atom that owns index i, or -1 if i is frozen."""
 
     tensor: str
     dim: int
@@ -107,8 +109,8 @@ class Cost:
     """Costs of any choice of kept atoms, by table look-up: a cost is a sum of products of axis sizes."""
 
     def __init__(self, counts: csr_matrix, sizes: Ids, terms: Sequence[tuple[str, float, tuple[int, ...]]]) -> None:
-        self._counts = counts  # [axes, atoms]: places of each atom on each axis
-        self._sizes = sizes  # [axes], full
+        self._counts = counts  # [axes, atoms]: number of indices of each atom on each axis
+        self._sizes = sizes  # [axes], unpruned
         self._layers = [layer for layer, _, _ in terms]
         width = max((len(axes) for _, _, axes in terms), default=0)
         self._constants = np.array([constant for _, constant, _ in terms])  # [terms]
@@ -116,7 +118,7 @@ class Cost:
         self._axes = np.array([[*axes, *[padding] * (width - len(axes))] for _, _, axes in terms], np.int64)  # [terms, width]
 
     def each(self, kept: Mask | Shares) -> npt.NDArray[np.float64]:
-        """Cost of each term when the atoms `kept` [atoms] stay: whole ones, or shares of them for widths that are not whole."""
+        """Cost of each term when the atoms `kept` [atoms] are kept; fractions of atoms give fractional channel counts."""
         if not len(self._constants):
             return np.zeros(0)
         sizes = np.append(self._sizes - self._counts @ (1.0 - kept), 1.0)
@@ -134,10 +136,10 @@ class Cost:
 
 
 class Channels:
-    """Which channels of a model can be cut, what goes with them, and what any choice costs.
+    """Which channels of a model can be pruned, how they are coupled, and what any choice of them costs.
 
-    `groups` are in the order of the forward pass; a choice is one bool array [group.size] a group, True = kept, and all of
-    them end to end are one mask over all atoms.
+    `groups` are in the order of the forward pass. A mask is a bool array over all atoms, True = kept: one array [group.size]
+    for each group, concatenated.
     """
 
     def __init__(
@@ -172,7 +174,7 @@ class Channels:
         for ids in trace.produced:
             made[component[ids[ids > 0]]] = True
         for c in np.flatnonzero(~made):
-            reason.setdefault(int(c), "no layer makes it")
+            reason.setdefault(int(c), "no layer produces it")
         return component, reason
 
     def _build(self) -> None:
@@ -187,7 +189,7 @@ class Channels:
             self._roles[read] = 1
         self._roles[0] = 2
         segments = self._segments() if self.residual == "scatter" else []
-        wide = np.zeros(component.max() + 1, bool)  # streams that stay wide under `scatter`
+        wide = np.zeros(component.max() + 1, bool)  # streams that keep their width under `scatter`
         found: list[tuple[int, list[Ids], str | None]] = []  # first id, ids of each atom, module to scatter after
         for rows, at in segments:
             wide[component[rows]] = True
@@ -208,7 +210,7 @@ class Channels:
         self.atoms = count
 
     def _coupled(self, ids: Ids) -> list[tuple[int, list[Ids], None]]:
-        """Atoms of fully coupled channels, put together by the dimensions they live in."""
+        """Atoms of fully coupled channels, grouped by the dimensions they are in."""
         if not len(ids):
             return []
         component = self._component[ids]
@@ -225,7 +227,7 @@ class Channels:
         ]
 
     def _segments(self) -> list[tuple[Ids, str]]:
-        """Layers whose output joins a residual stream: ids of their tensors [atoms, places], and where to scatter."""
+        """Layers whose output is added to a residual stream: ids of their tensors [atoms, indices], and where to scatter."""
         trace = self._trace
         runs: dict[str, list[Step]] = {}
         for step in trace.layers:
@@ -256,12 +258,12 @@ class Channels:
         return segments
 
     def _made(self, weight: str) -> Ids | None:
-        """Ids of the output channels of a layer: the dimension of its weight that has the role `out`."""
+        """Ids of a layer's output channels: those of the dimension of its weight with the role `out`."""
         blocks = self._trace.labels_of[weight]
         return next((ids for ids in blocks[:2] if len(ids) > 1 and (self._roles[ids] == 0).all()), None)
 
     def _group(self, atoms: list[Ids], module: str | None, names: set[str]) -> Group:
-        table = np.stack(atoms)  # [atoms, places]
+        table = np.stack(atoms)  # [atoms, indices]
         block = np.searchsorted(self._starts, table[0], side="right") - 1
         members = []
         for b in dict.fromkeys(block.tolist()):
@@ -278,7 +280,7 @@ class Channels:
 
     @cached_property
     def places(self) -> list[Place]:
-        """Every dimension of every parameter and buffer in which something can be cut."""
+        """Every dimension of every parameter and buffer that can be pruned."""
         found = []
         for start, size, tensor, dim in self._trace.blocks:
             atoms = self._atom[start : start + size]
@@ -288,13 +290,13 @@ class Channels:
         return found
 
     def counts(self, mask: Mask) -> dict[Attribute, int]:
-        """The attributes of modules that must change, and their values, when the atoms of `mask` stay."""
-        stays = np.append(mask | self._scattered, True)[self._atom]  # [ids]; what has no atom (-1) stays
+        """The module attributes that must change, and their new values, when the atoms of `mask` are kept."""
+        stays = np.append(mask | self._scattered, True)[self._atom]  # [ids]; ids without an atom (-1) are kept
         wanted = [(size, int(stays[ids].sum())) for ids, size in self._trace.demands]
         return solve(wanted, self._trace.values, self._trace.pinned)
 
     def splits_of_heads(self, stuck: bool) -> frozenset[Split]:
-        """The views that part channels into heads of attention; with `stuck`, those of which no head can get narrower."""
+        """The views that split channels into attention heads; with `stuck`, those whose head dimension cannot be reduced."""
         component = self._component
         attended = {component[ids].tobytes() for ids in self._trace.attended}  # the channels of one head, in their order
         return frozenset(
@@ -305,7 +307,7 @@ class Channels:
 
     @cached_property
     def _scattered(self) -> Mask:
-        """The atoms whose activations stay wide [atoms]."""
+        """The atoms whose activations keep their width [atoms]."""
         return np.array([group.scatter is not None for group in self.groups for _ in range(group.size)], bool)
 
     # Questions --------------------------------------------------------------------------------------------------------
@@ -314,7 +316,7 @@ class Channels:
         return Channels(self._trace, self._shapes, self._itemsizes, self._params, residual, self._held)
 
     def without(self, held: dict[str, str]) -> Channels:
-        """The same analysis with some groups held whole: group name -> reason."""
+        """The same analysis with some groups excluded from pruning: group name -> reason."""
         return Channels(self._trace, self._shapes, self._itemsizes, self._params, self.residual, {**self._held, **held})
 
     @property
@@ -325,17 +327,17 @@ class Channels:
         return np.ones(self.atoms, bool)
 
     def split(self, values: npt.NDArray[T]) -> dict[str, npt.NDArray[T]]:
-        """One value an atom, such as a mask, by group."""
+        """Split one value per atom, such as a mask, by group."""
         ends = np.cumsum([group.size for group in self.groups])
         return {group.name: values[end - group.size : end] for group, end in zip(self.groups, ends, strict=True)}
 
     def join(self, masks: dict[str, Mask]) -> Mask:
-        """Masks by group, end to end; groups not named are kept whole."""
+        """Concatenate masks by group; groups that are not named are not pruned."""
         parts = [masks.get(group.name, np.ones(group.size, bool)) for group in self.groups]
         return np.concatenate(parts) if parts else np.zeros(0, bool)
 
     def layers(self) -> list[Layer]:
-        """Each layer with weights once, in the order of the forward pass."""
+        """All layers with weights, each once, in the order of the forward pass."""
         found = {}
         for step in self._trace.layers:
             weight = step.tensors[0]
@@ -348,7 +350,7 @@ class Channels:
         return list(found.values())
 
     def frozen(self) -> list[Frozen]:
-        """Layers with output channels that cannot be cut, and why."""
+        """Layers with output channels that cannot be pruned, and the reason."""
         rows = []
         for step in self._trace.layers:
             ids = self._made(step.tensors[0])
@@ -359,18 +361,18 @@ class Channels:
             reasons = {self._reason.get(int(c)) for c in np.unique(self._component[stuck])} - {None}
             reason = "; ".join(sorted(str(r) for r in reasons))
             share = "" if len(stuck) == len(ids) else f"{len(stuck)} of {len(ids)} channels: "
-            rows.append(Frozen(layer, share + (reason or "its group is kept whole")))
+            rows.append(Frozen(layer, share + (reason or "its group is excluded from pruning")))
         rows = list({row.name: row for row in rows}.values())
         return rows + [Frozen(name, reason) for name, reason in self._held.items()]
 
     def unknown_operators(self) -> dict[str, int]:
-        """Operators without a rule, and how often they ran on tracked tensors."""
+        """Operators without a rule, and how often each ran on tracked tensors."""
         return dict(self._trace.unknown)
 
     # Cost -------------------------------------------------------------------------------------------------------------
 
     def _cost(self, terms: Sequence[tuple[str, float, Sequence[tuple[Ids, bool]]]]) -> Cost:
-        """`terms`: layer, constant, and (ids, own) of each axis. A stream's own activations stay wide under `scatter`."""
+        """`terms`: layer, constant, and (ids, own) of each axis. Activations of a stream keep their width under `scatter`."""
         axes: dict[tuple[int, bool], int] = {}
         arrays: list[tuple[Ids, bool]] = []
         rows = []
@@ -396,7 +398,7 @@ class Channels:
 
     @cached_property
     def macs(self) -> Cost:
-        """Multiply-adds of one image, by layer."""
+        """MACs of one image, by layer."""
         return self._cost(
             [(term.layer, term.constant, [(axis.ids, axis.own) for axis in term.axes]) for term in self._trace.terms]
         )
@@ -424,8 +426,8 @@ class Channels:
 
 
 def analyse(model: nn.Module, inputs: AnyInputs, residual: Residual = "coupled", heads: Heads = "width") -> Channels:
-    """Find the channels of `model` that can be cut. `inputs`: [channels, height, width] of one image, several such shapes, or
-    name -> shape.
+    """Find the channels of `model` that can be pruned. `inputs`: [channels, height, width] of one image, several such shapes,
+    or name -> shape.
 
     Raises UsageError when the model does not run on them.
     """

@@ -1,7 +1,7 @@
-"""The network as it is masked: of the same shapes as the original, with zeros for the channels that are cut.
+"""The masked network: the original's shapes, with zeros in place of the pruned channels.
 
-Which channels stay is a `Mask` (groups.py), one truth value for each channel of each group. A cut network is proved equal to
-the masked one (verify.py).
+A `Mask` (groups.py) has one boolean for each channel of each group, True = kept. The pruned network is verified against the
+masked one (verify.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from compressor.channels.surgery import Cut, remake, typed
 
 
 def mask(model: nn.Module, cut: Cut, dtype: torch.dtype | None = None) -> nn.Module:
-    """The large model with zeros wherever `cut` takes something away; in `dtype`, if one is given."""
+    """The original model with zeros wherever `cut` removes something; in `dtype`, if given."""
 
     def zero(name: str, tensor: Tensor) -> Tensor:
         tensor = typed(tensor, dtype)

@@ -1,7 +1,7 @@
-"""What each operator does to labels: one small function an operator. See `trace.py` for what labels are.
+"""The rules: how each operator propagates labels. `labels.py` explains labels.
 
-A rule reads the labels of its inputs, joins those that must live and die together, and sets the labels of its output. An
-output that a rule leaves alone is untracked: whatever tracked thing meets it later is frozen.
+A rule reads the labels of its inputs, joins those of coupled channels, and sets the labels of its output. An output without
+labels is untracked: tracked channels that are combined with it later are frozen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators, of ATen unless their library is named; with their overload or without (all overloads)."""
+    """Register a rule for operators, of ATen unless another library is named; without an overload, for all overloads."""
 
     def register(function: Rule) -> Rule:
         RULES.update({name if name.startswith("torchvision.") else f"aten.{name}": function for name in operators})
@@ -31,8 +31,8 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 
 
 def unknown(trace: Trace, call: Call) -> None:
-    """No rule: whatever it touches stays."""
-    if trace.first or call.name not in trace.unknown:  # the second pass tells of what only training runs
+    """An operator without a rule: all channels of its inputs are frozen."""
+    if trace.first or call.name not in trace.unknown:  # the second pass adds operators that only run in train mode
         trace.unknown[call.name] += 1
     for tensor in call.inputs:
         trace.freeze_all(tensor, f"operator {call.name} has no rule")
@@ -51,7 +51,7 @@ def _normal(dim: int, dims: int) -> int:
 
 @rule("convolution", "_convolution")
 def convolution(trace: Trace, call: Call) -> None:
-    """Inputs meet weight dim 1, the output is weight dim 0 (the other way round when transposed)."""
+    """The input's channels join dimension 1 of the weight, the output has dimension 0 (swapped if transposed)."""
     x, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
     out: Tensor = call.out
@@ -59,24 +59,24 @@ def convolution(trace: Trace, call: Call) -> None:
     x_ids, w_ids = trace.labels(x)[channels], trace.labels(weight)
     for dim, ids in enumerate(trace.labels(x)):
         if dim != channels:
-            trace.freeze(ids, "a convolution takes it for images or for places in space")
+            trace.freeze(ids, "a convolution uses it as a batch or spatial dimension")
     for kernel in w_ids[2:]:
-        trace.freeze(kernel, "it is a place in a kernel")
+        trace.freeze(kernel, "it is a kernel dimension")
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
     made, read = w_ids[out_dim], w_ids[in_dim]
     if groups == 1:
-        trace.join(read, x_ids, "its input channels come from outside the model")
+        trace.join(read, x_ids, "no layer produces its input channels")
     elif transposed:
         trace.freeze_all(x, "it feeds a grouped transposed convolution")
         trace.freeze_all(weight, "it is a grouped transposed convolution")
         made = None
     elif read is not None and made is not None:
         wide = x_ids.reshape(groups, -1) if x_ids is not None else None  # [groups, inputs of each]
-        if weight.shape[1] == 1:  # depthwise: filter i reads channel i // multiplier and no other
+        if weight.shape[1] == 1:  # depthwise: filter i reads only channel i // multiplier
             expanded = None if wide is None else wide.repeat(len(made) // groups)
-            made = trace.join(made, expanded, "its depthwise filters read raw inputs")
+            made = trace.join(made, expanded, "its depthwise convolution filters values that no layer produces")
         else:
-            trace.join(read, None if wide is None else trace.alike(wide), "its groups read raw inputs")
+            trace.join(read, None if wide is None else trace.alike(wide), "no layer produces its input channels")
             trace.alike(made.reshape(groups, -1))  # [groups, filters of each]
     else:
         trace.freeze_all(x, "it feeds a grouped convolution with computed weights")
@@ -106,12 +106,12 @@ def _layer(trace: Trace, weight: Tensor) -> str:
 
 
 def _product(trace: Trace, a: Tensor, b: Tensor, out: Tensor) -> None:
-    """[..., n, k] times [..., k, m]: k joins, the rest is carried."""
+    """[..., n, k] times [..., k, m]: the two k are joined, the other dimensions keep their labels."""
     a_ids, b_ids = trace.labels(a), trace.labels(b)
-    trace.join(a_ids[-1], b_ids[-2], "it is multiplied with values from outside the model")
+    trace.join(a_ids[-1], b_ids[-2], "it is multiplied by values that no layer produces")
     labels: Labels = [a_ids[-2], b_ids[-1]]
     if out.dim() > 2:  # one product for each index of the first dimension
-        first = trace.join(a_ids[0], b_ids[0], "it is multiplied with values from outside the model")
+        first = trace.join(a_ids[0], b_ids[0], "it is multiplied by values that no layer produces")
         labels.insert(0, None if a_ids[0] is None or b_ids[0] is None else first)
     trace.set(out, labels)
     own = b if trace.tensor_name(b) else a
@@ -149,15 +149,15 @@ def biased_product(trace: Trace, call: Call) -> None:
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
       "_batch_norm_with_update", "_batch_norm_no_update")  # fmt: skip
 def batch_norm(trace: Trace, call: Call) -> None:
-    """Channels meet every per-channel parameter and statistic."""
+    """Channels are joined with all per-channel parameters and statistics."""
     x, *rest = call.args[:5]
     tensors = [tensor for tensor in rest if isinstance(tensor, Tensor)]
     labels = trace.labels(x)
-    if not (x.shape[0] == 1 and trace.tensor_name(x)):  # else weights are standardised, each filter over its inputs
+    if not (x.shape[0] == 1 and trace.tensor_name(x)):  # else it is weight standardisation, of each filter over its inputs
         for dim in {*range(x.dim())} - {1}:
             trace.freeze(labels[dim], "a batch norm averages over it")
     for tensor in tensors:
-        labels[1] = trace.join(labels[1], trace.labels(tensor)[0], "it normalises raw inputs")
+        labels[1] = trace.join(labels[1], trace.labels(tensor)[0], "it normalises values that no layer produces")
     if labels[1] is not None and trace.labels(x)[1] is None:
         labels[1] = None
     out = _outputs(call)[0]
@@ -167,7 +167,7 @@ def batch_norm(trace: Trace, call: Call) -> None:
 
 @rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(trace: Trace, call: Call) -> None:
-    """Averages over the trailing dimensions; the width it averages over shrinks with them."""
+    """Normalises over the trailing dimensions; its weights are pruned with them."""
     x, shape, *affine = call.args[:4]
     labels = trace.labels(x)
     tensors = [tensor for tensor in affine if isinstance(tensor, Tensor)]
@@ -176,15 +176,15 @@ def layer_norm(trace: Trace, call: Call) -> None:
         if not tensors:
             trace.freeze(labels[dim], "a layer norm without weights averages over it")
         elif len(shape) > 1:
-            trace.freeze(labels[dim], "a layer norm averages over it and over space")
+            trace.freeze(labels[dim], "a layer norm averages over it and over spatial dimensions")
         for tensor in tensors:
-            trace.join(labels[dim], trace.labels(tensor)[dim - first], "it normalises raw inputs")
+            trace.join(labels[dim], trace.labels(tensor)[dim - first], "it normalises values that no layer produces")
     trace.set(_outputs(call)[0], labels)
 
 
 @rule("native_group_norm")
 def group_norm(trace: Trace, call: Call) -> None:
-    """Each group keeps its share of channels; index j of all groups goes together."""
+    """Index j of all groups is coupled, so that all groups keep the same number of channels."""
     x, weight, bias = call.args[:3]
     groups = int(call.args[6])
     labels = trace.labels(x)
@@ -196,17 +196,17 @@ def group_norm(trace: Trace, call: Call) -> None:
         trace.alike(labels[1].reshape(groups, -1))  # [groups, channels of each]
     for tensor in (weight, bias):
         if tensor is not None:
-            trace.join(labels[1], trace.labels(tensor)[0], "it normalises raw inputs")
+            trace.join(labels[1], trace.labels(tensor)[0], "it normalises values that no layer produces")
     trace.set(_outputs(call)[0], labels)
 
 
 @rule("_weight_norm", "_weight_norm_interface")
 def weight_norm(trace: Trace, call: Call) -> None:
-    """A length for each index along one dimension; a weight of zero adds nothing to it."""
+    """A magnitude for each index along one dimension; a weight of zero adds nothing to it."""
     direction, length = call.args[:2]
     labels = trace.labels(direction)
     dim = _normal(call.arg(2, "dim", 0), direction.dim())
-    labels[dim] = trace.join(labels[dim], trace.labels(length)[dim], "its length is not a parameter")
+    labels[dim] = trace.join(labels[dim], trace.labels(length)[dim], "the magnitude of its weight norm is not a parameter")
     trace.set(_outputs(call)[0], labels)
 
 
@@ -214,7 +214,7 @@ def weight_norm(trace: Trace, call: Call) -> None:
 
 
 def _meet(trace: Trace, operands: Sequence[tuple[Tensor, Labels]], shape: Sequence[int]) -> Labels:
-    """Labels of an element-wise result: operands that are not broadcast along a dimension join there."""
+    """Labels of an element-wise result: operands are joined along dimensions in which they are not broadcast."""
     labels: Labels = []
     for back in range(len(shape), 0, -1):
         full = [
@@ -229,7 +229,7 @@ def _meet(trace: Trace, operands: Sequence[tuple[Tensor, Labels]], shape: Sequen
         tracked = [ids for ids in here if ids is not None]
         if len(tracked) < len(here):
             for ids in tracked:
-                trace.freeze(ids, "it is combined with values that no layer makes")
+                trace.freeze(ids, "it is combined with values that no layer produces")
             labels.append(None)
             continue
         for ids in tracked[1:]:
@@ -239,7 +239,7 @@ def _meet(trace: Trace, operands: Sequence[tuple[Tensor, Labels]], shape: Sequen
 
 
 def _steadiest(tracked: Sequence[Ids]) -> Ids | None:
-    """Of joined labels, those with the fewest constants, so that ids stay known after a padded sum."""
+    """Of joined labels, those with the fewest constants, so that ids are still known after a sum with padding."""
     return min(tracked, key=lambda ids: int((ids == 0).sum()), default=None)
 
 
@@ -271,7 +271,7 @@ def elementwise(trace: Trace, call: Call) -> None:
 
 @rule("cat")
 def cat(trace: Trace, call: Call) -> None:
-    """Channels one after the other; an untracked piece stays."""
+    """Channels are concatenated; untracked pieces are constants."""
     tensors = [tensor for tensor in call.args[0] if tensor.dim() == call.out.dim()]
     dim = _normal(call.arg(1, "dim", 0), call.out.dim())
     pieces = [trace.labels(tensor) for tensor in tensors]
@@ -279,7 +279,7 @@ def cat(trace: Trace, call: Call) -> None:
     for here in range(call.out.dim()):
         column = [ids[here] for ids in pieces]
         if here == dim:
-            known = any(ids is not None and len(ids) > 1 for ids in column)  # a single index, as of a class token, stays anyway
+            known = any(ids is not None and len(ids) > 1 for ids in column)  # a single index (class token) is frozen anyway
             sizes = [tensor.shape[dim] for tensor in tensors]
             filled = [np.zeros(n, np.int64) if ids is None else ids for ids, n in zip(column, sizes, strict=True)]
             labels.append(np.concatenate(filled) if known else None)
@@ -288,7 +288,7 @@ def cat(trace: Trace, call: Call) -> None:
             one = [ids for _, (ids,) in operands if ids is not None]
             if one and len(one) < len(column):
                 for ids in one:
-                    trace.freeze(ids, "it is concatenated with values that no layer makes")
+                    trace.freeze(ids, "it is concatenated with values that no layer produces")
                 labels.append(None)
             else:
                 for ids in one[1:]:
@@ -302,7 +302,7 @@ def cat(trace: Trace, call: Call) -> None:
 
 @rule("slice")
 def slice_(trace: Trace, call: Call) -> None:
-    """A part of the channels. Where it begins and ends must still be true of those that remain."""
+    """A part of the channels. Its bounds must still be right for the remaining channels."""
     x = call.args[0]
     labels = trace.labels(x)
     dim = _normal(call.arg(1, "dim", 0), x.dim())
@@ -315,34 +315,34 @@ def slice_(trace: Trace, call: Call) -> None:
         elif step == 1:
             for bound in bounds:
                 _bound(trace, ids, bound)
-        elif stop == len(ids) and start < step and len(ids) % step == 0:  # every second one, say: in whole rounds
+        elif stop == len(ids) and start < step and len(ids) % step == 0:  # such as every second one, in whole rounds
             trace.alike(ids.reshape(-1, step).T)
         else:
-            trace.freeze(ids, "the model takes a part of it, by number")
+            trace.freeze(ids, "the model slices it at fixed indices")
         labels[dim] = ids[start:stop:step]
     trace.set(call.out, labels)
 
 
 def _bound(trace: Trace, ids: Ids, bound: int | None) -> None:
-    """A slice begins or ends at `bound`: of the channels before it (after it, when negative) as many must stay."""
+    """A slice begins or ends at `bound`: the number of channels before it (after it, if negative) must be kept."""
     if bound and abs(bound) < len(ids):
         size, parts = trace.asked_for(bound), (ids[:bound], ids[bound:])
         trace.demand(*((parts[0], size) if bound > 0 else (parts[1], -size)), parts)
 
 
 def _chunk(trace: Trace, ids: Ids, start: int, stop: int) -> None:
-    """Equal chunks of one tensor stay equal, so they are joined index by index; any other part stays."""
+    """Equal chunks of a tensor must stay equal, so they are joined index by index; unequal parts are frozen."""
     size = stop - start
     if 0 < size < len(ids):
         if len(ids) % size == 0 and start % size == 0:
             trace.alike(ids.reshape(-1, size))
         else:
-            trace.freeze(ids, "the model takes an uneven part of it, by number")
+            trace.freeze(ids, "the model splits it into unequal parts")
 
 
 @rule("split", "split_with_sizes", "chunk")
 def split(trace: Trace, call: Call) -> None:
-    """Pieces of sizes that the code gives, or equal ones."""
+    """Pieces of the sizes that the code passes, or equal ones."""
     x = call.args[0]
     dim = _normal(call.arg(2, "dim", 0), x.dim())
     asked = trace.asked if isinstance(call.args[1], list) or trace.asked is None else trace.asked[:1] * len(call.out)
@@ -354,7 +354,7 @@ def split(trace: Trace, call: Call) -> None:
             labels[dim] = ids[start:stop]
             if asked is None or call.name.startswith("aten.chunk"):
                 _chunk(trace, ids, start, stop)
-            elif asked[i] == stop - start:  # else it is the rest
+            elif asked[i] == stop - start:  # else it is the smaller last piece
                 trace.demand(ids[start:stop], asked[i], [ids[start:stop]])
         start = stop
         trace.set(out, labels)
@@ -362,12 +362,12 @@ def split(trace: Trace, call: Call) -> None:
 
 @rule("select")
 def select(trace: Trace, call: Call) -> None:
-    """One index: those before it must stay (those after it, when it is counted from the end), so that it is found there."""
+    """One index: all indices up to it (from it on, if negative) are frozen, so that it does not move."""
     x, dim, index = call.args
     labels = trace.labels(x)
     ids = labels.pop(_normal(dim, x.dim()))
     if ids is not None:
-        trace.freeze(ids[: index + 1] if index >= 0 else ids[index:], "the model picks it by its place")
+        trace.freeze(ids[: index + 1] if index >= 0 else ids[index:], "the model selects it by index")
     trace.set(call.out, labels)
 
 
@@ -375,14 +375,14 @@ def select(trace: Trace, call: Call) -> None:
 def unbind(trace: Trace, call: Call) -> None:
     x = call.args[0]
     labels = trace.labels(x)
-    trace.freeze(labels.pop(_normal(call.arg(1, "dim", 0), x.dim())), "the model takes it apart, one by one")
+    trace.freeze(labels.pop(_normal(call.arg(1, "dim", 0), x.dim())), "the model unbinds it")
     for out in call.out:
         trace.set(out, labels)
 
 
 @rule("stack")
 def stack(trace: Trace, call: Call) -> None:
-    """Tensors side by side along a new dimension."""
+    """Tensors are stacked along a new dimension."""
     tensors = call.args[0]
     labels = _meet(trace, [(tensor, trace.labels(tensor)) for tensor in tensors], tensors[0].shape)
     labels.insert(_normal(call.arg(1, "dim", 0), call.out.dim()), None)
@@ -420,7 +420,7 @@ def squeeze(trace: Trace, call: Call) -> None:
 
 
 def _asked(trace: Trace, out: Tensor) -> list[int | None]:
-    """The size that the model's code gave for each dimension of `out`; -1 where it gave none."""
+    """The size that the model's code passed for each dimension of `out`; -1 where it passed none."""
     return trace.asked if trace.asked is not None and len(trace.asked) == out.dim() else [-1] * out.dim()
 
 
@@ -455,22 +455,22 @@ def restride(trace: Trace, call: Call) -> None:
 
 @rule("roll", "flip")
 def rearrange(trace: Trace, call: Call) -> None:
-    """Moves within untracked dimensions only; a tracked one would change places."""
+    """Allowed within untracked dimensions only: it would reorder channels."""
     x = call.args[0]
     labels = trace.labels(x)
     dims = call.arg(2, "dims", []) if call.name.startswith("aten.roll") else call.args[1]
     for dim in dims or range(x.dim()):
-        trace.freeze(labels[dim], "the model moves it from place to place")
+        trace.freeze(labels[dim], "the model rolls or flips it")
     trace.set(call.out, labels)
 
 
 @rule("pixel_shuffle", "pixel_unshuffle")
 def pixel_shuffle(trace: Trace, call: Call) -> None:
-    """r x r channels in a row become one channel of larger images; unshuffled, one becomes r x r."""
+    """r x r consecutive channels become one channel of a larger plane; unshuffle turns one into r x r."""
     x, factor = call.args[:2]
     labels = trace.labels(x)
     for place in labels[-2:]:
-        trace.freeze(place, "it is used as a place in space")
+        trace.freeze(place, "it is used as a spatial dimension")
     ids = labels[-3]
     if ids is not None:
         unshuffle = "unshuffle" in call.name
@@ -480,7 +480,7 @@ def pixel_shuffle(trace: Trace, call: Call) -> None:
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(trace: Trace, call: Call) -> None:
-    """Groups of channels are dealt out in turn, so index j of all groups goes together."""
+    """The channels of all groups are interleaved, so index j of all groups is coupled."""
     x, groups = call.args[:2]
     labels = trace.labels(x)
     if labels[1] is not None:
@@ -490,7 +490,7 @@ def channel_shuffle(trace: Trace, call: Call) -> None:
 
 @rule("index", "embedding", "index_select")
 def index(trace: Trace, call: Call) -> None:
-    """Rows of a table by number: the dimensions that are indexed stay, the others are carried."""
+    """Entries selected by index: the indexed dimensions are frozen, the others keep their labels."""
     x = call.args[0]
     labels = trace.labels(x)
     if call.name.startswith("aten.index.Tensor"):
@@ -503,8 +503,8 @@ def index(trace: Trace, call: Call) -> None:
         dims = [_normal(call.args[1], x.dim())] if call.name.startswith("aten.index_select") else [0]
         width = call.args[-1 if "select" in call.name else 1].dim()
     for dim in dims:
-        trace.freeze(labels[dim], "the model picks its entries by number")
-    together = dims == list(range(dims[0], dims[-1] + 1))  # else the indexed dimensions move to the front
+        trace.freeze(labels[dim], "the model selects its entries by index")
+    together = dims == list(range(dims[0], dims[-1] + 1))  # else the indexed dimensions come first in the result
     kept = [ids for d, ids in enumerate(labels) if d not in dims]
     at = dims[0] if together else 0
     trace.set(call.out, [*kept[:at], *[None] * width, *kept[at:]])
@@ -512,29 +512,32 @@ def index(trace: Trace, call: Call) -> None:
 
 @rule("index_put", "index_put_")
 def index_put(trace: Trace, call: Call) -> None:
-    """Rows of a tensor, picked by number along its first dimension, are replaced by others with the same channels."""
+    """Rows of a tensor, selected along its first dimension, are replaced by others with the same channels."""
     x, indices, values = call.args[:3]
     if len(indices) != 1 or indices[0] is None or values.dim() != x.dim():
         return unknown(trace, call)
     labels, others = trace.labels(x), trace.labels(values)
     for ids in (labels[0], others[0]):
-        trace.freeze(ids, "the model picks its entries by number")
-    own = trace.carries(x)  # else it is new, made to be filled with these
-    rest = [trace.join(a, b, "it is put beside others") if own else b for a, b in zip(labels[1:], others[1:], strict=True)]
+        trace.freeze(ids, "the model selects its entries by index")
+    own = trace.carries(x)  # else it is a new tensor that is filled with these
+    rest = [
+        trace.join(a, b, "it is written into a tensor of other values") if own else b
+        for a, b in zip(labels[1:], others[1:], strict=True)
+    ]
     trace.set(x, [None, *rest])
     trace.set(call.out, [None, *rest])
 
 
 @rule("index_copy")
 def index_copy(trace: Trace, call: Call) -> None:
-    """What is put in at numbered places keeps its width; so does a network whose layers were scattered before."""
+    """Values that are copied to fixed indices keep their width; this includes layers that were pruned with `scatter` before."""
     for tensor in call.inputs:
-        trace.freeze_all(tensor, "the model puts it at numbered places of a wider tensor")
+        trace.freeze_all(tensor, "the model copies it to fixed indices of a wider tensor")
 
 
 @rule("constant_pad_nd")
 def pad(trace: Trace, call: Call) -> None:
-    """Padded places are constants: code that pads by a number keeps padding by it."""
+    """Padding adds constants: the amounts in the model's code do not change."""
     x, amounts = call.args[:2]
     labels = trace.labels(x)
     for i in range(len(amounts) // 2):
@@ -542,7 +545,7 @@ def pad(trace: Trace, call: Call) -> None:
         ids = labels[dim]
         if ids is not None:
             if before < 0 or after < 0:
-                trace.freeze(ids, "the model crops it by number")
+                trace.freeze(ids, "the model crops it by a fixed amount")
             ids = ids[max(0, -before) : len(ids) - max(0, -after)]
             labels[dim] = np.concatenate([np.zeros(max(0, before), np.int64), ids, np.zeros(max(0, after), np.int64)])
     trace.set(call.out, labels)
@@ -550,14 +553,14 @@ def pad(trace: Trace, call: Call) -> None:
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias")
 def view(trace: Trace, call: Call) -> None:
-    """Dimensions merge and split; one tracked axis remains of each."""
+    """Dimensions are merged and split; each keeps at most one tracked axis."""
     x, out = call.args[0], call.out
     labels = trace.labels(x)
     if not any(ids is not None for ids in labels):
         return trace.set(out, [None] * out.dim())
-    if x.dim() > 3 and trace.tensor_name(x):  # the weights of a convolution, about to be standardised
+    if x.dim() > 3 and trace.tensor_name(x):  # the weights of a convolution before weight standardisation
         for kernel in labels[2:]:
-            trace.freeze(kernel, "it is a place in a kernel")
+            trace.freeze(kernel, "it is a kernel dimension")
         labels[2:] = [None] * (x.dim() - 2)
     asked = _asked(trace, out)
     new: Labels = [None] * out.dim()
@@ -598,11 +601,11 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
 
 
 def _merge(trace: Trace, labels: Labels, sizes: Sequence[int]) -> Ids | None:
-    """Several dimensions flattened into one: each flat place has the id of its place along the one tracked dimension."""
+    """Flatten several dimensions into one: each flat index has the id of its index along the one tracked dimension."""
     tracked = [d for d, ids in enumerate(labels) if ids is not None]
     if len(tracked) > 1:
         for d in tracked:
-            trace.freeze(labels[d], "two sets of channels are flattened into one")
+            trace.freeze(labels[d], "two channel dimensions are flattened into one")
         return np.zeros(math.prod(sizes), np.int64)
     if not tracked:
         return None
@@ -613,9 +616,9 @@ def _merge(trace: Trace, labels: Labels, sizes: Sequence[int]) -> Ids | None:
 
 
 def _separate(trace: Trace, ids: Ids | None, sizes: Sequence[int]) -> Labels:
-    """One dimension cut into several: the last axis along which ids differ stays tracked, and its copies must stay alike.
+    """Split one dimension into several: the last axis along which ids differ stays tracked, and its copies are coupled.
 
-    Where whole heads of attention are to go, it is the axis before that.
+    Where whole attention heads are pruned, it is the axis before that.
     """
     labels: Labels = [None] * len(sizes)
     if ids is None:
@@ -642,21 +645,21 @@ def _separate(trace: Trace, ids: Ids | None, sizes: Sequence[int]) -> Labels:
       "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
       "replication_pad1d", "replication_pad2d", "replication_pad3d", "grid_sampler_2d")  # fmt: skip
 def space(trace: Trace, call: Call) -> None:
-    """Works on places, channel by channel."""
+    """Spatial operators, which treat each channel separately."""
     x = call.args[0]
     labels = trace.labels(x)
     space_dims = 3 if "3d" in call.name else 1 if "1d" in call.name else 2
     for ids in labels[x.dim() - space_dims :]:
-        trace.freeze(ids, "it is used as a place in space")
+        trace.freeze(ids, "it is used as a spatial dimension")
     for out in _outputs(call):
         trace.set(out, labels[: x.dim() - space_dims] + [None] * space_dims)
 
 
 @rule("torchvision.roi_align", "torchvision.roi_pool")
 def regions(trace: Trace, call: Call) -> None:
-    """Places picked by boxes, channel by channel."""
+    """Regions selected by boxes, for each channel separately."""
     x, boxes = call.args[:2]
-    trace.freeze_all(boxes, "it is the place of a box")
+    trace.freeze_all(boxes, "it holds box coordinates")
     trace.set(_outputs(call)[0], [None, trace.labels(x)[1], None, None])
 
 
@@ -670,7 +673,7 @@ def _reduced(call: Call, dims: int) -> set[int]:
 @rule("mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "std", "var", "var_mean", "std_mean",
       "linalg_vector_norm", "norm", "logsumexp", "any", "all")  # fmt: skip
 def reduce(trace: Trace, call: Call) -> None:
-    """Reduced dimensions are dropped. Neither a sum nor a Euclidean norm feels a channel of zeros; other reductions would."""
+    """Reduced dimensions are dropped. A channel of zeros changes neither a sum nor a Euclidean norm, but other reductions."""
     x = call.args[0]
     labels = trace.labels(x)
     if isinstance(call.arg(1, "dim"), Tensor):
@@ -689,7 +692,7 @@ def reduce(trace: Trace, call: Call) -> None:
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "cumsum", "cumprod", "sort", "topk")
 def along(trace: Trace, call: Call) -> None:
-    """Mixes the places along one dimension."""
+    """Operators that mix the indices of one dimension."""
     x = call.args[0]
     labels = trace.labels(x)
     dim = _normal(call.arg(2 if "topk" in call.name else 1, "dim", -1), x.dim())
@@ -700,6 +703,6 @@ def along(trace: Trace, call: Call) -> None:
 
 @rule("empty", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "new_empty", "sym_size", "sym_stride")
 def fresh(trace: Trace, call: Call) -> None:
-    """A new tensor that only takes its type from another."""
+    """A new tensor that takes only its type from another."""
     for out in _outputs(call):
         trace.set(out, [None] * out.dim())

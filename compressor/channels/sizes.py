@@ -1,9 +1,9 @@
-"""Where the numbers in a model's code come from: its shapes, its attributes, or the code itself.
+"""Where the sizes in a model's code come from: tensor shapes, attributes of modules, or the code itself.
 
-A forward such as `x.view(n, self.num_heads, c // self.num_heads)` asks for sizes. When channels go, some of these numbers
-follow by themselves (`c`, read from a shape), some are attributes to be set anew (`num_heads`), and some are written into the
-code, so that nothing may go. A `Size` is an int that remembers: it is a polynomial in symbols, each an `Attribute` of a module
-or the `Width` of a tensor, and arithmetic on it keeps track. To the model's code it is a plain int.
+A forward such as `x.view(n, self.num_heads, c // self.num_heads)` passes sizes. When channels are pruned, some of these sizes
+follow automatically (`c`, read from a shape), some are attributes to be updated (`num_heads`), and some are hard-coded, so that
+the channels they count are frozen. A `Size` is an int with its origin: a polynomial in symbols, each an `Attribute` of a module
+or the `Width` of a tensor, which arithmetic updates. To the model's code it is a plain int.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Attribute:
-    """An integer that a module keeps: `module.name`, or one item of a tuple or list there."""
+    """An integer attribute of a module: `module.name`, or one item of a tuple or list there."""
 
     module: str
     name: str
@@ -37,8 +37,8 @@ class Attribute:
 class Width:
     """The number of channels along one dimension of a tensor; `ids` are their labels.
 
-    equal: sizes that the code compared it with and found equal. numbers: those made of it that were used as real numbers,
-    as in `(c // heads) ** -0.5`.
+    equal: sizes that the code compared it with and found equal. numbers: sizes computed from it that were used as values, as in
+    `(c // heads) ** -0.5`.
     """
 
     ids: Ids
@@ -62,7 +62,7 @@ class Size(int):
 
     @property
     def origin(self) -> frozenset[tuple[Monomial, Fraction]]:
-        """The same for sizes that are the same polynomial."""
+        """Equal for sizes that are the same polynomial."""
         return frozenset(self.terms.items())
 
     @property
@@ -79,7 +79,7 @@ class Size(int):
 
     @property
     def proportional(self) -> Width | None:
-        """The one width that this is a multiple or a share of."""
+        """The one width that this is a multiple or a fraction of."""
         monomial = next(iter(self.terms)) if len(self.terms) == 1 else ONE
         widths = [(symbol, power) for symbol, power in monomial if isinstance(symbol, Width)]
         return widths[0][0] if len(widths) == 1 and widths[0][1] == 1 else None
@@ -122,7 +122,7 @@ class Size(int):
         return Size.__floordiv__(_size(int(other), {ONE: Fraction(int(other))}), self)
 
     def __eq__(self, other: object) -> bool:
-        equal = int.__eq__(self, other)  # NotImplemented when `other` is no number
+        equal = int.__eq__(self, other)  # NotImplemented if `other` is not a number
         if equal is True and isinstance(other, Size):
             for mine, yours in ((self, other), (other, self)):
                 if len(mine.widths) == 1 and mine.terms == {frozenset({(mine.widths[0], 1)}): 1} and not yours.widths:
@@ -181,7 +181,7 @@ def _sum(a: Size, b: Any, sign: int) -> Any:
 
 
 def _number(size: Size, operation: Callable[..., Any], *others: Any) -> Any:
-    """The result as a plain number, whose origin is lost; the widths in it are marked."""
+    """The result as a plain number without its origin; the widths in it are marked."""
     for number in (size, *others):
         if isinstance(number, Size):
             for width in number.widths:
@@ -192,7 +192,7 @@ def _number(size: Size, operation: Callable[..., Any], *others: Any) -> Any:
 
 
 class Shape(tuple[int, ...]):
-    """What `tensor.shape` gives while sizes are watched: `torch.Size` would make plain ints of them."""
+    """The value of `tensor.shape` while sizes are tracked: `torch.Size` would convert them to plain ints."""
 
     def __getitem__(self, index: Any) -> Any:
         found = tuple.__getitem__(self, index)
@@ -206,7 +206,7 @@ class Shape(tuple[int, ...]):
 
 
 def mark_attributes(model: nn.Module) -> dict[Attribute, int]:
-    """Make a `Size` of every integer, and of those in tuples and lists, that a module of `model` keeps. Returns them."""
+    """Replace all integer attributes of the modules of `model`, also in tuples and lists, by a `Size`. Returns their values."""
     values: dict[Attribute, int] = {}
 
     def marked(module: str, name: str, value: Any, item: int | None = None) -> Any:
@@ -225,9 +225,10 @@ def mark_attributes(model: nn.Module) -> dict[Attribute, int]:
 
 
 def solve(wanted: Iterable[tuple[Size, int]], now: Mapping[Attribute, int], fixed: set[Attribute]) -> dict[Attribute, int]:
-    """Values of attributes with which each size has the number that is wanted; those that nothing determines stay.
+    """Values of attributes with which each size equals the wanted number; attributes that nothing determines keep their value.
 
-    `now`: their values today; the attributes in `fixed` stay. What contradicts itself is solved in part: the forward tells.
+    `now`: their current values; the attributes in `fixed` do not change. Contradictions are solved in part: the forward pass of
+    the pruned network shows whether that is enough.
     """
     values = {attribute: now[attribute] for attribute in fixed if attribute in now}
     pending = [(size, number) for size, number in wanted]
@@ -240,7 +241,7 @@ def solve(wanted: Iterable[tuple[Size, int]], now: Mapping[Attribute, int], fixe
                 later.append((size, number))
             elif unknown and (value := _isolated(size, unknown[0], number, values)) is not None:
                 values[unknown[0]] = value
-        if later and len(values) == known:  # several unknowns in each: a divisor stays as it is, or else the smallest
+        if later and len(values) == known:  # several unknowns in each: fix a divisor, or else the smallest
             powers = {s: power for m in later[0][0].terms for s, power in m if isinstance(s, Attribute) and s not in values}
             stays = min(powers, key=lambda s: (powers[s] > 0, now[s], str(s)))
             values[stays] = now[stays]
@@ -249,7 +250,7 @@ def solve(wanted: Iterable[tuple[Size, int]], now: Mapping[Attribute, int], fixe
 
 
 def _isolated(size: Size, unknown: Attribute, number: int, values: Mapping[Attribute, int]) -> int | None:
-    """The value of `unknown` with which `size` is `number`; None when no whole number does it."""
+    """The value of `unknown` with which `size` is `number`; None if it would not be a positive integer."""
     known: Mapping[Any, int] = values
     rest, factors = Fraction(number), {1: Fraction(0), -1: Fraction(0)}  # factor of `unknown`, and of 1 / `unknown`
     for monomial, constant in size.terms.items():

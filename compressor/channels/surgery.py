@@ -1,6 +1,6 @@
-"""Take channels out of a model, or scatter them: the user's own classes stay, only their tensors and counts change.
+"""Remove channels from a model, or scatter them: the user's classes are kept, only their tensors and counts change.
 
-`plan` says what each tensor keeps, and `apply` makes the small model from it.
+`plan` lists the indices that each tensor keeps, and `apply` builds the pruned model from it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Count = int | list[int]
 
 @dataclass(frozen=True)
 class Spread:
-    """A narrow output put back at its `kept` places among `width` channels along `dim`."""
+    """A narrow output, scattered to the indices `kept` of `width` channels along `dim`."""
 
     kept: tuple[int, ...]
     width: int
@@ -32,9 +32,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Cut:
-    """What remains of a model.
+    """How a model is pruned.
 
-    kept: tensor -> dimension -> places that stay, in order; tensors that keep everything are not named.
+    kept: tensor -> dimension -> the kept indices, in order; tensors that keep everything are omitted.
     counts: module -> attribute -> its new value (`in_channels`, `num_features`, ...).
     spread: module -> how its narrow output is scattered.
     """
@@ -45,7 +45,7 @@ class Cut:
 
 
 class Scatter(nn.Module):
-    """[..., kept, ...] -> [..., width, ...]: zeros where channels were cut."""
+    """[..., kept, ...] -> [..., width, ...]: zeros where channels were pruned."""
 
     kept: Tensor
 
@@ -66,16 +66,16 @@ def _scatter_output(module: nn.Module, args: object, output: Tensor) -> Tensor:
 
 
 def attach(module: nn.Module, spread: Spread) -> None:
-    """Scatter what `module` returns. Its parameters keep their names."""
+    """Scatter the output of `module`. Its parameters keep their names."""
     device = next((p.device for p in module.parameters()), None)
     module.add_module("scatter", Scatter(spread).to(device))
     module.register_forward_hook(_scatter_output)
 
 
 def remake(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A copy of `model` whose parameters and buffers are `change(name, tensor)`; what `change` returns is not copied again.
+    """A copy of `model` whose parameters and buffers are `change(name, tensor)`; the result of `change` is not copied again.
 
-    Shared tensors stay shared: `change` sees them once, under their first name.
+    Shared tensors stay shared: `change` is called once for each, with its first name.
     """
     memo: dict[int, object] = {}
     with torch.no_grad():
@@ -85,14 +85,14 @@ def remake(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Modu
         for name, buffer in model.named_buffers():
             memo[id(buffer)] = change(name, buffer.detach())
         for module in model.modules():
-            for value in vars(module).values():  # computed by a hook before each forward: of no account, but in the way
+            for value in vars(module).values():  # recomputed before each forward; deepcopy accepts leaves only
                 if isinstance(value, Tensor) and not value.is_leaf:
                     memo[id(value)] = value.detach()
     return copy.deepcopy(model, memo)
 
 
 def plan(model: nn.Module, channels: Channels, mask: Mask) -> Cut:
-    """What remains of `model` when the atoms of `mask` stay."""
+    """The cut of `model` that keeps the atoms of `mask`."""
     kept: dict[str, dict[int, Ids]] = {}
     for place in channels.places:
         stays = mask[place.atoms] | (place.atoms < 0)
@@ -124,12 +124,12 @@ def plan(model: nn.Module, channels: Channels, mask: Mask) -> Cut:
 
 
 def _counts(module: nn.Module, kept: dict[str, dict[int, Ids]]) -> dict[str, Count]:
-    """The counts that torch's own modules keep beside their tensors, after the cut."""
+    """The counts that torch's modules store besides their tensors (such as `in_channels`), after pruning."""
 
     def size(tensor: str, dim: int) -> int:
         return len(kept.get(tensor, {}).get(dim, range(getattr(module, tensor).shape[dim])))
 
-    if isinstance(module, _ConvNd | nn.Linear) and "weight" not in module._parameters:  # it is computed from others
+    if isinstance(module, _ConvNd | nn.Linear) and "weight" not in module._parameters:  # a computed weight
         return {}
     if isinstance(module, _ConvNd):
         out_dim, in_dim = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
@@ -152,7 +152,7 @@ def _counts(module: nn.Module, kept: dict[str, dict[int, Ids]]) -> dict[str, Cou
 
 
 def apply(model: nn.Module, cut: Cut) -> nn.Module:
-    """The small model. `model` stays as it is."""
+    """The pruned model. `model` is not changed."""
 
     def narrow(name: str, tensor: Tensor) -> Tensor:
         if name not in cut.kept:
@@ -169,18 +169,18 @@ def apply(model: nn.Module, cut: Cut) -> nn.Module:
 
 
 def set_counts(model: nn.Module, counts: dict[str, dict[str, Count]]) -> None:
-    """Set counts that modules keep. Raises AttributeError for what is none: a file of counts must not set anything else."""
+    """Set counts of modules. Raises AttributeError for any other attribute: a file of counts must not set anything else."""
     for name, changed in counts.items():
         module = model.get_submodule(name)
         for attribute, value in changed.items():
             now = module.__dict__.get(attribute)
             if attribute.startswith("_") or not _counts_less(now, value):
-                raise AttributeError(f"{name}.{attribute} is {now!r}, which is no count that {value} may replace")
+                raise AttributeError(f"{name}.{attribute} is {now!r}: it cannot be set to the channel count {value}")
             setattr(module, attribute, tuple(value) if isinstance(now, tuple) and isinstance(value, list) else value)
 
 
 def _counts_less(now: object, value: Count) -> bool:
-    """Whether `value` is a count, or several, like `now`, and none is higher."""
+    """Whether `value` is one or several counts like `now`, and none is higher."""
     before, after = ([entry] if isinstance(entry, int) else entry for entry in (now, value))
     return (
         isinstance(before, list | tuple)
@@ -191,5 +191,5 @@ def _counts_less(now: object, value: Count) -> bool:
 
 
 def typed(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A copy; real numbers become `dtype`, if one is given."""
+    """A copy of `tensor`; floating-point values are cast to `dtype`, if given."""
     return tensor.to(dtype, copy=True) if dtype and tensor.is_floating_point() else tensor.clone()

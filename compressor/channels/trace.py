@@ -1,10 +1,10 @@
-"""One forward pass on `meta` tensors tells which channels live and die together.
+"""Find coupled channels with one forward pass on `meta` tensors.
 
-Every index of every dimension of every parameter gets a number of its own. The forward runs under a dispatch mode, so that
-whatever the model's code looks like we see a sequence of ATen operators. Each operator's rule (`operators.py`) says what
-numbers its output carries and which numbers must go together; an operator without a rule freezes what it touches. A second mode
-watches the sizes that the model's code asks for (`sizes.py`). No data, no compute, no export: what runs can be analysed. A
-model whose control flow reads values cannot run on `meta`; it is traced with real tensors instead.
+Every index of every dimension of every parameter gets an id. The forward runs under a dispatch mode, which sees a sequence of
+ATen operators, however the model is written. The rule of each operator (`operators.py`) sets the ids of its output and joins
+the ids of coupled channels; an operator without a rule freezes the channels of its inputs. A second mode tracks the sizes in
+the model's code (`sizes.py`). This needs no data, next to no compute and no export: any model that runs can be analysed. A
+model whose control flow depends on values cannot run on `meta`; it is traced with real tensors instead.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ VIEWS = {
 }  # fmt: skip
 
 
-COUNTED = {f"aten.{name}.default" for name in ("mm", "bmm", "addmm", "baddbmm", "convolution")}  # they cost, whatever they read
+COUNTED = {f"aten.{name}.default" for name in ("mm", "bmm", "addmm", "baddbmm", "convolution")}  # for any inputs
 BATCH_NORMS = {"aten.native_batch_norm.default", "aten._native_batch_norm_legit_no_training.default"}
 RELU6 = {"aten.hardtanh.default", "aten.hardtanh_.default"}
 
 
 def _run(func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """What the operator returns. On `meta`, torch takes a few apart into dozens of steps in Python: their shapes are known."""
+    """Run the operator. On `meta`, torch decomposes a few into dozens of Python steps, so their outputs are made directly."""
     if name in BATCH_NORMS and args[0].is_meta:
         width = args[0].shape[1]
         return args[0].new_empty(args[0].shape), args[0].new_empty(width), args[0].new_empty(width)
@@ -52,7 +52,7 @@ def _run(func: Any, name: str, args: Any, kwargs: Any) -> Any:
 
 
 class RuleFailed(Exception):
-    """A rule of ours could not follow a call: a fault of ours, which must not be taken for one of the model."""
+    """One of our rules failed on a call. This is a bug of ours and must not be reported as an error of the model."""
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its __init_subclass__ untyped
@@ -86,7 +86,7 @@ COMPUTE = {"add", "sub", "rsub", "mul", "rmul", "div", "truediv", "rtruediv", "t
 
 
 class _Sizes(TorchFunctionMode):
-    """Shapes that know whose widths they are, and the sizes that the model's code asks for."""
+    """Tracks the sizes that the model's code reads from shapes, and those that it passes to operators."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _Sizes(TorchFunctionMode):
         if name.strip("_") in COMPUTE:
             for size in args:
                 if isinstance(size, Size):
-                    float(size)  # it is a number here: this notes it
+                    float(size)  # it is used as a value: this records it
         trace.asked = _asked(name, args, kwargs)
         try:
             out = func(*args, **kwargs)
@@ -113,7 +113,7 @@ class _Sizes(TorchFunctionMode):
 
 
 def _asked(name: str, args: Any, kwargs: Any) -> list[int | None] | None:
-    """The sizes in a call that these rules ask for: one a dimension of a view, the bounds of slices, or pieces."""
+    """The sizes passed to a call, as the rules need them: one for each dimension of a view, slice bounds, or piece sizes."""
     if name in ("view", "reshape", "expand", "split", "split_with_sizes"):
         sizes = [*args[1:], *kwargs.values()]
         return [size for part in sizes for size in (part if isinstance(part, tuple | list) else [part])]
@@ -132,8 +132,8 @@ def _asked(name: str, args: Any, kwargs: Any) -> list[int | None] | None:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention of `nn.MultiheadAttention` in plain steps: its fused operator has a dozen weights, and what is called with a
-    function mode at work is called as a whole."""
+    """Run `nn.MultiheadAttention` as separate operators. Its fused operator has a dozen weights, and functions that are called
+    under a function mode are not traced inside."""
     names = vars(functional)
     watched = names["has_torch_function"]
     names["has_torch_function"] = lambda tensors: False
@@ -169,22 +169,22 @@ def _names(model: nn.Module) -> dict[int, str]:
 
 
 def _real_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares the weights' memory: the pass moves its flags and statistics and marks its tensors, not ours."""
+    """A copy that shares the weights' memory: the pass changes flags, statistics and tensor attributes of the copy only."""
     memo: dict[int, object] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
     memo.update({id(buffer): buffer.clone() for buffer in model.buffers()})
     return copy.deepcopy(model, memo)
 
 
 def trace_model(model: nn.Module, inputs: AnyInputs, whole: frozenset[Split] = frozenset()) -> Trace:
-    """Trace `model` on two samples of its `inputs`: once in eval mode, once in train mode for heads that only train.
+    """Trace `model` on two samples of its `inputs`: once in eval mode, once in train mode for auxiliary heads.
 
-    `whole`: the views of attention of which whole heads are to go. The model stays as it is. Raises UsageError when it does
-    not run on such inputs, or answers with no tensor.
+    `whole`: the views of attention of which whole heads are pruned. The model is not changed. Raises UsageError when it does
+    not run on such inputs, or returns no tensor.
     """
     inputs = Inputs.of(inputs)
     trace = _traced(model, inputs, whole)
-    if not trace.outputs:  # then nothing could be compared after a cut
-        raise UsageError("The model's answer holds no tensor: have it return tensors, or tuples, dicts or dataclasses of them.")
+    if not trace.outputs:  # then a pruned network could not be verified
+        raise UsageError("The model's output contains no tensor: return tensors, or tuples, dicts or dataclasses of tensors.")
     return trace
 
 
@@ -193,7 +193,7 @@ def _traced(model: nn.Module, inputs: Inputs, whole: frozenset[Split]) -> Trace:
         return _trace(meta_copy(model), inputs, whole)
     except RuleFailed:
         raise
-    except Exception:  # its control flow reads values, or it makes tensors on a fixed device: use real tensors
+    except Exception:  # its control flow depends on values, or it creates tensors on a fixed device: use real tensors
         pass
     try:
         return _trace(_real_copy(model), inputs, whole)
@@ -203,8 +203,8 @@ def _traced(model: nn.Module, inputs: Inputs, whole: frozenset[Split]) -> Trace:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"the model does not run on {inputs.described}: {cause}\n"
-            "Give what it was trained on: --input 3x224x224 (channels x height x width) for each input, "
-            "or --input NAME=1x3x224x224 for one that it takes by name."
+            "Give the shape it was trained with: --input 3x224x224 (channels x height x width) for each input, "
+            "or --input NAME=1x3x224x224 for a named input."
         ) from error
 
 
@@ -215,12 +215,12 @@ def _trace(twin: nn.Module, inputs: Inputs, whole: frozenset[Split]) -> Trace:
     twin.train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()  # its noise has the width of its input but comes from nowhere
+            module.eval()  # its noise has the width of its input, but no layer produces it
     try:
         _forward(trace, twin, inputs)
     except RuleFailed:
         raise
-    except Exception:  # some models want targets when they train; what eval showed stands
+    except Exception:  # some models need targets in train mode; the trace of eval mode is enough
         pass
     trace.settle()
     return trace

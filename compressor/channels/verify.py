@@ -1,9 +1,9 @@
-"""Trust nothing: after surgery the small model must give what the large model gives with the cut channels at zero.
+"""Verify the surgery: the pruned model must have the same outputs as the original with the pruned channels set to zero.
 
-The comparison is made in float64 where the model allows it, so that a real difference cannot hide behind rounding. Layer and
-group norms average over channels: the masked model's norms average over those that remain, as the small model's do.
-A group whose removal breaks the model (a channel count written into someone's forward) is held whole and the cut is made
-again: a model is never left half cut.
+The comparison is made in float64 where the model allows it, so that rounding cannot hide a real difference. Layer and group
+norms average over channels: in the masked model they average over the remaining channels, as in the pruned model. A group
+whose removal breaks the model (such as a channel count that is hard-coded in a forward) is excluded from pruning, and the cut
+is repeated without it: a partly pruned model is never returned.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from compressor.network.meta_device import meta_copy
 from compressor.network.outputs import tensors_in
 
 TOLERANCE = 1e-5  # largest difference over largest output; float64 gives about 1e-15, float32 about 1e-6
-SILENT = 1e-3  # a parameter that is nowhere larger hides what it is multiplied with
-FAINTEST = 1e-7  # the part of an output that depends on the images counts in float64 from this share of the output on
+SILENT = 1e-3  # a parameter with no larger value hides the values it is multiplied by
+FAINTEST = 1e-7  # in float64, the part of an output that depends on the images counts if it is at least this share of it
 
 
 class _SurvivingNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its __init_subclass__ untyped
-    """Layer and group norms with masked channels average over the channels that remain.
+    """Layer and group norms with masked channels average over the remaining channels.
 
-    So does the standardisation of weights [1, filters, inputs], which some networks do with a batch norm.
+    So does weight standardisation, which some networks compute with a batch norm of weights [1, filters, inputs].
     """
 
     def __init__(self, kept: dict[int, Ids]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
-        self.kept = kept  # id() of a norm's weight -> its channels that remain
+        self.kept = kept  # id() of a norm's weight -> its remaining channels
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
@@ -73,7 +73,7 @@ class _SurvivingNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
 
 
 class _SurvivingAttention(TorchFunctionMode):
-    """Attention divides by the square root of the channels that remain, those of its queries [..., channels] that are not 0."""
+    """Attention scales by the number of remaining channels, those of its queries [..., channels] that are not 0."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -85,9 +85,9 @@ class _SurvivingAttention(TorchFunctionMode):
 
 
 def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = None, hidden: bool = False) -> list[Tensor]:
-    """What `model` answers to two random samples; with `hidden`, what each of its modules does, by hooks that stay.
+    """The outputs of `model` for two random samples; with `hidden`, those of each module, by hooks that are not removed.
 
-    `norms`: as a model whose channels are masked, not cut.
+    `norms`: the kept channels of norms, if `model` is masked rather than pruned.
     """
     samples = inputs.random(2, like=model)
     heard: list[Any] = []
@@ -103,11 +103,11 @@ def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = No
 
 
 def difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) -> float:
-    """Largest difference between `small` and the masked `model` over the size of their output, on two random samples.
+    """Largest difference between `small` and the masked `model`, relative to the size of their output, on two random samples.
 
-    Before training, layers and gains are often set to zero: what they hide cannot be compared. Then, and when a model answers
-    the same to everything, a copy of it with noise on its parameters is cut and compared, too. Raises what the small model
-    raises; infinite when the outputs differ in number, shape or finiteness.
+    Before training, some layers and scales are initialised to zero and hide what they multiply. In this case, and if a model
+    has the same output for all inputs, a copy with noise added to its parameters is pruned and compared as well. Raises what
+    the pruned model raises; infinite if the outputs differ in number, shape or finiteness.
     """
     inputs = Inputs.of(inputs)
     try:
@@ -116,7 +116,7 @@ def difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) 
     except RuntimeError as error:
         if "dtype" not in str(error) and "type" not in str(error):
             raise
-        dtype = torch.float32  # it makes float32 values of its own
+        dtype = torch.float32  # the model creates float32 values
         gap, telling = _difference(model, small, cut, inputs, dtype)
     if not telling or any(float(p.detach().abs().max()) < SILENT for p in model.parameters() if p.numel()):
         stirred = _stirred(model)
@@ -136,10 +136,10 @@ def _stirred(model: nn.Module) -> nn.Module:
 
 
 def _difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: Inputs, dtype: torch.dtype) -> tuple[float, bool]:
-    """The difference, and whether it tells anything: whether any answer depends on the samples."""
+    """The difference, and whether it is meaningful: whether any output depends on the samples."""
 
     def answers(hidden: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """Of the small and of the masked model, one after the other: both at once may not fit into memory."""
+        """Outputs of the pruned and of the masked model, one after the other: both at once may not fit into memory."""
         mine = _outputs(surgery.remake(small, lambda _, tensor: surgery.typed(tensor, dtype)), inputs, hidden=hidden)
         masked = masks.mask(model, cut, dtype)
         weights = {name: weight for name, weight in masked.named_parameters() if name in cut.kept and weight.dim() == 1}
@@ -148,7 +148,7 @@ def _difference(model: nn.Module, small: nn.Module, cut: Cut, inputs: Inputs, dt
     mine, theirs = answers(hidden=False)
     if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs]:
         return float("inf"), True
-    if not any(tensor.numel() for tensor in mine):  # a detector that finds nothing: its layers that are whole must agree
+    if not any(tensor.numel() for tensor in mine):  # a detector without detections: compare its unpruned hidden layers
         mine, theirs = answers(hidden=True)
     worst, telling = 0.0, False
     for a, b in zip(mine, theirs, strict=True):
@@ -168,9 +168,9 @@ def _same_answer(out: Tensor) -> bool:
 
 
 def _size(out: Tensor, dtype: torch.dtype) -> float:
-    """How large `out` [2, ...] is. In float64, how far the answers to the two samples lie apart.
+    """The size of `out` [2, ...]: its largest value, or in float64 the largest difference between the two samples.
 
-    An untrained or badly scaled network may answer nearly the same to everything: beside that constant, a wrong cut is small.
+    An untrained or badly scaled network may have nearly constant outputs; relative to them, even a wrong cut changes little.
     """
     size = float(out.abs().max())
     if dtype != torch.float64 or out.dim() == 0 or len(out) != 2:
@@ -180,19 +180,19 @@ def _size(out: Tensor, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Verified:
-    """A cut that was made and checked."""
+    """A verified pruned network."""
 
     model: nn.Module
     cut: Cut
-    channels: Channels  # with the groups that had to be held whole
+    channels: Channels  # without the groups that had to be excluded from pruning
     mask: Mask
-    difference: float | None  # from the masked network; None: nothing was cut
+    difference: float | None  # from the masked network; None: nothing was pruned
 
 
 def remove(model: nn.Module, channels: Channels, choose: Callable[[Channels], Mask], inputs: AnyInputs) -> Verified:
-    """Cut what `choose` does not keep, check the result, and hold groups whole that break the model until it passes.
+    """Remove the channels that `choose` does not keep and verify the result; exclude groups that break the model, and repeat.
 
-    Raises VerificationFailed when it cannot be made to pass.
+    Raises VerificationFailed when the verification still fails.
     """
     inputs = Inputs.of(inputs)
     for _ in range(8):
@@ -201,7 +201,7 @@ def remove(model: nn.Module, channels: Channels, choose: Callable[[Channels], Ma
         small = surgery.apply(model, cut)
         try:
             gap = difference(model, small, cut, inputs)
-            fault = f"the small model differs from the masked one by {gap:.1e}" if gap > TOLERANCE else ""
+            fault = f"the pruned model differs from the masked one by {gap:.1e}" if gap > TOLERANCE else ""
         except Exception as error:  # whatever the model's own code may raise
             fault = "the model's code relies on its width: " + (str(error).strip().splitlines() or [type(error).__name__])[0]
         if not fault:
@@ -210,11 +210,11 @@ def remove(model: nn.Module, channels: Channels, choose: Callable[[Channels], Ma
         if not held:
             break
         channels = channels.without(held)
-    raise VerificationFailed(f"The cut model could not be shown equal to the masked one: {fault}.\nNothing was written.")
+    raise VerificationFailed(f"The pruned model is not equal to the masked one: {fault}.\nNothing was written.")
 
 
 def _guilty(model: nn.Module, channels: Channels, mask: Mask, inputs: Inputs, fault: str) -> dict[str, str]:
-    """The groups that break the model when they are cut, found by halving, and why: first by shapes alone, then by values."""
+    """The groups that break the model when pruned, found by bisection, and the reason: first by shapes, then by values."""
     own = channels.split(mask)
     cut_groups = [name for name, kept in own.items() if not kept.all()]
     twin = meta_copy(model)
@@ -237,13 +237,13 @@ def _guilty(model: nn.Module, channels: Channels, mask: Mask, inputs: Inputs, fa
         return (search(names[:half], works) + search(names[half:], works)) or names
 
     found = search(cut_groups, shapes_fit) if _runs_without_data(twin, inputs) else []
-    if not found and values_agree(Cut()):  # else the model does not even agree with itself
+    if not found and values_agree(Cut()):  # else the unpruned model is not reproducible
         found = search(cut_groups, values_agree)
     return dict.fromkeys(found, fault)
 
 
 def _runs_without_data(twin: nn.Module, inputs: Inputs) -> bool:
-    """Whether a model on `meta` accepts such inputs; one that reads values never does."""
+    """Whether a model on `meta` accepts such inputs; one whose control flow depends on values never does."""
     try:
         with torch.no_grad():
             inputs.call(twin.eval(), inputs.random(2, like=twin))

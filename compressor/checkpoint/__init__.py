@@ -1,4 +1,4 @@
-"""Checkpoints: read what people have, find the code that builds it, save and rebuild without pickle.
+"""Checkpoints: read the common formats, find the code that builds the network, save and rebuild without pickle.
 
 Imports: network, channels.
 """

@@ -1,8 +1,8 @@
 """Build the network that an architecture string names.
 
-    torchvision:resnet18          a network of torchvision, without weights
-    timm:convnext_tiny            a network of timm, without weights
-    path/to/file.py:Net           a class, a function or a ready module in a file
+    torchvision:resnet18          a torchvision network, without weights
+    timm:convnext_tiny            a timm network, without weights
+    path/to/file.py:Net           a class, a function or a module instance in a file
     package.module:Net            the same in an importable package; the working directory is importable, too
 
 A class or function is called with the arguments given as `--arch-arg name=value`.
@@ -49,7 +49,7 @@ def parse_arch_args(pairs: Sequence[str]) -> dict[str, object]:
 def build(arch: str, args: Mapping[str, object] | None = None) -> nn.Module:
     """The network `arch` names, on the CPU, with random weights.
 
-    Raises ArchitectureError when the code is not found, fails, or gives something else than a module.
+    Raises ArchitectureError when the code is not found, fails, or returns something other than a module.
     """
     args = dict(args or {})
     where, colon, name = arch.rpartition(":")
@@ -64,14 +64,14 @@ def build(arch: str, args: Mapping[str, object] | None = None) -> nn.Module:
     if isinstance(found, nn.Module):
         if args:
             raise ArchitectureError(
-                f"--arch {arch} is a ready module, which takes no --arch-arg ({', '.join(args)}). Name its class."
+                f"--arch {arch} is a module instance, which takes no --arch-arg ({', '.join(args)}). Give its class."
             )
         return copy.deepcopy(found).cpu()
     return _called(arch, args, found)
 
 
 def accepts(arch: str, name: str) -> bool:
-    """Whether the code behind `arch` says that it takes an argument of this name."""
+    """Whether the signature of the code behind `arch` has an argument of this name."""
     where, _, _ = arch.rpartition(":")
     if where in {"torchvision", "timm"}:
         return True
@@ -80,13 +80,13 @@ def accepts(arch: str, name: str) -> bool:
         return False
     try:
         parameters = inspect.signature(found).parameters.values()
-    except ValueError:  # code written in C may not say
+    except ValueError:  # code written in C may have no signature
         return False
     return any(parameter.name == name or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def inputs_of(arch: str, model: nn.Module) -> Inputs | None:
-    """The images that a network of torchvision, timm or Hugging Face was made for; None where nobody says."""
+    """The image shape that a torchvision, timm or Hugging Face network was made for; None if unknown."""
     shape = _image_shape(arch, model)
     return None if shape is None else Inputs.of(shape)
 
@@ -115,16 +115,16 @@ def _image_shape(arch: str, model: nn.Module) -> tuple[int, int, int] | None:
 
 
 def outline(arch: str, args: Mapping[str, object] | None = None) -> nn.Module:
-    """The network `arch` names with shapes but, where possible, no numbers: cheap, for looking only. Raises as `build` does."""
+    """The network `arch` names, without data where possible: cheap, for its shapes only. Raises as `build` does."""
     try:
         with WithoutMemory():
             return build(arch, args)
-    except ArchitectureError:  # some networks run themselves once while they are built, which needs numbers
+    except ArchitectureError:  # some networks run a forward pass while they are built, which needs data
         return build(arch, args)
 
 
 class Sparingly(TorchFunctionMode):
-    """While it is active, tensors of `most` bytes in all may be made. Raises ValueError before one is made that is too much."""
+    """While active, limits the total size of new tensors to `most` bytes. Raises ValueError before that is exceeded."""
 
     MADE = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
 
@@ -142,10 +142,10 @@ class Sparingly(TorchFunctionMode):
 
 
 class WithoutMemory(TorchFunctionMode):
-    """While it is active, layers make their weights on the `meta` device: shapes without numbers.
+    """While active, layers create their weights on the `meta` device: shapes without data.
 
-    `with torch.device("meta")` moves every tensor there, and networks that compute their widths with tensors then fail. Layers
-    get theirs from `torch.empty`, which nobody computes with.
+    `with torch.device("meta")` would move every tensor there, and networks that compute their widths with tensors would fail.
+    Layers create their weights with `torch.empty`, which is not used for such computations.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch gives it no types
@@ -156,14 +156,14 @@ class WithoutMemory(TorchFunctionMode):
 
 
 def _torchvision() -> Any:
-    """Imported where it is used: it takes as long as torch once more."""
+    """Imported lazily: it takes as long as importing torch."""
     import torchvision
 
     return torchvision
 
 
 def torchvision_builder(name: str) -> object:
-    """The function behind a name of torchvision. Raises ArchitectureError for an unknown one."""
+    """The function that builds a torchvision network. Raises ArchitectureError for an unknown name."""
     try:
         return _torchvision().models.get_model_builder(name)
     except ValueError as error:
@@ -175,7 +175,7 @@ def torchvision_builder(name: str) -> object:
 
 
 def torchvision_extras(name: str) -> dict[str, object]:
-    """What a torchvision network must be told so that it neither downloads a backbone nor spends minutes on random numbers."""
+    """Arguments with which a torchvision network neither downloads a backbone nor spends minutes on random initialisation."""
     parameters = inspect.signature(_torchvision().models.get_model_builder(name)).parameters
     extras: dict[str, object] = {"weights": None}
     if "weights_backbone" in parameters:
@@ -186,7 +186,7 @@ def torchvision_extras(name: str) -> dict[str, object]:
 
 
 def find_code(arch: str) -> object:
-    """The class, function or module that `file.py:name` or `package.module:name` means. Raises ArchitectureError."""
+    """The class, function or module named by `file.py:name` or `package.module:name`. Raises ArchitectureError."""
     where, _, name = arch.rpartition(":")
     module = _module_from_file(arch, Path(where)) if where.endswith(".py") else _imported(arch, where)
     try:
@@ -208,17 +208,17 @@ def _value(text: str) -> object:
 
 def _called(arch: str, args: dict[str, object], code: object, extra: Mapping[str, object] | None = None) -> nn.Module:
     if not callable(code):
-        raise ArchitectureError(f"--arch {arch} is a {type(code).__name__}; name a class, a function or a torch.nn.Module.")
+        raise ArchitectureError(f"--arch {arch} is a {type(code).__name__}; give a class, a function or a torch.nn.Module.")
     given = ", ".join(f"{name}={value!r}" for name, value in args.items()) or "no arguments"
     try:
         model = code(**{**(extra or {}), **args})
-    except (Exception, SystemExit) as error:  # it is the user's code: anything may come
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ArchitectureError(
             f"--arch {arch} could not be built with {given}: {in_one_line(error)}. Set arguments with --arch-arg name=value."
         ) from error
     if not isinstance(model, nn.Module):
         raise ArchitectureError(
-            f"--arch {arch} gave a {type(model).__name__}, not a torch.nn.Module. Name what builds the network."
+            f"--arch {arch} returned a {type(model).__name__}, not a torch.nn.Module. Give the code that builds the network."
         )
     return model.cpu() if not _on_meta(model) else model
 
@@ -243,10 +243,10 @@ def _imported(arch: str, name: str) -> ModuleType:
     importable(Path.cwd(), first=True)
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # it is the user's code: anything may come
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         near = did_you_mean(name, ["torchvision", "timm"])
         raise ArchitectureError(
-            f"--arch {arch}: {name} could not be imported, from {Path.cwd()} or elsewhere: {in_one_line(error)}{near}."
+            f"--arch {arch}: {name} could not be imported from {Path.cwd()} or the Python path: {in_one_line(error)}{near}."
         ) from error
 
 
@@ -255,6 +255,6 @@ def _module_from_file(arch: str, path: Path) -> ModuleType:
         raise ArchitectureError(f"--arch {arch}: {no_file(path)}")
     try:
         return from_file(path)
-    except (Exception, SystemExit) as error:  # it is the user's code: anything may come
-        package = " Inside a package write package.module:NAME." if "relative import" in str(error) else ""
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        package = " For code in a package, write package.module:NAME." if "relative import" in str(error) else ""
         raise ArchitectureError(f"--arch {arch}: {path.name} could not be imported: {in_one_line(error)}.{package}") from error

@@ -1,9 +1,9 @@
 """Read the archive that `torch.export.save` writes (`.pt2`).
 
-Such an archive is a program with its weights. Opening the program can run code: torch unpickles the example inputs, finds the
-operators it names anywhere in torch, and writes Python source from its names. The weights, however, lie beside it as plain
-bytes and a JSON list, under the names of the module that was exported. So the weights are always read, and the program only
-on trust.
+Such an archive contains a program and its weights. Opening the program can run code: torch unpickles the example inputs, looks
+up operators by name anywhere in torch, and generates Python source from names in the file. The weights are stored separately,
+as plain bytes with a JSON list, under the names of the exported module. So the weights are always read, and the program only if
+the file is trusted.
 """
 
 import json
@@ -17,7 +17,7 @@ from torch import nn
 from compressor.checkpoint.file_formats import in_one_line
 from compressor.errors import CheckpointError
 
-# The numbers of the archive's format.
+# The type numbers of the archive's format.
 DTYPES = {
     1: torch.uint8,
     2: torch.int8,
@@ -42,7 +42,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             return _read_weights(archive)
     except CheckpointError:
         raise
-    except Exception as error:  # the bytes may be anyone's: whatever goes wrong, they are no archive of torch.export
+    except Exception as error:  # untrusted file: on any error, it is not a valid archive
         raise CheckpointError(
             f"{path} looks like a torch.export archive, but its weights cannot be read ({in_one_line(error)}). "
             "Export it again, or give model.state_dict() saved with torch.save."
@@ -50,13 +50,13 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def open_program(path: Path) -> nn.Module:
-    """The exported program as a module. This can run code that the file brings along: for trusted files only.
+    """The exported program as a module. This can run code from the file: for trusted files only.
 
     Raises CheckpointError when torch cannot load it.
     """
     try:
         return torch.export.load(path).module()
-    except Exception as error:  # the program runs its own code: anything may come
+    except Exception as error:  # the program's code may raise anything
         raise CheckpointError(
             f"{path} could not be opened by torch {torch.__version__}: {in_one_line(error)}. Export it again with this version."
         ) from error
@@ -66,7 +66,7 @@ def _read_weights(archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:
     lists = [name for name in archive.namelist() if name.endswith("_weights_config.json")]
     if not lists:
         raise CheckpointError(
-            f"{archive.filename} is a torch.export archive whose weights are not plain bytes (compiled, or of an old torch). "
+            f"{archive.filename} is a torch.export archive without plain weights (compiled, or written by an old torch). "
             "Export it again, or give the checkpoint it was exported from."
         )
     folder = lists[0].rpartition("/")[0]

@@ -1,6 +1,6 @@
-"""Put weights into a network, all of them and exactly, or say readably what does not fit.
+"""Load weights into a network strictly, or report readably what does not fit.
 
-The one difference that is mended is the number of classes: the network is then built again for as many as the file holds.
+Only a different number of classes is handled automatically: the network is then built with the number in the file.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Difference:
-    """Names a file lacks, names it has too many, and tensors of another shape (name, in the file, in the network)."""
+    """Missing names, unexpected names, and tensors of another shape (name, shape in the file, shape in the network)."""
 
     missing: list[str]
     unexpected: list[str]
@@ -55,14 +55,14 @@ class Difference:
 def fit(arch: str, args: dict[str, object], tensors: Tensors) -> tuple[nn.Module, dict[str, object], list[str]]:
     """Build `arch` and load the tensors into it.
 
-    Returns the network in eval mode, the arguments it was built with (the class count may be mended), and sentences on what was
+    Returns the network in eval mode, the arguments it was built with (the class count may be adapted), and notes on what was
     done. Raises CheckpointError when the tensors do not fit, and ArchitectureError when the network cannot be built.
     """
     model = build(arch, args)
     tensors, notes = rename(tensors, model.state_dict())
     difference = compare(shapes_of(tensors), shapes_of(model.state_dict()))
     if difference and "num_classes" not in args and (count := _other_count(arch, args, tensors, difference)):
-        notes.append(f"the file holds {count} classes, so the network was built with num_classes={count}")
+        notes.append(f"the file has {count} classes, so the network was built with num_classes={count}")
         args = {**args, "num_classes": count}
         model = build(arch, args)
         difference = compare(shapes_of(tensors), shapes_of(model.state_dict()))
@@ -84,13 +84,13 @@ def compare(held: Shapes, wanted: Shapes) -> Difference:
 
 
 def class_counts(difference: Difference) -> list[int]:
-    """The class counts that could explain a difference: all names agree, and shapes but for some first dimensions."""
+    """The class counts that could explain a difference: names are equal, and shapes differ in some first dimensions only."""
     if difference.missing or difference.unexpected or not difference.reshaped:
         return []
     if any(not held or not wanted or held[1:] != wanted[1:] for _, held, wanted in difference.reshaped):
         return []
     counts = sorted({held[0] for _, held, _ in difference.reshaped})
-    # A head's weight and bias say the same number, or a few of them; a network of another width differs everywhere.
+    # The weights and biases of one or two heads differ in one or two numbers; a network of another width differs everywhere.
     return counts if len(counts) <= 2 and counts[0] > 0 else []
 
 
@@ -105,11 +105,11 @@ def check_finite(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             continue
-        # A mask may hold infinities on purpose.
+        # A mask may contain infinities on purpose.
         needs_finite = name in weights or name.endswith(("running_mean", "running_var"))
         if bool(tensor.isnan().any()) or (needs_finite and bool(tensor.isinf().any())):
             what = "NaN" if bool(tensor.isnan().any()) else "infinite values"
-            raise CheckpointError(f"{name} holds {what}: the training that saved it had diverged. Give an earlier checkpoint.")
+            raise CheckpointError(f"{name} contains {what}: the training diverged. Give an earlier checkpoint.")
 
 
 def _other_count(arch: str, args: dict[str, object], tensors: Tensors, difference: Difference) -> int | None:
@@ -127,22 +127,22 @@ def _other_count(arch: str, args: dict[str, object], tensors: Tensors, differenc
 
 
 def _load(model: nn.Module, tensors: Tensors) -> list[str]:
-    """Copy every tensor into its place; the sentences say what was cast, and what was left alone."""
+    """Copy every tensor into the network; the notes report casts and batch counters."""
     if odd := next((name for name, tensor in tensors.items() if not _is_ordinary(tensor)), None):
         raise CheckpointError(
-            f"{odd} is quantised, sparse or without numbers ({str(tensors[odd].dtype)[6:]}), but compressing starts from "
-            "ordinary weights: give the checkpoint from before."
+            f"{odd} is quantized, sparse or without data ({str(tensors[odd].dtype)[6:]}), but compression needs dense, "
+            "unquantized weights: give the original checkpoint."
         )
     places = {name: place for name, place in model.state_dict().items() if isinstance(place, torch.Tensor)}
     notes = []
     casts = {(tensors[name].dtype, place.dtype) for name, place in places.items() if name in tensors}
     for held, wanted in sorted((str(held)[6:], str(wanted)[6:]) for held, wanted in casts if held != wanted):
-        notes.append(f"the file holds {held}, cast to {wanted}")
+        notes.append(f"{held} weights were cast to {wanted}")
     if absent := places.keys() - tensors.keys():
         notes.append(f"{len(absent)} batch counters (num_batches_tracked) are not in the file and start at 0")
     if homeless := tensors.keys() - places.keys():
         notes.append(
-            f"{len(homeless)} batch counters (num_batches_tracked) in the file have no place in the network and were left out"
+            f"{len(homeless)} batch counters (num_batches_tracked) in the file are not in the network and were ignored"
         )
     for name in places.keys() & tensors.keys():
         places[name].copy_(tensors[name])
@@ -154,23 +154,23 @@ def _is_ordinary(tensor: torch.Tensor) -> bool:
 
 
 def _upgrade(model: nn.Module, arch: str, tensors: Tensors, difference: Difference) -> None:
-    """Let the network's own code translate names of its older versions; raise CheckpointError when that does not help."""
+    """Let the network's own loading code translate names of older versions; raise CheckpointError if that fails."""
     try:
         model.load_state_dict(tensors, strict=True)
-    except Exception as error:  # a network's own loading code may raise anything
+    except Exception as error:  # a network's loading code may raise anything
         raise CheckpointError(f"The weights do not fit {arch}: {difference}. {_advice(difference)}") from error
 
 
 def _advice(difference: Difference) -> str:
     if any(name.endswith(("_orig", "_mask")) for name in difference.unexpected):
-        return "Names in _orig and _mask are masks of torch.nn.utils.prune: call prune.remove on the modules before saving."
+        return "Names ending in _orig and _mask are from torch.nn.utils.prune: call prune.remove on the modules before saving."
     if not difference.missing and not difference.unexpected:
         if counts := class_counts(difference):
-            return f"Is it the number of classes? Then give --arch-arg num_classes={counts[0]}."
+            return f"If the number of classes differs, give --arch-arg num_classes={counts[0]}."
         if difference.smaller:
-            return "Was it saved after pruning? Give the run directory instead."
-        return "Set its sizes with --arch-arg, for example --arch-arg num_classes=10."
-    return "Is it another architecture? Give the right one with --arch, its options with --arch-arg."
+            return "If it was saved after pruning, give the run directory instead."
+        return "Set the sizes with --arch-arg, for example --arch-arg num_classes=10."
+    return "If it is another architecture, give it with --arch, and its arguments with --arch-arg."
 
 
 def _is_counter(name: str) -> bool:
@@ -182,4 +182,4 @@ def _first(items: list[str], shown: int) -> str:
 
 
 def _written(shape: tuple[int, ...]) -> str:
-    return "x".join(str(size) for size in shape) or "a number"
+    return "x".join(str(size) for size in shape) or "a scalar"

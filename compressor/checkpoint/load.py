@@ -1,8 +1,8 @@
-"""Read the model a user has, as it lies on the disk, and give back a network.
+"""Load a network from any supported MODEL: a checkpoint file, a run directory, or the name of an architecture.
 
     name or file ──kinds──> read ──weights──> tensors ──recognise──> architecture ──arch──> network ──fit──> Loaded
 
-Nothing in a file is executed unless the user says that it is trusted.
+Nothing in a file is executed unless the user declares it trusted.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ from compressor.network.inputs import Inputs
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network in eval mode on the CPU, and where it came from.
+    """A network in eval mode on the CPU, and its origin.
 
-    `arch` rebuilds it with `arch_args`, except "pickle:FILE" and "pt2:FILE", whose code lies in the file. `inputs` is what
-    it is called with, where torchvision, timm or the network's own settings say it. `notes` are sentences on what was found
-    and done. `sha256` is the file's; None for a name.
+    `arch` rebuilds it with `arch_args`, except "pickle:FILE" and "pt2:FILE", whose code is in the file. `inputs` is its input
+    shape, if known from torchvision, timm or the network's config. `notes` are sentences on what was found and done. `sha256`
+    is the file's; None for a name.
     """
 
     model: nn.Module
@@ -43,7 +43,7 @@ class Loaded:
     inputs: Inputs | None = None
     notes: list[str] = field(default_factory=list)
     sha256: str | None = None
-    plan: Plan | None = None  # how a run directory's network was cut from its original
+    plan: Plan | None = None  # of a run directory: how its network was compressed
 
 
 def load_model(
@@ -55,17 +55,17 @@ def load_model(
     ema: bool = False,
     trust_pickle: bool = False,
 ) -> Loaded:
-    """The network that MODEL means: `torchvision:NAME`, `timm:NAME`, a checkpoint file or a run directory.
+    """The network of MODEL: `torchvision:NAME`, `timm:NAME`, a checkpoint file or a run directory.
 
-    `arch` is the code that builds it; without it the torchvision network that fits is found. `key` and `ema` choose among
-    several sets of weights in a file. `trust_pickle` lets the file run code: pickled modules and exported programs need that.
+    `arch` is the code that builds it; without it, a torchvision network is recognised from the weights. `key` and `ema` choose
+    among several sets of weights in a file. `trust_pickle` lets the file run code, for pickled modules and exported programs.
 
-    Raises CheckpointError (the file), ArchitectureError (the code) or UsageError (the options), all with what to do.
+    Raises CheckpointError (the file), ArchitectureError (the code) or UsageError (the options).
     """
     args = dict(arch_args or {})
     if source.startswith(("torchvision:", "timm:")):
         if arch is not None:
-            raise UsageError(f"MODEL {source} already names the architecture, and --arch {arch} another. Leave one away.")
+            raise UsageError(f"MODEL {source} already names an architecture, and so does --arch {arch}. Omit one of them.")
         return from_code(source, args)
     path = Path(source)
     if (kind := kind_of(path)) == "run":
@@ -92,14 +92,14 @@ def load_model(
 
 
 def from_code(source: str, args: Mapping[str, object]) -> Loaded:
-    """The network that code by name builds (`torchvision:NAME`, `path/to/file.py:NAME`), with the weights that it gives.
+    """The network that an architecture string builds (`torchvision:NAME`, `path/to/file.py:NAME`), with its initial weights.
 
     Raises ArchitectureError.
     """
     args = dict(args)
     model = build(source, args).eval()
     trained = args.get("weights") or args.get("pretrained")
-    notes = [] if trained else [f"the weights are random: {source} names an architecture only"]
+    notes = [] if trained else [f"the weights are random: {source} is an architecture without weights"]
     return Loaded(model, source, source, args, inputs_of(source, model), notes)
 
 
@@ -111,13 +111,13 @@ def load_run(directory: Path, arch: str | None, arch_args: Mapping[str, object] 
     plan = replace(plan, arch=arch or plan.arch, arch_args=dict(arch_args or plan.arch_args))
     file = directory / "model.safetensors"
     try:
-        # Cloned, because memory that begins anywhere in a file is computed with more slowly, and rounded otherwise.
+        # Cloned, as unaligned memory of a mapped file is slower and may change rounding.
         weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
-    except Exception as error:  # the bytes may be anyone's: whatever goes wrong, they are no tensors
-        raise CheckpointError(f"{file} cannot be read: {in_one_line(error)}. Make the run again.") from None
+    except Exception as error:  # untrusted file: on any error, it is not valid
+        raise CheckpointError(f"{file} cannot be read: {in_one_line(error)}. Repeat the run.") from None
     try:
         with Sparingly(LARGEST_NETWORK), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of layers without weights
+            warnings.simplefilter("ignore")  # about layers without weights
             model = build(plan.arch, plan.arch_args)
         model = rebuild(model, plan, weights)
     except CheckpointError as error:
@@ -127,42 +127,42 @@ def load_run(directory: Path, arch: str | None, arch_args: Mapping[str, object] 
 
 
 def load(run: str | Path, arch: str | None = None, arch_args: Mapping[str, object] | None = None) -> nn.Module:
-    """The small network of a run directory (or any MODEL), in eval mode on the CPU; nothing pickled is opened.
+    """Load the compressed network of a run directory (or any MODEL), in eval mode on the CPU; nothing is unpickled.
 
-    `arch` and `arch_args` name the code that builds the original, when the run does not lie below code that is trusted.
+    `arch` and `arch_args` name the code that builds the original network, if the code that the run names is not trusted.
     Raises a CompressError.
     """
     return load_model(str(run), arch=arch, arch_args=arch_args).model
 
 
 def _recognised(tensors: dict[str, torch.Tensor], args: dict[str, object], notes: list[str]) -> tuple[str, dict[str, object]]:
-    """The architecture found, the user's arguments taking precedence over those found."""
+    """The recognised architecture; the user's arguments take precedence over recognised ones."""
     found = recognise(tensors)
     count = found.args.get("num_classes")
     notes.append(f"recognised as {found.arch}" + (f" with {count} classes" if count else ""))
     if found.arch in {"torchvision:googlenet", "torchvision:inception_v3"}:
-        notes.append("if it was trained from torchvision's own weights, add --arch-arg transform_input=true")
+        notes.append("if it was fine-tuned from torchvision's weights, add --arch-arg transform_input=true")
     return found.arch, {**found.args, **args}
 
 
 def _refuse_args(path: Path, args: dict[str, object]) -> None:
     if args:
         raise UsageError(
-            f"{path} holds a finished network, which takes no --arch-arg ({', '.join(args)}). Give --arch, or leave it away."
+            f"{path} contains the network itself, which takes no --arch-arg ({', '.join(args)}). Omit it, or give --arch."
         )
 
 
 def _module(path: Path, model: nn.Module, notes: list[str]) -> Loaded:
-    """A module out of a trusted pickle."""
+    """A module from a trusted pickle."""
     half = {tensor.dtype for tensor in model.parameters()} & {torch.float16, torch.bfloat16}
     if half:
-        notes.append(f"the module held {', '.join(str(dtype)[6:] for dtype in half)}, cast to float32")
+        notes.append(f"{', '.join(str(dtype)[6:] for dtype in half)} weights were cast to float32")
         model = model.float()
     try:
         check_finite(model)
     except CheckpointError as error:
         raise _in_file(path, error) from error
-    notes.append("a pickled module was opened, as --trust-pickle allows")
+    notes.append("the pickled module was loaded (--trust-pickle)")
     arch = f"pickle:{path.name}"
     return Loaded(model.cpu().eval(), str(path), arch, {}, inputs_of(arch, model), notes, _sha256(path))
 
@@ -171,15 +171,15 @@ def _program(path: Path) -> Loaded:
     """The graph of a trusted `torch.export` archive."""
     check_archive(path)
     model = open_program(path)
-    for module in model.modules():  # an exported program refuses .eval(): its graph says already what is done
+    for module in model.modules():  # an exported program refuses .eval(): its graph has a fixed mode
         module.training = False
-    notes = ["the exported program itself was opened, as --trust-pickle allows; it keeps the mode it was exported in"]
+    notes = ["the exported program was loaded (--trust-pickle); it stays in the mode, train or eval, in which it was exported"]
     return Loaded(model, str(path), f"pt2:{path.name}", {}, None, notes, _sha256(path))
 
 
 def _in_file(path: Path, error: CheckpointError) -> CheckpointError:
     beside = f" {path.parent} is a run directory: give that instead." if (path.parent / "plan.json").is_file() else ""
-    program = " Or, if you trust the file, open the program it holds with --trust-pickle." if kind_of(path) == "pt2" else ""
+    program = " Or, if you trust the file, load its program with --trust-pickle." if kind_of(path) == "pt2" else ""
     return CheckpointError(f"{path}: {error}{beside}{program}")
 
 

@@ -1,20 +1,20 @@
-"""How a small network is kept: weights in safetensors, and a plan that says how the user's own class becomes as small.
+"""How a compressed network is stored: weights in safetensors, and a plan with the changes to the user's original network.
 
 `plan.json` holds, in plain JSON:
 
     version     of this format
     arch        the code that builds the original network, and `arch_args` for it
     input_shape [channels, height, width] of one image; other inputs are a list of {name, shape, dtype}
-    preprocessing  how an image becomes an input (size, crop, mode, mean, std, classes), where that is known
-    steps       what was done to the original, one after the other. Either channels were cut:
-        counts      module -> the counts it carries beside its tensors, after the cut (`in_channels`, `num_features`, ...)
-        scatter     module -> {kept, width, dim}: where a narrow output is put back into a wide stream
-        kept        tensor -> dimension -> name of a list in `indices`: which places remain of what was there before the step
+    preprocessing  of images (size, crop, mode, mean, std, classes), if known
+    steps       the changes to the original, in order. Either channels were pruned:
+        counts      module -> its attributes that count channels, after pruning (`in_channels`, `num_features`, ...)
+        scatter     module -> {kept, width, dim}: a narrow output is scattered into a zero tensor at the indices `kept`
+        kept        tensor -> dimension -> name of a list in `indices`: the kept indices, relative to the step before
     or layers were replaced:
-        parts       module -> the plain layers that take its place, one after the other (replacements.py)
+        parts       module -> the chain of plain layers that replaces it (replacements.py)
     indices     the lists
 
-Building the network again needs no pickle and executes nothing but the code that builds the original.
+Rebuilding the network needs no pickle and executes only the code that builds the original.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ VERSION = 2
 KEYS = ("arch", "arch_args", "input_shape", "steps", "indices")
 CUT = ("counts", "scatter", "kept")
 BUILT_IN = ("torchvision", "timm")
-# timm would open the files that these name, or write into them
+# timm would read or write the files that these arguments name
 FROM_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 OUR_OWN = ("compressor.demo:DigitsNet",)
-LARGEST_NETWORK = 2**31  # bytes; every run writes its original as one ONNX file, which holds no more
-LARGEST_INPUT = 2**26  # numbers of one sample
-LARGEST_INDEX = 2**26  # numbers, of all indices of all chains: they are computed from a few
+LARGEST_NETWORK = 2**31  # bytes; every run writes its original as one ONNX file, which cannot be larger
+LARGEST_INPUT = 2**26  # values in one sample
+LARGEST_INDEX = 2**26  # entries in all indices of all chains, which are computed from a few numbers
 
 
 Step = Cut | Chains
 
-# What a plan can say of images, and how it is read: as in the report.
+# The preprocessing of images in a plan, with the function that reads each entry: as in the report.
 PREPROCESSING: dict[str, Callable[[Any], Any]] = {
     "size": lambda values: [_natural(value) for value in values],
     "crop": float,
@@ -72,16 +72,16 @@ PREPROCESSING: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How `arch` becomes the small network. See the module's docstring."""
+    """How `arch` becomes the compressed network. See the module's docstring."""
 
     arch: str
     arch_args: dict[str, object] = field(default_factory=dict)
     inputs: AnyInputs | None = None
     steps: tuple[Step, ...] = ()
-    preprocessing: Mapping[str, Any] | None = None  # how an image becomes an input, where that is known: see PREPROCESSING
+    preprocessing: Mapping[str, Any] | None = None  # of images, if known: see PREPROCESSING
 
     def then(self, step: Step) -> Plan:
-        """This plan followed by another step, unless that does nothing."""
+        """This plan with another step appended, unless that is empty."""
         return self if step in (Cut(), Chains({})) else replace(self, steps=(*self.steps, step))
 
 
@@ -115,11 +115,11 @@ def to_json(plan: Plan) -> str:
 
 
 def from_json(text: str, where: str) -> Plan:
-    """Read a plan. Raises CheckpointError naming `where` when it is not one."""
+    """Read a plan. Raises CheckpointError, with the name `where`, when it is not valid."""
 
     def wrong(what: str) -> CheckpointError:
         return CheckpointError(
-            f"{where} is not a plan of ours: {what}. Make the run again, or take the plan from its directory."
+            f"{where} is not a valid plan: {what}. Repeat the run, or use the plan.json of its run directory."
         )
 
     try:
@@ -128,11 +128,11 @@ def from_json(text: str, where: str) -> Plan:
         raise wrong(f"it is not JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(data, dict) or "version" not in data:
         raise wrong("it has no `version`")
-    if data["version"] == 1:  # a single cut, written into the plan itself
+    if data["version"] == 1:  # a single cut, not a list of steps
         data = {**data, "steps": [{key: data[key] for key in CUT if key in data}]}
     elif data["version"] != VERSION:
         raise CheckpointError(
-            f"{where} has version {data['version']!r}, and this version of compress reads {VERSION}: update compress."
+            f"{where} has version {data['version']!r}, but this version of compress reads version {VERSION}: update compress."
         )
     if missing := [key for key in KEYS if key not in data]:
         raise wrong(f"it has no `{missing[0]}`")
@@ -143,10 +143,10 @@ def from_json(text: str, where: str) -> Plan:
         arch, arch_args = str(data["arch"]), dict(data["arch_args"])
         preprocessing = _preprocessing(data.get("preprocessing"))
         _check_chains(step for step in steps if isinstance(step, Chains))
-    except Exception as error:  # the text may be anyone's: whatever goes wrong, it is no plan
+    except Exception as error:  # untrusted file: on any error, it is not a valid plan
         raise wrong(in_one_line(error)) from None
     if not arch.isprintable():
-        raise wrong(f"{arch[:40]!r} is no name of code")
+        raise wrong(f"{arch[:40]!r} is not a valid architecture name")
     return Plan(arch, arch_args, inputs, steps, preprocessing)
 
 
@@ -162,14 +162,14 @@ def _step(data: dict[str, Any], indices: Mapping[str, list[int]]) -> Step:
 
 
 def _check_chains(steps: Iterable[Chains]) -> None:
-    """Raise one of many errors when parts cannot be made, or are larger than what is left of a network could be."""
-    with torch.device("meta"), warnings.catch_warnings():  # sizes that are not true cost nothing
-        warnings.simplefilter("ignore")  # of layers without weights, which are refused
+    """Raise any of several exceptions when parts cannot be built, or are too large."""
+    with torch.device("meta"), warnings.catch_warnings():  # forged sizes take no memory there
+        warnings.simplefilter("ignore")  # about layers without weights, which are refused below
         made = [make(parts) for step in steps for parts in step.parts.values()]
     if any(weight.numel() == 0 for part in made for weight in part.parameters()):
         raise ValueError("a layer has no weights")
     if sum(index.numel() for part in made for index in part.buffers()) > LARGEST_INDEX:
-        raise ValueError(f"its chains have indices of more than {LARGEST_INDEX:,} numbers")
+        raise ValueError(f"the indices of its chains have more than {LARGEST_INDEX:,} entries")
 
 
 def _natural(value: Any) -> int:
@@ -181,29 +181,29 @@ def _natural(value: Any) -> int:
 def _places(values: Any) -> list[int]:
     places = [_natural(value) for value in values]
     if not places or places != sorted(set(places)):
-        raise ValueError("places that are kept must be named in order")
+        raise ValueError("kept indices must be sorted and unique")
     return places
 
 
 def _preprocessing(values: Any) -> dict[str, Any] | None:
-    """What a plan says of images; None where it says nothing. Raises ValueError, KeyError or TypeError."""
+    """The preprocessing of images; None if the plan has none. Raises ValueError, KeyError or TypeError."""
     if values is None:
         return None
     found = {name: read(values[name]) for name, read in PREPROCESSING.items()}
     if found["mode"] not in ("RGB", "L") or not 0 < found["crop"] <= 1 or len(found["size"]) != 2:
-        raise ValueError("preprocessing that no image has")
+        raise ValueError("the preprocessing is not valid")
     return found
 
 
 def _numbers(values: Any) -> list[float]:
     numbers = [float(value) for value in values]
     if not all(map(math.isfinite, numbers)):
-        raise ValueError("a number that is none")
+        raise ValueError("a value is not finite")
     return numbers
 
 
 def _written(inputs: Inputs) -> list[Any]:
-    """One image as its three numbers, as in all plans so far; anything else with names and types."""
+    """A single image as its three sizes, as in earlier plans; other inputs with names and types."""
     first = inputs.each[0]
     if inputs == Inputs.of(first.shape) and len(first.shape) == 3:
         return list(first.shape)
@@ -217,7 +217,7 @@ def _inputs(values: list[Any]) -> Inputs:
         channels, height, width = (_natural(value) for value in values)
         inputs = Inputs.of((channels, height, width))
     if inputs.numbers > LARGEST_INPUT:
-        raise ValueError(f"inputs of more than {LARGEST_INPUT:,} numbers")
+        raise ValueError(f"its inputs have more than {LARGEST_INPUT:,} values")
     return inputs
 
 
@@ -231,12 +231,12 @@ def _counts(changed: dict[str, Any]) -> dict[str, Count]:
 def _spread(row: dict[str, Any]) -> Spread:
     kept, width, dim = tuple(_places(row["kept"])), _natural(row["width"]), row["dim"]
     if dim not in (1, -1) or kept[-1] >= width:
-        raise ValueError("a scatter that does not fit")
+        raise ValueError("a scatter does not fit its width or dimension")
     return Spread(kept, width, dim)
 
 
 def save_model(directory: Path, model: nn.Module, plan: Plan) -> None:
-    """Write `model.safetensors` and `plan.json`. A tensor that has several names is written under the first."""
+    """Write `model.safetensors` and `plan.json`. A shared tensor is written once, under its first name."""
     first: dict[int, str] = {}
     weights: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -248,7 +248,7 @@ def save_model(directory: Path, model: nn.Module, plan: Plan) -> None:
 
 
 def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Turn the original network (its weights do not matter) into the small one, in place. Raises CheckpointError."""
+    """Turn the original network (its weights do not matter) into the compressed one, in place. Raises CheckpointError."""
     try:
         for step in plan.steps:
             _take(step, model)
@@ -262,18 +262,18 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.M
         for name, value in weights.items():
             _set(model, name, tensors[name], value)
         if plan.inputs is not None:
-            count_macs(model.eval(), plan.inputs)  # one forward pass, of shapes alone where that is possible
+            count_macs(model.eval(), plan.inputs)  # one forward pass, on `meta` where possible
     except CheckpointError:
         raise
-    except Exception as error:  # what a plan says may be anyone's, and fail anywhere
+    except Exception as error:  # an untrusted plan may fail anywhere
         raise CheckpointError(
-            f"the plan does not belong to {plan.arch} ({in_one_line(error)}).\nName the code it was made from with --arch."
+            f"the plan does not fit {plan.arch} ({in_one_line(error)}).\nGive the code that builds the original with --arch."
         ) from error
     return model.eval()
 
 
 def _take(step: Step, model: nn.Module) -> None:
-    """Change the network as a step says, whatever its weights."""
+    """Apply a step to the network; the weights do not matter."""
     if isinstance(step, Chains):
         with WithoutMemory():
             replaced(model, {name: make(parts) for name, parts in step.parts.items()})
@@ -282,7 +282,7 @@ def _take(step: Step, model: nn.Module) -> None:
     for name, dims in step.kept.items():
         for dim, kept in dims.items():
             if kept[-1] >= tensors[name].shape[dim]:
-                raise IndexError(f"it keeps place {kept[-1]} of {tensors[name].shape[dim]} in {name}")
+                raise IndexError(f"it keeps index {kept[-1]} of {tensors[name].shape[dim]} in {name}")
             places = torch.from_numpy(kept).to(tensors[name].device)
             tensors[name].data = tensors[name].data.index_select(dim, places)
     set_counts(model, step.counts)
@@ -292,35 +292,33 @@ def _take(step: Step, model: nn.Module) -> None:
 
 def _set(model: nn.Module, name: str, tensor: Tensor, value: Tensor) -> None:
     if not tensor.is_meta:
-        tensor.data = value  # in place, so that a tensor with several names stays one
+        tensor.data = value  # in place, so that shared tensors stay shared
         return
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 
 
 def _check_names(model: nn.Module, tensors: dict[str, Tensor], weights: Mapping[str, Tensor], arch: str) -> None:
-    """Every tensor of the network that is saved must have a value, under one of its names."""
+    """Every saved tensor of the network must have a value, under one of its names."""
     unexpected = [name for name in weights if name not in tensors]
     known = {id(tensors[name]) for name in weights if name in tensors}
     missing = [name for name in model.state_dict() if name in tensors and id(tensors[name]) not in known]
     if unexpected or missing:
         raise CheckpointError(
-            f"the weights do not belong to {arch}: {len(missing)} missing ({', '.join(missing[:3]) or 'none'}), "
+            f"the weights do not fit {arch}: {len(missing)} missing ({', '.join(missing[:3]) or 'none'}), "
             f"{len(unexpected)} unexpected ({printable(', '.join(unexpected[:3])) or 'none'}).\n"
-            "Name the code it was made from with --arch."
+            "Give the code that builds the original with --arch."
         )
 
 
 def _check_shape(name: str, tensor: Tensor, value: Tensor, plan: Plan) -> None:
-    """The weights must have the shapes that the plan makes, and be numbers of the same kind."""
+    """The weights must have the shapes that the plan gives, and types of the same kind."""
     if value.is_floating_point() != tensor.is_floating_point() or value.dtype not in ORDINARY:
-        raise CheckpointError(
-            f"{name} holds {str(value.dtype)[6:]} and {plan.arch} {str(tensor.dtype)[6:]}. Make the run again."
-        )
+        raise CheckpointError(f"{name} is {str(value.dtype)[6:]}, but {plan.arch} has {str(tensor.dtype)[6:]}. Repeat the run.")
     if value.shape != tensor.shape:
         raise CheckpointError(
-            f"{name} has the shape {list(value.shape)}, but {plan.arch} and the plan make it {list(tensor.shape)}.\n"
-            "Name the code it was made from with --arch."
+            f"{name} has the shape {list(value.shape)}, but {list(tensor.shape)} in {plan.arch} with this plan.\n"
+            "Give the code that builds the original with --arch."
         )
 
 
@@ -334,34 +332,34 @@ def read_plan(directory: Path) -> Plan:
 
 
 def check_trusted(plan: Plan, directory: Path) -> None:
-    """A run may come from anyone, so it must not choose what code is executed here.
+    """Check that the code named by a plan is trusted: a run directory may be untrusted, so it must not choose what is executed.
 
-    Trusted are torchvision, timm, and a class or function that a file below the working directory defines, unless that file
-    came with the run. Raises ArchitectureError for anything else. No code is imported to find out.
+    Trusted are torchvision, timm, and a class or function that is defined in a file below the working directory, unless that
+    file is in the run directory. Raises ArchitectureError for anything else. No code is imported for this check.
     """
     where, _, name = plan.arch.rpartition(":")
     if plan.arch in OUR_OWN or (where in BUILT_IN and not FROM_FILES & plan.arch_args.keys()):
         return
     if where in ("pickle", "pt2"):
         raise ArchitectureError(
-            f"{directory} was made from {plan.arch}, whose code lies in that file.\n"
-            "Name the code that builds the network: --arch path/to/file.py:NAME, or compressor.load(run, arch=...)."
+            f"{directory} was made from {plan.arch}, whose code is in that file.\n"
+            "Give the code that builds the network: --arch path/to/file.py:NAME, or compressor.load(run, arch=...)."
         )
     here = Path.cwd().resolve()
-    with suppress(OSError, ValueError, RuntimeError):  # names that are too long, have no letters, or lead in a circle
+    with suppress(OSError, ValueError, RuntimeError):  # names that are too long, cannot be encoded, or are circular links
         for path in _files(where):
             inside = path.is_relative_to(here) and not path.is_relative_to(directory.resolve())
             if inside and path.is_file() and _defines(path, name, called_with=plan.arch_args):
                 return
     raise ArchitectureError(
-        f"{directory} was made from {plan.arch}, which is no class or function of a file below {here}: "
-        "code from elsewhere is not executed unasked.\n"
-        "Go to the directory it was made in, or name the code: --arch path/to/file.py:NAME, or compressor.load(run, arch=...)."
+        f"{directory} was made from {plan.arch}, which is not a class or function in a file below {here}: "
+        "other code is not executed unless you name it.\n"
+        "Run in the directory where it was made, or give --arch path/to/file.py:NAME, or compressor.load(run, arch=...)."
     )
 
 
 def _files(where: str) -> list[Path]:
-    """Where the code of `path/to/file.py` or `package.module` may lie, links followed."""
+    """The possible files of `path/to/file.py` or `package.module`, with links resolved."""
     if where.endswith(".py"):
         return [Path(where).resolve()]
     parts = where.split(".")
@@ -372,9 +370,9 @@ def _files(where: str) -> list[Path]:
 
 
 def _defines(path: Path, name: str, called_with: Mapping[str, object]) -> bool:
-    """Whether the file itself defines a class, function or, when it is not called with anything, a value of this name.
+    """Whether the file itself defines a class or function of this name or, if there are no arguments, a value.
 
-    `os.system` is no such name, even where the file imports os.
+    Imported names, such as `os.system`, do not count.
     """
     try:
         tree = ast.parse(path.read_bytes())

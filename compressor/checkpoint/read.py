@@ -1,11 +1,11 @@
-"""Read a file of weights without letting it run code.
+"""Read a file of weights without executing code.
 
-`torch.save` writes a pickle, and a pickle is a small program: opening one from a stranger can do anything. PyTorch's
-weights-only reader runs only a handful of harmless calls, and refuses the whole file at the first other name, even if that is
-just the settings of a training run beside the weights. So every such name is given a stand-in that does nothing: the weights
-are read, and what the stand-ins took the place of stays closed.
+`torch.save` writes a pickle, and a pickle is a program: loading an untrusted one can execute anything. PyTorch's weights-only
+unpickler allows only a few harmless calls, and refuses the whole file at the first other name, even if that only belongs to
+the settings of a training run stored with the weights. So every such name is replaced by an inert class: the weights are read,
+and the objects of these classes are not opened.
 
-Memory is bounded too: a file may declare a storage of any size, so nothing is allocated beyond what the file really holds.
+Memory is bounded, too: a file may declare a storage of any size, so no more is allocated than the file contains.
 """
 
 import io
@@ -30,11 +30,11 @@ from compressor.checkpoint.pickle_calls import Excessive, check_calls
 from compressor.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
-CONTENT = 3  # the number of a pickle in an old file
+CONTENT = 3  # index of the content among the pickles of a legacy file
 
 
 class Closed:
-    """What stands where an object was that is not opened: it keeps its parts, and does nothing."""
+    """An inert replacement of an object that is not opened: it keeps the arguments and does nothing."""
 
     name = ""
 
@@ -51,15 +51,15 @@ class Closed:
 
 
 class ClosedDict:
-    """The same for classes that are dictionaries by their name: the reader fills them entry by entry, so one is made."""
+    """The same for classes whose name ends in "dict": the unpickler adds entries to them, so it is given a dictionary."""
 
-    def __new__(cls, *parts: object) -> OrderedDict[object, object]:  # type: ignore[misc]  # the reader fills plain ones only
+    def __new__(cls, *parts: object) -> OrderedDict[object, object]:  # type: ignore[misc]  # the unpickler fills only these
         return OrderedDict()
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds: `value` as it was saved, and the names in it that were not opened."""
+    """The content of a file: `value` as it was saved, and the names that were not opened."""
 
     path: Path
     kind: str
@@ -68,12 +68,12 @@ class Content:
 
 
 def read(path: str | Path, *, trust_pickle: bool = False) -> Content:
-    """Everything a checkpoint holds, its tensors on the CPU.
+    """The content of a checkpoint, with its tensors on the CPU.
 
-    A file of `torch.save` is read with `weights_only=True`; with `trust_pickle` it may run code, and whole modules open. Of a
-    `torch.export` archive the weights alone are read. Tensors may share memory with the file: copy what is kept.
+    A file of `torch.save` is read with `weights_only=True`; with `trust_pickle` it may run code, and pickled modules are
+    loaded. Only the weights of a `torch.export` archive are read. Tensors may share memory with the file: copy those you keep.
 
-    Raises CheckpointError for a file that is not a checkpoint, is damaged, declares more than it holds, or needs trust.
+    Raises CheckpointError for a file that is not a checkpoint, is damaged, declares more than it contains, or must be trusted.
     """
     path, kind = Path(path), kind_of(path)
     if kind == "safetensors":
@@ -83,23 +83,23 @@ def read(path: str | Path, *, trust_pickle: bool = False) -> Content:
         return Content(path, kind, _checked(path, read_weights(path)))
     if kind == "torchscript":
         raise CheckpointError(
-            f"{path} is a TorchScript archive: a finished program, without the source that compressing needs. "
+            f"{path} is a TorchScript archive: a compiled program, without the source code that compression needs. "
             "Save model.state_dict() with torch.save and give that with --arch."
         )
     if kind == "onnx":
         raise CheckpointError(
-            f"{path} is an ONNX file, which holds no PyTorch module. `compress eval {path}` measures it; "
-            "to compress the network give its PyTorch checkpoint (`compress export` writes ONNX from the result)."
+            f"{path} is an ONNX file, which contains no PyTorch module. Evaluate it with `compress eval {path}`; "
+            "to compress the network, give its PyTorch checkpoint (`compress export` writes ONNX from the result)."
         )
     if kind == "run":
-        raise CheckpointError(f"{path} is a run directory: load_model rebuilds it; only single files are read as they are.")
+        raise CheckpointError(f"{path} is a run directory, not a single file: use load_model to rebuild its network.")
     return _read_pickle(path, kind, trust_pickle)
 
 
 def _read_safetensors(path: Path) -> Tensors:
     try:
         return dict(load_file(path))
-    except Exception as error:  # the bytes may be anyone's: whatever goes wrong, they are no tensors
+    except Exception as error:  # untrusted file: on any error, it is not valid
         raise CheckpointError(
             f"{path} begins like a safetensors file, but is truncated or damaged ({in_one_line(error)}). Download it again."
         ) from error
@@ -115,14 +115,14 @@ def _read_pickle(path: Path, kind: str, trust_pickle: bool) -> Content:
     except Excessive as error:
         raise CheckpointError(
             f"{path} is refused, since reading it could fill the memory or never end: {error}. "
-            "It is damaged or forged: download it again, or save model.state_dict() alone."
+            "It is damaged or forged: download it again, or save only model.state_dict()."
         ) from error
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
     try:
         with torch.serialization.safe_globals([(_stand_in(name), name) for name in closed]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Mapped, a zip's storages are pieces of the file: whatever size is declared, nothing is allocated.
+            # With mmap, the storages of a zip archive are parts of the file: nothing is allocated, whatever size it declares.
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip-checkpoint")
     except pickle.UnpicklingError as error:
         if closed:
@@ -134,23 +134,23 @@ def _read_pickle(path: Path, kind: str, trust_pickle: bool) -> Content:
 
 
 def refusal(path: Path, closed: tuple[str, ...], what: str) -> CheckpointError:
-    """The answer to a file whose weights lie behind code: it names the code."""
-    # What is not torch's own says most about whose module it is.
+    """The error for a file whose weights cannot be read without running code; it names the code."""
+    # Names outside torch say most about the origin of the module.
     names = sorted(closed, key=lambda name: (name.startswith(("torch.", "builtins.", "collections.", "numpy.")), name))
     named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return CheckpointError(
-        f"{path} holds {what}, and opening it may run code: it names {named}. "
-        "Save model.state_dict() alone and give --arch; or, if you trust whoever made the file, add --trust-pickle."
+        f"{path} contains {what}, and loading it may run code: it refers to {named}. "
+        "Save only model.state_dict() and give --arch; or, if you trust the file, add --trust-pickle."
     )
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     said = in_one_line(error)
     if isinstance(error, pickle.UnpicklingError):
-        # Torch's own text is long, and its advice is about its Python arguments.
+        # The message of torch is long, and its advice is about Python arguments.
         said = next((line for line in str(error).splitlines() if "Unsupported operand" in line), "not a pickle of torch.save")
     return CheckpointError(
-        f"{path} cannot be read: it is truncated, damaged, or of an unusual pickle protocol ({said.strip()}). "
+        f"{path} cannot be read: it is truncated, damaged, or has an unsupported pickle protocol ({said.strip()}). "
         "Save it again with torch.save, or download it again."
     )
 
@@ -161,19 +161,19 @@ def _stand_in(name: str) -> type:
 
 
 def _blocked_names(path: Path, kind: str) -> tuple[str, ...]:
-    """The names in the pickle that torch does not know to be harmless; found without opening it.
+    """The names in the pickle that torch's weights-only unpickler does not allow, found without unpickling.
 
-    Raises Excessive when it calls what could fill the memory.
+    Raises Excessive when the pickle could fill the memory or never end.
     """
     if kind == "zip-checkpoint":
         with zipfile.ZipFile(path) as archive:
-            # Torch does not look at the case of names.
+            # Torch ignores the case of names.
             (name,) = (name for name in archive.namelist() if name.lower().endswith("data.pkl"))
             pickles = [archive.read(name)]
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     else:
         pickles, shown = _old_pickles(path), io.BytesIO()
-        with zipfile.ZipFile(shown, "w") as archive:  # torch answers for zip files alone
+        with zipfile.ZipFile(shown, "w") as archive:  # torch supports zip files only
             archive.writestr("old/data.pkl", pickles[CONTENT])
             archive.writestr("old/version", "3")
         shown.seek(0)
@@ -185,36 +185,37 @@ def _blocked_names(path: Path, kind: str) -> tuple[str, ...]:
 
 
 def _old_pickles(path: Path) -> list[bytes]:
-    """Magic number, protocol, what machine wrote the file, its content, and the names of the storages that follow."""
+    """The pickles of a legacy file: magic number, protocol, system information, content, and the names of the storages."""
     pickles = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for _ in range(5):
             start = mapped.tell()
-            for _ in pickletools.genops(mapped):  # type: ignore[arg-type]  # it reads files and maps alike
+            for _ in pickletools.genops(mapped):  # type: ignore[arg-type]  # it accepts maps like files
                 pass
             pickles.append(mapped[start : mapped.tell()])
     return pickles
 
 
 def _checked(path: Path, value: Any) -> Any:
-    """`value` itself, without what a pickle may have hung on its parts. Raises CheckpointError for a tensor above the file.
+    """`value`, without attributes that a pickle may have set on its parts. Raises CheckpointError for too large a tensor.
 
-    Such a tensor is a view that shows a few numbers many times. A network that is built for it would take the memory.
+    A tensor with more elements than the file has bytes is a view that repeats a few values; a network built for it could
+    fill the memory.
     """
     size = path.stat().st_size
     for part in _parts_of(value):
         if isinstance(part, torch.Tensor | dict):
-            getattr(part, "__dict__", {}).clear()  # a name there would hide a method
+            getattr(part, "__dict__", {}).clear()  # an attribute there would shadow a method
         if isinstance(part, torch.Tensor) and part.numel() > size:
             raise CheckpointError(
-                f"{path} declares a tensor of {'x'.join(map(str, part.shape))} numbers in a file of {size:,} bytes: refused, "
-                "since a network of that size could fill the memory. Save it again with torch.save, each tensor cloned."
+                f"{path} declares a tensor of shape {'x'.join(map(str, part.shape))} in a file of {size:,} bytes: refused, "
+                "since a network of that size could fill the memory. Clone each tensor and save it again with torch.save."
             )
     return value
 
 
 def _parts_of(value: object) -> Iterator[object]:
-    """Everything inside dictionaries, lists and closed objects, however they refer to each other, and these themselves."""
+    """All objects inside dictionaries, lists and closed objects, also with circular references, and these themselves."""
     seen: set[int] = set()
     waiting = [value]
     while waiting:
@@ -232,7 +233,7 @@ def _parts_of(value: object) -> Iterator[object]:
 
 
 def _open_trusted(path: Path) -> Any:
-    """Unpickle without restraint. The working directory is importable, as it was for the script that saved the file."""
+    """Unpickle without restrictions. The working directory is importable, as for the script that saved the file."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -242,9 +243,9 @@ def _open_trusted(path: Path) -> Any:
     except (ImportError, AttributeError) as error:
         raise CheckpointError(
             f"{path} needs code that was not found ({in_one_line(error)}). "
-            "Run from the directory of the project that saved it, or install that project."
+            "Run in the directory of the project that saved it, or install that project."
         ) from error
-    except Exception as error:  # the pickle runs its own code: anything may come
+    except Exception as error:  # the pickle's code may raise anything
         raise CheckpointError(
-            f"{path} could not be opened, though trusted: {in_one_line(error)}. Save the state dict instead."
+            f"{path} could not be loaded with --trust-pickle: {in_one_line(error)}. Save the state dict instead."
         ) from error

@@ -1,7 +1,7 @@
-"""Recognise which torchvision network a state dict belongs to, by the names and shapes of its tensors.
+"""Recognise the torchvision network of a state dict by the names and shapes of its tensors.
 
-Candidates are built without memory, the one whose parameter count is nearest first, so the right one is usually among the
-first few. Networks retrained for another number of classes are recognised, too.
+Candidates are built on the `meta` device, those with the nearest parameter count first, so the right one is usually among the
+first few. Networks trained for another number of classes are recognised, too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,14 +18,14 @@ from compressor.errors import ArchitectureError, CheckpointError
 
 @dataclass(frozen=True)
 class Recognised:
-    """An architecture string and the arguments that differ from its defaults."""
+    """An architecture string, and the arguments that differ from the defaults."""
 
     arch: str
     args: dict[str, object] = field(default_factory=dict)
 
 
 def recognise(tensors: Mapping[str, torch.Tensor]) -> Recognised:
-    """The torchvision architecture (classification or segmentation) these tensors fit exactly, wrappers' prefixes apart.
+    """The torchvision architecture (classification or segmentation) that fits these tensors exactly, ignoring wrapper prefixes.
 
     Raises CheckpointError when none fits, naming the nearest one, or when several do.
     """
@@ -43,14 +43,14 @@ def recognise(tensors: Mapping[str, torch.Tensor]) -> Recognised:
             ]
             if twins:
                 found = ", ".join(sorted(one.arch for one in (fitting, *twins)))
-                raise CheckpointError(f"The weights fit {found} alike. Say which it is with --arch.")
+                raise CheckpointError(f"The weights fit {found} equally. Choose one with --arch.")
             return fitting
     raise CheckpointError(_nearest(ways))
 
 
 @cache
 def skeleton(arch: str, args: tuple[tuple[str, object], ...] = ()) -> Shapes:
-    """The names and shapes of a network's state, found without memory for its weights."""
+    """The names and shapes of a network's state dict, without allocating its weights."""
     return shapes_of(outline(arch, dict(args)).state_dict())
 
 
@@ -78,7 +78,7 @@ def _catalogue() -> tuple[tuple[str, dict[str, object], int], ...]:
 
 
 def _fits(name: str, args: dict[str, object], ways: list[Spelling]) -> Recognised | None:
-    """The network with these arguments, or with another class count, if the tensors fit it exactly."""
+    """The network with these arguments, or another class count, if the tensors fit it exactly."""
     arch = f"torchvision:{name}"
     shapes = skeleton(arch, tuple(args.items()))
     for way in ways:
@@ -97,7 +97,7 @@ def _fits(name: str, args: dict[str, object], ways: list[Spelling]) -> Recognise
 
 
 def _nearest(ways: list[Spelling]) -> str:
-    """What to say when nothing fits: which network comes nearest, and where it differs."""
+    """The message if nothing fits: the nearest network, and the differences."""
 
     def distance(difference: Difference) -> tuple[int, int]:
         return len(difference.missing) + len(difference.unexpected), len(difference.reshaped)
@@ -113,10 +113,10 @@ def _nearest(ways: list[Spelling]) -> str:
     _, name, difference = best
     if not difference.missing and not difference.unexpected and difference.smaller:
         return (
-            f"The names are those of torchvision:{name}, but tensors are smaller: {difference}. Was it saved after pruning? "
-            "Give the run directory instead, or the code that builds the smaller network with --arch."
+            f"The names are those of torchvision:{name}, but tensors are smaller: {difference}. If it was saved after pruning, "
+            "give the run directory instead, or the code that builds the pruned network with --arch."
         )
     return (
         f"No torchvision network has these tensors; the nearest, {name}, differs: {difference}. "
-        "Say which code builds the network: --arch path/to/file.py:NAME."
+        "Give the code that builds the network with --arch path/to/file.py:NAME."
     )

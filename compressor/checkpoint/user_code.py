@@ -1,6 +1,6 @@
-"""The files that a network's code consists of: the one that is named, and what it imports, as far as they are the user's own.
+"""The source files of a network: the named file and its imports, as far as they are the user's own.
 
-Who keeps what was made from `net.py:Net` must make it again when `layers.py`, which net.py imports, has changed.
+Results that were computed from `net.py:Net` are outdated when `layers.py`, which net.py imports, has changed.
 """
 
 import ast
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def code_of(arch: str) -> set[Path]:
-    """The files behind `path/net.py:Net` or `package.net:Net`; none where it names no code of the user's own.
+    """The source files of `path/net.py:Net` or `package.net:Net`; empty if it is not the user's own code.
 
-    Imports are looked up where `--arch` looks before the installed packages: in the working directory and beside the file.
-    Those that a program computes are not seen.
+    Imports are looked up where `--arch` looks before installed packages: in the working directory and the file's directory.
+    Dynamic imports are not found.
     """
     where = arch.rpartition(":")[0]
     file = Path.cwd() / where
@@ -34,16 +34,16 @@ def code_of(arch: str) -> set[Path]:
 def _read(file: Path) -> bytes | None:
     try:
         return file.read_bytes()
-    except (OSError, ValueError):  # it is not there, or its name is none
+    except (OSError, ValueError):  # it does not exist, or its name is not valid
         return None
 
 
 @lru_cache(maxsize=1024)
 def _imports(code: bytes) -> list[tuple[int, str]]:
-    """What is imported: the number of dots in front, and a name, `a.b` of `from ..a import b` also where b is no module."""
+    """The imports: the number of leading dots, and a name; `from ..a import b` gives `a.b`, also if b is not a module."""
     try:
         nodes = list(ast.walk(ast.parse(code)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # whoever builds the network will tell
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # reported when the network is built
         return []
     plain = [(0, name.name) for node in nodes if isinstance(node, ast.Import) for name in node.names]
     members = [(node, name.name) for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names]
@@ -51,7 +51,7 @@ def _imports(code: bytes) -> list[tuple[int, str]]:
 
 
 def _modules(places: Sequence[Path], name: str) -> Iterator[Path]:
-    """`a.b` -> `a.py`, `a/__init__.py`, `a/b.py`, `a/b/__init__.py` in each place."""
+    """`a.b` -> `a.py`, `a/__init__.py`, `a/b.py`, `a/b/__init__.py` in each of the directories."""
     for part in accumulate(name.split("."), "{}/{}".format):
         for place in places:
             yield from (place / f"{part}.py", place / part / "__init__.py")

@@ -1,8 +1,8 @@
-"""Find the weights in what a checkpoint holds, and bring their names into the form the network uses.
+"""Find the weights in a checkpoint, and rename them as the network expects.
 
-Training programs save the weights among other things (`{"model": ..., "optimizer": ...}`), sometimes twice (a moving average,
-"EMA", beside the plain ones), and under names that carry the wrapper they were trained in (`module.` of DataParallel,
-`_orig_mod.` of torch.compile, `model.` of Lightning).
+Training programs save the weights along with other objects (`{"model": ..., "optimizer": ...}`), sometimes twice (the plain
+weights and their exponential moving average, EMA), and under names with a prefix of the wrapper they were trained in (`module.`
+of DataParallel, `_orig_mod.` of torch.compile, `model.` of Lightning).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +15,7 @@ from torch import nn
 from compressor.checkpoint.read import Closed, Content, Tensors, refusal
 from compressor.errors import CheckpointError, did_you_mean, printable
 
-# In the order they are looked for.
+# In the order of the search.
 PLAIN_KEYS = (
     "state_dict",
     "model",
@@ -29,14 +29,14 @@ PLAIN_KEYS = (
     "module",
 )
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
-DEPTH = 4  # wrapped in wrapped in wrapped; a pickle may also hold itself
+DEPTH = 4  # of nested dictionaries; a pickle may also contain itself
 
 Weights = Tensors | nn.Module
 
 
 @dataclass(frozen=True)
 class Found:
-    """The weights (or, in a trusted pickle, the module itself) and the dotted key they lay under; "" for the file's root."""
+    """The weights (or the module itself, from a trusted pickle) and the dotted key they were found under; "" for the root."""
 
     value: Weights
     key: str
@@ -44,16 +44,16 @@ class Found:
 
 
 def find_weights(content: Content, *, key: str | None = None, ema: bool = False) -> Found:
-    """The weights in a checkpoint: under `key` if given, else where training programs put them.
+    """The weights in a checkpoint: under `key` if given, else where training programs usually store them.
 
-    The moving average is taken with `ema`, or when there is nothing else.
-    Raises CheckpointError when there are none, several, or only ones that would have to be unpickled.
+    The moving average is used with `ema`, or when there are no other weights.
+    Raises CheckpointError when there are none, several, or only weights that would have to be unpickled.
     """
     value, trail = (content.value, []) if key is None else (_descend(content, key), [key])
     found = _unwrap(value, EMA_KEYS, trail) if ema else _unwrap(value, PLAIN_KEYS, trail)
     if ema and (found is None or found[1] == trail):
         raise CheckpointError(
-            f"{content.path}: EMA weights were asked for, but it has {_keys(value)}. Leave --ema away, or name them with --key."
+            f"{content.path}: no EMA weights were found: it has {_keys(value)}. Omit --ema, or name the weights with --key."
         )
     if found is None and _is_weights(value):
         found = value, trail
@@ -66,10 +66,10 @@ def find_weights(content: Content, *, key: str | None = None, ema: bool = False)
     notes = [f"weights taken from {'.'.join(trail)!r}"] if trail else []
     averages = [name for name in EMA_KEYS if isinstance(value, Mapping) and value.get(name) is not None]
     if averages and not set(averages) & set(trail):
-        notes.append(f"the file also holds a moving average under {averages[0]!r}: --ema takes it")
+        notes.append(f"the file also contains EMA weights under {averages[0]!r}: use them with --ema")
     if content.closed:
         notes.append(
-            f"left unopened, beside the weights: {', '.join(content.closed[:6])}{' ...' if len(content.closed) > 6 else ''}"
+            f"not unpickled, besides the weights: {', '.join(content.closed[:6])}{' ...' if len(content.closed) > 6 else ''}"
         )
     if isinstance(weights, nn.Module):
         return Found(_unwrapped(weights), ".".join(trail), notes)
@@ -77,30 +77,30 @@ def find_weights(content: Content, *, key: str | None = None, ema: bool = False)
 
 
 def rename(tensors: Tensors, wanted: Iterable[str]) -> tuple[Tensors, list[str]]:
-    """The tensors under names of the network, and sentences on what was changed.
+    """The tensors under the names of the network, and notes on what was changed.
 
-    A prefix is taken away only if more names match then. Names without it are left out, if the others suffice.
+    A prefix is removed only if more names match then. Names without it are ignored if the others suffice.
     """
     wanted = set(wanted)
     best = max(spellings(tensors), key=lambda spelling: (len(wanted & spelling.tensors.keys()), -len(spelling.cuts)))
     if not best.cuts:
         return tensors, []
     cut = "".join(f"{part}." for part in best.cuts)
-    notes = [f"took {cut!r} away from {best.changed} of {len(tensors)} names"]
+    notes = [f"removed {cut!r} from {best.changed} of {len(tensors)} names"]
     outside = [name for name in tensors if name not in best.origins]
     if not outside:
         return best.tensors, notes
     if wanted <= best.tensors.keys() | {name for name in wanted if name.endswith("num_batches_tracked")}:
         return best.tensors, [
             *notes,
-            f"left out {len(outside)} tensors without it ({', '.join(outside[:3])}{' ...' * (len(outside) > 3)})",
+            f"ignored {len(outside)} tensors without it ({', '.join(outside[:3])}{' ...' * (len(outside) > 3)})",
         ]
     return best.tensors | {name: tensors[name] for name in outside if name not in best.tensors}, notes
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """The tensors under names without the components in `cuts`; `origins` are the old names, `changed` how many differ."""
+    """The tensors under names without the components in `cuts`; `origins` are the old names, `changed` counts changed ones."""
 
     tensors: Tensors
     cuts: tuple[str, ...]
@@ -109,7 +109,7 @@ class Spelling:
 
 
 def spellings(tensors: Tensors) -> list[Spelling]:
-    """All ways to take wrappers' names away, up to three in a row; the names as they are come first."""
+    """All ways to remove wrapper prefixes, up to three in a row; the unchanged names come first."""
     plain = {name: name for name in tensors}
     reached: dict[frozenset[str], tuple[dict[str, str], tuple[str, ...]]] = {frozenset(plain): (plain, ())}
     newest = list(reached.values())
@@ -137,11 +137,11 @@ def _cut_anywhere(name: str, part: str) -> str | None:
 
 
 def _cut_front(name: str, part: str) -> str | None:
-    """None for a name outside the part: it belongs to something else (a loss, a teacher)."""
+    """None for a name without the prefix: it belongs to something else (a loss, a teacher)."""
     return name.removeprefix(f"{part}.") if name.startswith(f"{part}.") else None
 
 
-# DataParallel and torch.compile may wrap a part of a network; the others wrap it whole.
+# DataParallel and torch.compile may wrap a part of a network; the others wrap all of it.
 CUTS: dict[str, Callable[[str, str], str | None]] = {
     "module": _cut_anywhere,
     "_orig_mod": _cut_anywhere,
@@ -154,7 +154,7 @@ CUTS: dict[str, Callable[[str, str], str | None]] = {
 
 
 def _is_weights(value: object) -> bool:
-    """Whether it is a dictionary of tensors, for the greater part, under printable names, and one is no mere number."""
+    """Whether it is a dictionary with printable names, mostly of tensors, of which at least one is not a scalar."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in value):
         return False
     tensors = [item for item in value.values() if isinstance(item, torch.Tensor)]
@@ -162,7 +162,7 @@ def _is_weights(value: object) -> bool:
 
 
 def _unwrap(value: object, keys: tuple[str, ...], trail: list[str]) -> tuple[Any, list[str]] | None:
-    """The weights or module under the first of `keys` that leads to one, and the way there."""
+    """The weights or module under the first of `keys` that leads to one, and the path of keys."""
     if isinstance(value, nn.Module):
         return value, trail
     if not isinstance(value, Mapping) or len(trail) > DEPTH:
@@ -178,7 +178,7 @@ def _unwrap(value: object, keys: tuple[str, ...], trail: list[str]) -> tuple[Any
 
 
 def _only_one(content: Content, value: object, trail: list[str]) -> tuple[Any, list[str]]:
-    """The only weights under a name of the user's own."""
+    """The only weights under a non-standard key."""
     items = value.items() if isinstance(value, Mapping) else ()
     named = {name: item for name, item in items if isinstance(name, str) and (_is_weights(item) or isinstance(item, nn.Module))}
     if len(named) == 1:
@@ -186,13 +186,13 @@ def _only_one(content: Content, value: object, trail: list[str]) -> tuple[Any, l
         return item, [*trail, name]
     if named:
         raise CheckpointError(
-            f"{content.path} holds several sets of weights: {', '.join(list(named)[:8])}. Name one: --key {next(iter(named))}."
+            f"{content.path} has several sets of weights: {', '.join(list(named)[:8])}. Choose one: --key {next(iter(named))}."
         )
-    raise CheckpointError(f"{content.path} holds no weights: it has {_keys(value)}. Give a file of model.state_dict().")
+    raise CheckpointError(f"{content.path} has no weights: it has {_keys(value)}. Give a file of model.state_dict().")
 
 
 def _descend(content: Content, key: str) -> Any:
-    """What lies under a dotted key; a name that holds dots itself is tried first."""
+    """The value under a dotted key; names that contain dots themselves are tried first."""
     value, rest = content.value, key
     while rest:
         if not isinstance(value, Mapping):
@@ -208,13 +208,13 @@ def _descend(content: Content, key: str) -> Any:
         value, rest = value[head], rest[len(head) + 1 :]
     if not isinstance(value, Mapping | nn.Module | Closed):
         raise CheckpointError(
-            f"{content.path}: --key {key} leads to {_what(value)}, not to weights: it has {_keys(content.value)}."
+            f"{content.path}: --key {key} leads to {_what(value)}, not to weights: the file has {_keys(content.value)}."
         )
     return value
 
 
 def _refuse_closed(content: Content, value: object) -> None:
-    """Raise CheckpointError when a pickled object lies where the weights should be."""
+    """Raise CheckpointError if there is a pickled object where the weights should be."""
     if isinstance(value, Closed):
         raise refusal(content.path, content.closed, f"a pickled {value.name}")
     if isinstance(value, Mapping):
@@ -242,4 +242,4 @@ def _keys(value: object) -> str:
 
 
 def _what(value: object) -> str:
-    return f"a {value.name} that was not opened" if isinstance(value, Closed) else f"a {type(value).__name__}"
+    return f"a {value.name} that was not unpickled" if isinstance(value, Closed) else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""The command line: arguments in, library call, print. No logic, and no torch before a command needs it.
+"""The command line: parse arguments, call the library, print. No logic, and no import of torch before a command needs it.
 
 Imports: everything.
 """
@@ -44,7 +44,7 @@ app.command(cls=Command)(methods)
 
 
 def main() -> None:
-    """`compress`, as a process: SIGTERM, with which schedulers stop a job, is as Ctrl-C. Of several, the first one tells so."""
+    """`compress`, as a process. SIGTERM, by which schedulers stop a job, is handled like Ctrl-C, by the first process alone."""
     if distributed.speaks():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.signal(signal.SIGALRM, signal.default_int_handler)  # see _interrupt_again
@@ -56,17 +56,16 @@ def main() -> None:
 
 
 def _leave_all_to_the_first() -> None:
-    """A terminal sends Ctrl-C to the processes that read images, too. They are ended by the one that began them, and tell it
-    alone what went wrong."""
+    """A terminal sends Ctrl-C to the data loader processes, too. Their parent process ends them, and it alone prints errors."""
     for number in (signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = lambda *_: None
 
 
 def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
-    """Python ignores what is raised while it begins another process, or throws something away: Ctrl-C must not be lost there.
+    """Python ignores exceptions raised while it starts a process or deletes an object: Ctrl-C must not be lost there.
 
-    Whatever else it ignores is of no use to a user, such as what Ctrl-C caught half made.
+    Other ignored exceptions are of no use to a user, such as those of objects that Ctrl-C left half initialized.
     """
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, 0.1)

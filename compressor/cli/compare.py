@@ -69,22 +69,22 @@ def compare(
         try:
             asked.side_by_side([Path(run) for run in model], out)
         except UsageError as error:
-            more = "" if len(model) > 1 else "\nTo prune one model by several methods, name them with --methods."
+            more = "" if len(model) > 1 else "\nTo prune one model with several methods, list them with --methods."
             raise UsageError(f"{error}{more}") from None
         return
     if len(model) > 1:
         raise UsageError(
-            f"--methods prunes one MODEL, and {len(model)} were given: {', '.join(model[:3])}. "
-            "To put finished runs side by side, leave --methods out."
+            f"--methods prunes one MODEL, but {len(model)} were given: {', '.join(model[:3])}. "
+            "To compare finished runs, omit --methods."
         )
     names = [name.strip() for name in methods.split(",")]
     settings = _settings(names, set_ or [])
-    shares, numbers = options.numbers("--rates", rates, "write shares, as in 0.3,0.5"), _seeds(seeds)
+    shares, numbers = options.numbers("--rates", rates, "write fractions, as in 0.3,0.5"), _seeds(seeds)
 
     from compressor.runs.compare import Series
     from compressor.training.recipe import Recipe
 
-    alike = asked.recipe(Recipe.paper)  # without one paper's cutout, which would not be the same for all
+    alike = asked.recipe(Recipe.paper)  # without the cutout of a method's paper, so that it is the same for all
     series = Series(
         asked.order(asked.source(model[0]), alike, "compare"),
         methods=names,
@@ -103,18 +103,19 @@ def compare(
     if found.failures:
         told = ", ".join(gap.run for gap in found.failures)
         print(
-            f"error: {len(found.failures)} of {len(series.trials)} runs failed ({told}); the table says why.", file=sys.stderr
+            f"error: {len(found.failures)} of {len(series.trials)} runs failed ({told}); see the table for the reasons.",
+            file=sys.stderr,
         )
         raise typer.Exit(max(gap.status or 0 for gap in found.failures))
 
 
 def _check_alone(context: typer.Context) -> None:
-    """Raise UsageError for options that only runs to be made have a use for."""
+    """Raise UsageError for options that only apply to new runs."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
     if useless := [name for name in given if name not in {"model", "out", *options.OUTPUT, "config", "debug"}]:
         names = ", ".join(f"--{name.rstrip('_').replace('_', '-')}" for name in useless)
-        raise UsageError(f"{names}: there is nothing to prune without --methods; finished runs are compared as they are.")
+        raise UsageError(f"{names}: only with --methods; finished runs are compared without rerunning them.")
 
 
 def _seeds(text: str) -> list[int]:

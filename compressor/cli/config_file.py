@@ -1,16 +1,16 @@
-"""Settings out of a file: compress.toml, or [tool.compress] of pyproject.toml.
+"""Settings from a file: compress.toml, or [tool.compress] of pyproject.toml.
 
-    model = "model.pt"            # for every command that has such an option
+    model = "model.pt"            # for every command that has this option
     data = "imagefolder:photos"
 
-    [prune]                       # for `compress prune` alone
+    [prune]                       # for `compress prune` only
     method = "pgmpf"
 
-    [[steps]]                     # what `compress run` does, one step after the other
+    [[steps]]                     # the steps of `compress run`, in order
     do = "prune"
     rate = 0.5
 
-The keys are the options of the command line, which wins over the file; so their signatures are all there is to be told of them.
+The keys are the options of the command line, which overrides the file. Their types are taken from the commands' signatures.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from compressor.errors import UsageError, did_you_mean
 from compressor.runs.settings import to_toml
 
 FILE, PROJECT, SECTION = "compress.toml", "pyproject.toml", ("tool", "compress")
-STEPS = ("prune", "lowrank", "distill", "quantize", "export", "check")  # what a pipeline can consist of
+STEPS = ("prune", "lowrank", "distill", "quantize", "export", "check")  # the commands that can be steps of a pipeline
 STEP, DO = "steps", "do"
-NOTED = ("method_sha256",)  # what a run writes down beside its settings
-OF_ONE_CALL = {"config", "debug", "dry_run", "help_all", "json", "resume"}  # nobody wants these for good
-OF_THE_WHOLE = {"out", "force"}  # of a pipeline, and not of each step
-LARGEST = 1_000_000  # bytes of a file of settings
+NOTED = ("method_sha256",)  # keys in the config.toml of a run that are not settings
+OF_ONE_CALL = {"config", "debug", "dry_run", "help_all", "json", "resume"}  # options of a single call, not allowed in a file
+OF_THE_WHOLE = {"out", "force"}  # options of a pipeline, not of each step
+LARGEST = 1_000_000  # bytes of a settings file
 
 Commands = Mapping[str, Callable[..., None]]
 Where = tuple[str | int, ...]  # the keys that lead to a place in the file
@@ -43,7 +43,7 @@ Where = tuple[str | int, ...]  # the keys that lead to a place in the file
 
 @dataclass(frozen=True)
 class Option:
-    """What a command can be told: `parameter` of its function, of the plain type `kind`, several times if `is_list`."""
+    """An option of a command: `parameter` of its function, of the plain type `kind`, repeatable if `is_list`."""
 
     name: str
     parameter: str
@@ -58,13 +58,13 @@ class Option:
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     def read(self, value: object) -> str | list[str]:
-        """A value of the file as it would stand on the command line. Raises ValueError in words that follow "must be"."""
+        """A value of the file as written on the command line. Raises ValueError with a text that follows "must be"."""
         parts = value if isinstance(value, list) else [value]
         texts = [self._read(part) for part in parts]
         if self.is_list:
             return texts
         if isinstance(value, list) and self.kind is not str:
-            raise ValueError(f"{self._wanted}, and not a list")
+            raise ValueError(f"{self._wanted}, not a list")
         return ",".join(texts)  # as in --mean 0.5,0.5,0.5
 
     def _read(self, value: object) -> str:
@@ -78,11 +78,11 @@ class Option:
     @property
     def _wanted(self) -> str:
         words = {bool: "true or false", int: "a whole number", float: "a number"}
-        return f"one of {', '.join(self.choices)}" if self.choices else words.get(self.kind, "a text")
+        return f"one of {', '.join(self.choices)}" if self.choices else words.get(self.kind, "a string")
 
     @property
     def schema(self) -> dict[str, Any]:
-        """As JSON Schema has it."""
+        """As JSON Schema."""
         kinds = {bool: "boolean", int: "integer", float: "number"}
         plain: dict[str, Any] = {"type": kinds.get(self.kind, "string")}
         if self.choices:
@@ -102,7 +102,7 @@ def commands() -> Commands:
 
 
 def options_of(command: Callable[..., None]) -> dict[str, Option]:
-    """What `command` can be told, by all names that it has on the command line."""
+    """The options of `command`, by all names that they have on the command line."""
     found: dict[str, Option] = {}
     for parameter in inspect.signature(command).parameters.values():
         kind, told = _plain(parameter.annotation)
@@ -125,7 +125,7 @@ def options_of(command: Callable[..., None]) -> dict[str, Option]:
 
 
 def _plain(annotation: Any) -> tuple[Any, Any]:
-    """`Annotated[str | None, Option(...)]` -> `str`, and what typer is told of it; None of a parameter that is no option."""
+    """`Annotated[str | None, Option(...)]` -> `str`, and the typer option; None for a parameter that is no option."""
     if not hasattr(annotation, "__metadata__"):
         return annotation, None
     kind, told = annotation.__origin__, annotation.__metadata__[0]
@@ -138,7 +138,7 @@ def _plain(annotation: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a pipeline: a command, and its settings by the names of its parameters. `own` stand in the step itself."""
+    """One step of a pipeline: a command, and its settings by the names of its parameters. `own` are set in the step itself."""
 
     command: str
     settings: dict[str, str | list[str]]
@@ -146,14 +146,14 @@ class Step:
 
 
 class Configuration:
-    """A file of settings, checked whole: a key that no command knows is an error, whichever command is called."""
+    """A settings file, checked as a whole: an unknown key is an error, whichever command is called."""
 
     def __init__(self, path: Path, text: str, section: tuple[str, ...] = ()) -> None:
         """Raises UsageError that names the key and its line."""
         self.path, self.section = path, section
         try:
             table: Any = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:  # numbers of thousands of digits are no TOMLDecodeError
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits raises no TOMLDecodeError
             raise UsageError(f"{path} is not TOML: {str(error)[:200]}") from None
         for key in section:
             table = table.get(key, {})
@@ -165,7 +165,7 @@ class Configuration:
         told = [name for name in self._options if isinstance(table.get(name), dict)]
         self._own = {name: self._table(name, table.pop(name), (name,)) for name in told}
         steps = table.pop(STEP, None)
-        if steps is None and DO in table:  # the file that a run leaves behind
+        if steps is None and DO in table:  # the config.toml of a run
             self._shared: dict[str, Any] = {}
             self.steps = [self._step(table, ())]
             return
@@ -175,20 +175,20 @@ class Configuration:
 
     @property
     def model(self) -> str | None:
-        """What all begins with."""
+        """The model that the first step starts from."""
         first = self.steps[0].settings if self.steps else {}
         found = self._shared.get("model") or first.get("model")
         return None if found is None else str(found)
 
     @property
     def out(self) -> Path | None:
-        """Where the results of a pipeline go."""
+        """The output directory of a pipeline."""
         found = self._own.get("run", {}).get("out") or self._shared.get("out")
         return None if found is None else Path(str(found))
 
     @property
     def text(self) -> str:
-        """The same settings as a file of their own."""
+        """The same settings as the text of a compress.toml."""
         whole = self._table_of_all
         plain = {key: value for key, value in whole.items() if key != STEP and not isinstance(value, dict)}
         tables = [f"\n[{key}]\n{to_toml(value)}" for key, value in whole.items() if isinstance(value, dict)]
@@ -223,7 +223,7 @@ class Configuration:
         command = table.get(DO)
         if command not in STEPS:
             near = did_you_mean(str(command), STEPS)
-            found = "is missing" if command is None else f"= {_shown(command)} is no step{near}"
+            found = "is missing" if command is None else f"= {_shown(command)} is not a step{near}"
             raise self._error((*where, DO), f"{DO} {found}: it can be {', '.join(STEPS)}.")
         own = self._table(command, {key: value for key, value in table.items() if key not in (DO, *NOTED)}, where)
         shared = {name: value for name, value in self.of(command).items() if name not in OF_THE_WHOLE}
@@ -247,7 +247,7 @@ class Configuration:
             raise self._error(where, f"{where[-1]} must be {error}.") from None
 
     def _error(self, where: Where, told: str) -> UsageError:
-        """Of the place `where`, or of what is around it when it stands nowhere by itself."""
+        """An error at the place `where`, or at the nearest enclosing place that has a line."""
         place: Where = (*self.section, *where)
         while place and place not in self._lines:
             place = place[:-1]
@@ -256,10 +256,10 @@ class Configuration:
 
 
 def read(path: Path) -> Configuration:
-    """Raises UsageError when the file cannot be read, or says what cannot be meant."""
+    """Raises UsageError when the file cannot be read, or is not valid."""
     try:
         if path.stat().st_size > LARGEST:
-            raise UsageError(f"{path} is larger than {LARGEST:,} bytes: that is no file of settings.")
+            raise UsageError(f"{path} is larger than {LARGEST:,} bytes: that is not a settings file.")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
@@ -267,12 +267,12 @@ def read(path: Path) -> Configuration:
 
 
 def find() -> Path | None:
-    """The file of settings of the working directory."""
+    """The settings file of the working directory."""
     if Path(FILE).is_file():
         return Path(FILE)
     try:
         project: Any = tomllib.loads(Path(PROJECT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # of no concern here: it is other tools' file, too
+    except (OSError, ValueError, RecursionError):  # not an error here: other tools use this file, too
         return None
     for key in SECTION:
         project = project.get(key, {}) if isinstance(project, dict) else {}
@@ -280,7 +280,7 @@ def find() -> Path | None:
 
 
 def configure(context: typer.Context, file: Path | None) -> Path | None:
-    """What --config says, or the working directory, becomes what the command is told by default. Raises UsageError."""
+    """Make the settings of --config, or of the working directory, the defaults of the command. Raises UsageError."""
     if context.default_map is None and (found := file or find()) is not None:
         settings = read(found).of(str(context.info_name))
         context.default_map = dict(settings)
@@ -289,7 +289,7 @@ def configure(context: typer.Context, file: Path | None) -> Path | None:
 
 
 def told(context: typer.Context) -> str | None:
-    """One line on what came out of a file, if anything did."""
+    """One line on the settings that came from a file, if any did."""
     file = context.meta.get(__name__)
     used = [
         name.rstrip("_")
@@ -300,7 +300,7 @@ def told(context: typer.Context) -> str | None:
 
 
 def _meanings(commands: Iterable[Mapping[str, Option]]) -> dict[str, Any]:
-    """Name -> kind of what stands above all tables, which is what the first command that has such an option means by it."""
+    """Name -> type of the settings above all tables: that of the first command with an option of this name."""
     kinds: dict[str, Any] = {}
     for options in commands:
         for option in options.values():
@@ -309,7 +309,7 @@ def _meanings(commands: Iterable[Mapping[str, Option]]) -> dict[str, Any]:
 
 
 def _lines(text: str) -> dict[Where, int]:
-    """The number of the line on which each key stands, which tomllib does not tell. Texts of several lines may add some."""
+    """The line number of each key, which tomllib does not report. Strings of several lines may add some."""
     found: dict[Where, int] = {}
     counts: dict[Where, int] = {}
     around: Where = ()
@@ -365,7 +365,7 @@ def json_schema() -> dict[str, Any]:
         for name, options in by_command.items()
         if options
     }
-    pipeline = {"type": "array", "description": "What `compress run` does, in order.", "items": {"oneOf": steps}}
+    pipeline = {"type": "array", "description": "The steps of `compress run`, in order.", "items": {"oneOf": steps}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Settings of compress",

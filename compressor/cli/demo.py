@@ -24,5 +24,5 @@ def demo(
     report = run(out, console, force=force)
     print_report(report, console)
     console.print(
-        f"\nLook at {out / 'half' / 'report.html'}; the small network is {out / 'half' / 'model.onnx'}.", highlight=False
+        f"\nThe report is {out / 'half' / 'report.html'}, the pruned network {out / 'half' / 'model.onnx'}.", highlight=False
     )

@@ -103,7 +103,7 @@ def distill(
     entry = catalogue.find(method, "distill")
     settings = catalogue.parse_settings(entry, set_ or [])
     if teacher_ is None and student_arch is None and arch is not None:
-        raise UsageError("--arch is the teacher's code, and there is no teacher: give --student-arch.")
+        raise UsageError("--arch builds the teacher, but there is no teacher: give --student-arch.")
 
     from compressor.runs.distill import Distilling, Wish, first_network, parse_goal, student_source
     from compressor.training.recipe import Recipe

@@ -34,4 +34,4 @@ def export(
         print(f"  {note}")
     if made.differences:
         worst = max(made.differences.values())
-        print(f"ONNX Runtime answers as PyTorch does at batch {', '.join(made.differences)} (largest difference {worst:.1e})")
+        print(f"ONNX Runtime matches PyTorch at batch {', '.join(made.differences)} (largest difference {worst:.1e})")

@@ -1,4 +1,4 @@
-"""Help that fits on a screen and a half: first the options that people change, and all of them with `--help-all`."""
+"""Help that fits on a screen and a half: at first the common options, and all of them with `--help-all`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand
 
-ALL = f"{__name__}.all"  # in a context: everything is to be shown
-FORMER = {"--most"}  # names that still work, and that nobody needs to learn
+ALL = f"{__name__}.all"  # context key: show everything
+FORMER = {"--most"}  # old names that still work, but are not shown
 
-# Options, by the names of their parameters, that a command with --help-all shows there alone.
+# Options, by the names of their parameters, that a command with --help-all shows only there.
 RARE = frozenset(
     (
         "size mean std workers arch_arg input_ key ema trust_pickle force json quiet dry_run config debug momentum schedule "
@@ -24,14 +24,14 @@ RARE = frozenset(
 
 
 class Command(TyperCommand):
-    """A command whose help shows its text as it was written, brackets too, and without its rare options at first."""
+    """A command whose help is shown as written, including brackets, and at first without its rare options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.help = escape(self.help) if self.help else self.help
         for param in self.params:
             if text := getattr(param, "help", None):
-                param.help = escape(text)  # type: ignore[attr-defined]  # what has such a text can be given one
+                param.help = escape(text)  # type: ignore[attr-defined]  # it has the attribute
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         has_more = any(param.name == "help_all" for param in self.params)
@@ -40,7 +40,7 @@ class Command(TyperCommand):
 
     @contextmanager
     def _shown(self, everything: bool) -> Iterator[None]:
-        """While the help is printed: without former names, and without what is rare unless `everything` is to be shown."""
+        """Hide former names, and rare options unless `everything` is to be shown, while the help is printed."""
         before = [(param, param.hidden, param.opts) for param in self.params if hasattr(param, "hidden")]
         try:
             for param, hidden, names in before:

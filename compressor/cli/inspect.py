@@ -16,7 +16,7 @@ from compressor.cli import options
 
 SHOWN = 4  # patterns of names in one cell
 FIGURES = ("groups", "layers", "channels", "MACs", "params")
-IN_A_FILE = 160  # columns, where no terminal says how many there are
+IN_A_FILE = 160  # columns, without a terminal
 
 
 @options.command(options.READING)
@@ -55,30 +55,30 @@ def _show(view: Mapping[str, Any], graph: Path | None) -> None:
         console.print(f"  {note}")
     macs, params = view["macs"], view["params"]
     groups = view["groups"]
-    console.print(f"{formatting.count(macs)} MACs, {formatting.count(params)} parameters, {len(groups)} groups of channels\n")
+    console.print(f"{formatting.count(macs)} MACs, {formatting.count(params)} parameters, {len(groups)} channel groups\n")
     if groups:
         console.print(_groups(groups))
-        console.print("Shares: what goes when the whole group goes. Several groups in a row are alike.", style="dim")
+        console.print("Shares: removed with the whole group. Groups in one row are alike.", style="dim")
         if wide := next((group for group in groups if group["copies"] > 1), None):
             size, each = wide["channels"], wide["copies"]
-            console.print(f"{size} x {each}: {size} to choose from; with each go {each} channels of a layer.", style="dim")
+            console.print(f"{size} x {each}: {size} prunable units of {each} channels per layer.", style="dim")
         console.print()
     if view["frozen"]:
         console.print(_frozen(view["frozen"]))
     for operator, count in view["unknown_operators"].items():
-        console.print(f"operator {operator} has no rule ({count} times): what it touches stays")
+        console.print(f"operator {operator} has no rule ({count} times): its channels are frozen")
     least = view["smallest"]
     console.print(
         f"\nSmallest reachable: {formatting.count(round(least['macs'] * macs))} MACs ({least['macs']:.1%}), "
         f"{formatting.count(round(least['params'] * params))} parameters ({least['params']:.1%})"
     )
     if graph is not None:
-        console.print(f"The coupling is drawn in {graph}")
+        console.print(f"The channel dependencies are drawn in {graph}")
 
 
 def _groups(groups: Iterable[Mapping[str, Any]]) -> Table:
-    """A row for each group, or for those that are alike."""
-    table = _table("group", "groups", "channels", "MACs", "params", "cut together with")
+    """A row for each group, or for several groups that are alike."""
+    table = _table("group", "groups", "channels", "MACs", "params", "coupled with")
     alike: dict[str, list[Mapping[str, Any]]] = {}
     for group in groups:
         alike.setdefault(group["alike"], []).append(group)
@@ -96,7 +96,7 @@ def _groups(groups: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def _names(names: list[str], most: int | None = None) -> str:
-    """In few words, each pattern on a line of its own."""
+    """Abbreviated, each pattern on a line of its own."""
     from compressor.channels.diagram import brief
 
     return brief(names, most).replace(", ", "\n")
@@ -104,7 +104,7 @@ def _names(names: list[str], most: int | None = None) -> str:
 
 def _frozen(frozen: Iterable[Mapping[str, str]]) -> Table:
     """A row for each reason."""
-    table = _table("frozen", "layers", "because")
+    table = _table("frozen", "layers", "reason")
     reasons: dict[str, list[str]] = {}
     for row in frozen:
         reasons.setdefault(row["reason"], []).append(row["name"])

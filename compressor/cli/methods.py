@@ -15,7 +15,7 @@ from compressor.errors import UsageError, did_you_mean
 from compressor.methods import catalogue
 from compressor.methods.catalogue import Entry
 
-NEEDS = "Needs: nothing = weights alone, images = looks at training images, training = images and epochs. All gain by training."
+NEEDS = "Needs: nothing = only the weights, images = training images, training = images and epochs. All benefit from training."
 
 
 @options.command()
@@ -30,7 +30,7 @@ def methods(
             console.print(_listed([entry for entry in known.values() if entry.family == family]))
         for fault in catalogue.installed()[1].values():
             print(f"warning: {fault}", file=sys.stderr)
-        console.print(f"\n{NEEDS}\n`compress methods NAME` tells all about one.")
+        console.print(f"\n{NEEDS}\n`compress methods NAME` describes one method.")
         return
     if ":" in name:
         known = {name: catalogue.own(name)}
@@ -48,8 +48,8 @@ def _listed(entries: list[Entry]) -> Table:
 
 
 def _tell(entry: Entry, console: Console) -> None:
-    """What `--help` is for a command: what it does, how it is called, its settings, and the paper with its formulas."""
-    from rich.markdown import Markdown  # which every other command would wait for
+    """The help of a method: what it does, how it is called, its settings, and the paper with its formulas."""
+    from rich.markdown import Markdown  # slow to import
 
     console.print(f"Usage: compress {entry.family} MODEL --method {entry.name}", "[OPTIONS]", style="bold", markup=False)
     console.print(f"\n{entry.does}\nNeeds: {entry.needs}", markup=False)

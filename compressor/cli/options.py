@@ -1,4 +1,4 @@
-"""The options that commands share, and how every command answers when something goes wrong."""
+"""The options that commands share, and the error handling of every command."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ Teacher = Annotated[
 ]
 
 
-Option = tuple[Any, Any]  # what typer is told of it, and its default
+Option = tuple[Any, Any]  # its annotation for typer, and its default
 
 # Options that several commands have, by the names of their parameters.
 READING: dict[str, Option] = {
@@ -204,7 +204,7 @@ RUN: dict[str, Option] = PLACE | {"dry_run": (DryRun, False)}
 
 
 def methods_of(family: str) -> Callable[[str], list[tuple[str, str]]]:
-    """What a shell completes the names of methods with."""
+    """Shell completion of the names of methods."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
         from compressor.methods.catalogue import known
@@ -216,8 +216,8 @@ def methods_of(family: str) -> Callable[[str], list[tuple[str, str]]]:
 
 
 def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command that has the `shared` options behind its own, and answers every error with one or two lines and the exit
-    status of `errors.py`. It finds the shared ones in its context, as `Asked`."""
+    """A command that has the `shared` options after its own, and reports every error in one or two lines and with the exit
+    status of `errors.py`. It finds the shared options in its context, by `Asked`."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(function, eval_str=True).parameters
@@ -245,7 +245,8 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
             except KeyboardInterrupt:
                 unit = "epoch" if "epochs" in given else "group"
                 print(
-                    "interrupted" + f": --resume goes on after the last finished {unit}" * ("resume" in given), file=sys.stderr
+                    "interrupted" + f": --resume continues after the last finished {unit}" * ("resume" in given),
+                    file=sys.stderr,
                 )
                 raise typer.Exit(130) from None
             except Exception as error:
@@ -263,26 +264,26 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
 
 
 def _announce(given: Mapping[str, Any]) -> None:
-    """Say on a terminal what the first seconds are spent on: nothing else is told before PyTorch is imported."""
+    """Print on a terminal what the first seconds are spent on: nothing else is printed before PyTorch is imported."""
     silent = given.get("quiet") or given.get("json") or not distributed.speaks()
     if not silent and "torch" not in sys.modules and sys.stderr.isatty():
         print("loading PyTorch ...", file=sys.stderr, flush=True)
 
 
 def _told(error: Exception) -> int:
-    """Say what went wrong on standard error. Returns the exit status."""
+    """Print an error to standard error. Returns the exit status."""
     distributed.let_the_first_speak()
     if isinstance(error, CompressError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     first = (str(error).strip().splitlines() or [""])[0]
     print(f"error: a fault of ours: {type(error).__name__}: {first}", file=sys.stderr)
-    print("Run it again with --debug and send us what it prints.", file=sys.stderr)
+    print("Rerun with --debug, and send us the output.", file=sys.stderr)
     return 5
 
 
 class Asked:
-    """What the shared options of a call say, as the library's own objects."""
+    """The shared options of a call, as the library's own objects."""
 
     def __init__(self, context: typer.Context) -> None:
         self.context, self.options = context, context.params
@@ -299,7 +300,7 @@ class Asked:
     def images(self) -> Images:
         from compressor.runs.sources import Images
 
-        form = "write one a channel, as in 0.485,0.456,0.406"
+        form = "write one per channel, as in 0.485,0.456,0.406"
         mean, std = (
             None if self.options[name] is None else numbers(f"--{name}", self.options[name], form) for name in ("mean", "std")
         )
@@ -307,7 +308,7 @@ class Asked:
 
     @property
     def inputs(self) -> Inputs | None:
-        """What every --input says, in order. Raises UsageError."""
+        """The inputs of every --input, in order. Raises UsageError."""
         texts = self.options["input_"]
         if not texts:
             return None
@@ -317,20 +318,20 @@ class Asked:
 
     @property
     def console(self) -> Console | None:
-        """Where a command tells what it does: nowhere, or standard error when standard output is for JSON."""
+        """Where a command prints its progress: nowhere if quiet, or standard error when standard output is for JSON."""
         return None if self.options["quiet"] or not distributed.speaks() else Console(stderr=self.options["json"])
 
     def _introduced(self) -> Console | None:
-        """The console, on which stands what came out of a file of settings."""
+        """The console, after printing which settings came from a file."""
         told = config_file.told(self.context)
         if told and self.console is not None:
             self.console.print(told, highlight=False, markup=False)
         return self.console
 
     def recipe(self, paper: Callable[[int], Recipe]) -> Recipe:
-        """How to train: what --recipe says, or the defaults, changed by the options that stand beside it. Raises UsageError.
+        """The training recipe: --recipe or the defaults, overridden by the other options. Raises UsageError.
 
-        `paper` gives the recipe of the papers, for images of so many pixels a side.
+        `paper` gives the recipe of the papers, for images of this side in pixels.
         """
         from compressor.training.recipe import Recipe
 
@@ -338,20 +339,20 @@ class Asked:
         given = {name: self.options[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
         ready, images = given.get("recipe"), self.images
         if ready and images.spec is None:
-            raise UsageError(f"--recipe {ready} is about training: give --data to train on.")
+            raise UsageError(f"--recipe {ready} needs images to train on: give --data.")
         start = Recipe(epochs=10 if images.spec else 0)
         if ready == "quick":
             start = Recipe.quick(given.get("epochs", 20))
         elif ready == "paper" and (data := images.open(channels=None, seed=0)):  # for the size of its images alone
             start = paper(max(data.shape[1:]))
         if "milestones" in given:
-            form = "write shares of the training, as in 0.5,0.75"
+            form = "write fractions of the training, as in 0.5,0.75"
             given["milestones"] = numbers("--milestones", given["milestones"], form)
         fields = {field.name for field in dataclasses.fields(Recipe)}
         return dataclasses.replace(start, **{name: value for name, value in given.items() if name in fields})
 
     def order(self, source: Source, recipe: Recipe, name: str) -> Order:
-        """The order for a run that lies in runs/MODEL-`name` unless --out says otherwise."""
+        """The order for a run in --out, by default in runs/MODEL-`name`."""
         from compressor.runs.run import Order
 
         return Order(
@@ -367,9 +368,9 @@ class Asked:
         )
 
     def show(self, run: Run) -> None:
-        """Carry out a run, and tell what came of it: as JSON, or in tables on the console.
+        """Execute a run, and print its result: as JSON, or in tables on the console.
 
-        Where a pipeline wants to know what would come of its steps, it takes the run instead.
+        A pipeline that only wants the run object receives it instead.
         """
         if self.context.obj is not None:
             self.context.obj(run)
@@ -388,14 +389,14 @@ class Asked:
             tell(report, run.out, console)
 
     def side_by_side(self, runs: Sequence[Path], out: Path | None) -> None:
-        """Compare finished runs, and tell what came of it."""
+        """Compare finished runs, and print the result."""
         from compressor.report.write import compare_runs
 
         place = out or Path("runs") / "compare"
         self.show_comparison(compare_runs(runs, place), place)
 
     def show_comparison(self, compared: Comparison, out: Path) -> None:
-        """Tell what runs come to side by side: as JSON, or as a table on the console."""
+        """Print a comparison of runs: as JSON, or as a table on the console."""
         from compressor.report import comparison_to_json, print_comparison
 
         if self.options["json"]:
@@ -415,7 +416,7 @@ class Asked:
 
 
 def tell(report: Report, out: Path, console: Console) -> None:
-    """What came of a run, in tables, and where it lies."""
+    """Print the result of a run, in tables, and its directory."""
     from compressor.report import print_report
 
     print_report(report, console)
@@ -423,12 +424,12 @@ def tell(report: Report, out: Path, console: Console) -> None:
 
 
 def stem(model: str) -> str:
-    """What the results of a model are called: `nets/a.pt` and `timm:a` are `a`."""
+    """The name for the results of a model: `nets/a.pt` and `timm:a` are `a`."""
     return Path(model.rpartition(":")[2]).stem
 
 
 def numbers(name: str, text: str, form: str) -> tuple[float, ...]:
-    """The numbers between the commas. Raises UsageError, which says in what `form` to write them."""
+    """The numbers between the commas. Raises UsageError with the expected `form`."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:

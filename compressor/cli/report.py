@@ -38,4 +38,4 @@ def report(
         print(to_json(written), end="")
     elif (console := asked.console) is not None:
         print_report(written, console)
-        console.print(f"\nWritten into {place}: report.html, report.md, plots/*.csv", highlight=False)
+        console.print(f"\nWritten to {place}: report.html, report.md, plots/*.csv", highlight=False)

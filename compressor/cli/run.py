@@ -41,7 +41,7 @@ def run(
         return
     found = file or config_file.find()
     if found is None:
-        raise UsageError(f"There is no {config_file.FILE} here, and no [tool.compress] in pyproject.toml: name the file.")
+        raise UsageError(f"There is no {config_file.FILE} here, and no [tool.compress] in pyproject.toml: give the file.")
     from compressor.report import read_report
     from compressor.runs.pipeline import Pipeline
 
@@ -53,7 +53,7 @@ def run(
     silent = quiet or json or dry_run
 
     def perform(command: str, given: Mapping[str, object], take: Callable[[Run], object] | None) -> int:
-        """As if `given` stood on a command line of its own."""
+        """Run a command with the settings `given`, as on the command line."""
         from compressor.cli.app import app
 
         told = {**given, "quiet": True} if silent or take else given
@@ -73,11 +73,11 @@ def run(
 
 
 def _show(plan: list[Foretold], json: bool) -> None:
-    """The steps, whether they are done, and what they would come to."""
+    """The steps, their states and their predicted results."""
     if json:
         print(json_.dumps([asdict(row) for row in plan], indent=2))
         return
-    table = Table("step", "method", "state", "foreseen by weights alone", box=None, pad_edge=False)
+    table = Table("step", "method", "state", "estimate from the weights", box=None, pad_edge=False)
     for row in plan:
         table.add_row(row.step, row.method, row.state, "" if row.foreseen is None else str(row.foreseen))
     Console(highlight=False, markup=False, soft_wrap=True).print(table)

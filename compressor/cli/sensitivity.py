@@ -67,24 +67,24 @@ def _shares(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--rates {text!r} is not a list of shares: write it like 0.25,0.5,0.75.") from None
+        raise UsageError(f"--rates {text!r} is not a list of numbers: write fractions, as in 0.25,0.5,0.75.") from None
 
 
 def _show(found: Sensitivity, console: Console) -> None:
-    """Points of accuracy or agreement that each rate costs, the most sensitive group first."""
+    """The loss of accuracy or agreement at each rate, in points, the most sensitive group first."""
     from compressor.report import formatting
 
     groups = found.groups
     rates = [row.rate for row in next(iter(groups.values()))[1:]]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("group", overflow="fold")
-    for heading in ("channels", *(f"{100 * rate:.3g}% cut" for rate in rates), f"MACs gone at {100 * rates[-1]:.3g}%"):
+    for heading in ("channels", *(f"{100 * rate:.3g}% pruned" for rate in rates), f"MACs removed at {100 * rates[-1]:.3g}%"):
         table.add_column(heading, justify="right")
     for name in found.ranked:
         first, *cut = groups[name]
         lost = (formatting.points(row.quality - first.quality) for row in cut)
         table.add_row(name, str(first.channels), *lost, formatting.share(cut[-1].macs_removed))
     original = next(iter(groups.values()))[0]
-    beside = "" if original.accuracy is None else f" (the original: {formatting.percent(original.accuracy)})"
+    beside = "" if original.accuracy is None else f" (original: {formatting.percent(original.accuracy)})"
     console.print(f"\nChange of {found.measured} in points{beside}, the most sensitive group first\n", highlight=False)
     console.print(table)

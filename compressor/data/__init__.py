@@ -1,12 +1,12 @@
-"""Images for training and for measuring: a short spec such as `imagefolder:DIR` becomes batches of numbers.
+"""Data sets of labelled images: a spec such as `imagefolder:DIR` becomes batches of tensors.
 
-specs.py          what a spec names, and at which size, mean and standard deviation it is used: open_data
-folders.py        folders with one folder of image files a class
-datasets.py       the sets that scikit-learn and torchvision read
+specs.py          parse a spec, choose image size and normalisation: open_data
+folders.py        folders with one folder of image files per class
+datasets.py       the data sets of scikit-learn and torchvision
 user_function.py  the user's own function
-splits.py         which images train, which choose, which measure
-images.py         one image after another: read, give it the common shape, or say which file is broken
-readers.py        many images at a time: kept in memory, or streamed by worker processes
+splits.py         the training, held-out (validation) and test splits
+images.py         read and resize single images; errors name the file
+readers.py        read many images: kept in memory, or streamed by worker processes
 batches.py        shuffled, augmented, normalised batches: Data
 
 Imports: nothing.

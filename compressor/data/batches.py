@@ -1,10 +1,10 @@
-"""Batches of images for training, choosing and measuring.
+"""Batches of images for training, validation and testing.
 
-Training batches come in a new order in each epoch; a training image is moved and mirrored a little, and a square of it is
-hidden if asked for. All this follows from (seed, epoch) alone, so that an epoch that was interrupted can be repeated exactly,
-whatever else has drawn random numbers. Held-out and test images come in order and as they are.
+Training images are shuffled in each epoch, randomly shifted and mirrored, and optionally masked by Cutout. All of this depends
+on (seed, epoch) alone, so that an interrupted epoch can be repeated exactly, regardless of other random numbers that were
+drawn. Held-out and test images come in order, without augmentation.
 
-A method may ask for several views of each training image, and for batches in which images of a class come in twos.
+A method may request several views of each training image, and batches in which the images of a class come in groups.
 """
 
 import math
@@ -25,7 +25,7 @@ Split = Literal["train", "held_out", "test"]
 class Batch(NamedTuple):
     """Images [n, channels, height, width], normalised; targets [n]; indices [n] of the images in their data set.
 
-    `views` are the same images, each moved anew, for a method that asks for several.
+    `views` are the same images, each augmented independently, for a method that requests several.
     """
 
     images: Tensor
@@ -36,15 +36,15 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Batches:
-    """Can be gone through any number of times, with the same batches each time; `len` is their number."""
+    """Can be iterated any number of times, with the same batches each time; `len` is their number."""
 
     reader: Reader
     plan: Sequence[Tensor]  # positions [n] of each batch's images
     mean: Sequence[float]
     std: Sequence[float]
     device: torch.device
-    moves: Sequence[int | None] = (None,)  # for each view the seed of what happens to its images
-    holes: Sequence[Cutout | None] = (None,)  # for each view what is hidden in its images
+    moves: Sequence[int | None] = (None,)  # for each view, the seed of its augmentation
+    holes: Sequence[Cutout | None] = (None,)  # for each view, the squares to hide
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -60,16 +60,16 @@ class Batches:
         pixels = self.reader.read(self.plan, moves, self.device)
         for positions, images in zip(self.plan, pixels, strict=True):
             images = images.float().div_(255).sub_(mean).div_(std)
-            yield images if holes is None else holes.hide(images, positions)  # with zero, which is the mean colour now
+            yield images if holes is None else holes.hide(images, positions)  # with zero, the mean colour
 
 
 @dataclass(frozen=True)
 class Data:
-    """Images in three parts: "train", "held_out" (for choosing, cut from the training images) and "test" (for measuring).
+    """Images in three splits: "train", "held_out" (for validation, split off the training images) and "test".
 
-    `shape` is (channels, height, width) of every image. `mean` and `std` are subtracted from and divided into pixels of 0 to 1,
-    one number a channel. `notes` are sentences that a report should repeat. `readers` and `positions` say where each part's
-    images come from; two parts that were cut from one set share its reader, and positions in it tell their images apart.
+    `shape` is (channels, height, width) of every image. Pixels from 0 to 1 are normalised with `mean` and `std`, one value per
+    channel. `notes` are sentences for the report. `readers` and `positions` locate the images of each split; two splits of the
+    same data set share its reader, and have different positions in it.
     """
 
     spec: str
@@ -83,11 +83,11 @@ class Data:
 
     @property
     def counts(self) -> dict[Split, int]:
-        """Number of images in each part."""
+        """Number of images in each split."""
         return {split: len(positions) for split, positions in self.positions.items()}
 
     def targets(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Indices [n] of all images of a part, as batches have them, and their targets [n]."""
+        """Indices [n] of all images of a split, as in its batches, and their targets [n]."""
         positions = self.positions[split]
         return positions, self.readers[split].images.labels[positions]
 
@@ -105,21 +105,21 @@ class Data:
         views: int = 1,
         by_class: int = 1,
     ) -> Batches:
-        """Batches of one part: images float32 [n, channels, height, width], targets and indices int64 [n], on `device`.
+        """Batches of one split: images float32 [n, channels, height, width], targets and indices int64 [n], on `device`.
 
-        An index is the image's position in the set that its part was cut from. `augment=False` gives training images as they
-        are, still in the order of (seed, epoch); the other parts' images are never changed. `cutout` is the side of the square
-        that is hidden in each training image, as a share of the image's shorter side. `limit` is a number of images: the first
-        of the epoch's order in training, but spread evenly over the other parts, where a class often lies together.
-        A single training image that is left for the last batch is dropped, because batch normalisation needs two.
+        An index is the image's position in the data set that its split comes from. `augment=False` disables the augmentation
+        of training images, but not the shuffling by (seed, epoch); other splits are never augmented. `cutout` is the side of
+        the square that is hidden in each training image, as a share of the image's shorter side. `limit` is a number of images:
+        the first ones of the epoch in training, but evenly spaced ones of the other splits, which are often sorted by class.
+        If the last training batch would have a single image, it is dropped, because batch normalisation needs two.
 
-        With more than one of `views`, a batch holds each training image so many times, every time moved anew; the first view
-        is `images` itself. With `by_class`, a training batch is made of groups of so many images of one class, one after the
-        other, from as many classes as it can hold; an image that is left over in its class is dropped.
-        Raises DataError while batches are read, if an image is broken.
+        With `views` > 1, a batch has that many independently augmented views of each training image; the first is `images`
+        itself. With `by_class` > 1, a training batch consists of groups of that many consecutive images of one class, from as
+        many classes as possible; images that do not fill a group are dropped.
+        Raises DataError during iteration if an image cannot be read.
         """
         if batch_size < 1:
-            raise DataError(f"A batch was to hold {batch_size} images: ask for 1 or more.")
+            raise DataError(f"The batch size is {batch_size}, but must be 1 or more.")
         positions = self.positions[split]  # [n]
         reader, device = self.readers[split], torch.device(device)
         if split != "train":
@@ -149,16 +149,16 @@ def _split(positions: Tensor, batch_size: int) -> Sequence[Tensor]:
 
 
 def _by_class(positions: Tensor, labels: Tensor, batch_size: int, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Batches of groups of `size` images of one class; of no class has one batch two groups more than another.
+    """Batches of groups of `size` images of one class, with the groups of each class spread evenly over the batches.
 
-    The groups lie class by class and are dealt out in turn, as cards are: so a class with fewer groups than there are batches
-    is in no batch twice. `positions` and `labels` [n] are in a random order already. Raises DataError when there is no group.
+    The groups are sorted by class and assigned to the batches round-robin, so that a class with fewer groups than there are
+    batches is at most once in a batch. `positions` and `labels` [n] are shuffled already. Raises DataError without a group.
     """
     counts = labels.bincount().tolist()
     if min(batch_size, most := max(counts, default=0)) < size:
         raise DataError(
-            f"This method wants {size} images of a class in a batch; found batches of {batch_size} images, and at most "
-            f"{most} of a class: have {size} or more of both."
+            f"This method needs {size} images per class in a batch, but the batch size is {batch_size} and the largest class "
+            f"has {most} images: both must be {size} or more."
         )
     images = [positions[labels == c] for c in torch.randperm(len(counts), generator=generator).tolist()]
     groups = torch.cat([of_class[: len(of_class) // size * size].view(-1, size) for of_class in images])
@@ -167,10 +167,10 @@ def _by_class(positions: Tensor, labels: Tensor, batch_size: int, size: int, gen
 
 
 def check_classes(data: Data, outputs: int) -> None:
-    """Raises DataError when a network with `outputs` answers is not for as many classes as `data` has."""
+    """Raises DataError if the number of outputs of a network is not the number of classes of `data`."""
     if outputs != len(data.classes):
         names = printable(", ".join(data.classes[:5])) + (", ..." if len(data.classes) > 5 else "")
         raise DataError(
-            f"The network answers {outputs} classes, but {data.spec} has {len(data.classes)} ({names}): "
-            "give the data that the network was trained for, or a network trained on this data."
+            f"The network has {outputs} classes, but {data.spec} has {len(data.classes)} ({names}): "
+            "use the data that the network was trained on, or a network trained on this data."
         )

@@ -1,8 +1,8 @@
-"""Cutout: a square of every training image is hidden, so that a network does not rely on one part of what it sees.
+"""Cutout: a random square of every training image is masked, as a regularizer.
 
 DeVries, Taylor: "Improved Regularization of Convolutional Neural Networks with Cutout", arXiv 1708.04552, section 3.2: the
-centre is uniform over the image, so that near a border only a part of the square lies inside. torchvision's `RandomErasing`
-keeps the square inside, and so hides the middle more often.
+centre is uniform over the image, so that a square near a border is partly outside. torchvision's `RandomErasing` keeps the
+square inside, and so masks the middle more often.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Cutout:
 
     @classmethod
     def draw(cls, n: int, size: Sequence[int], share: float, seed: int) -> Cutout:
-        """Random places for `n` images of `size` (height, width); a square's side is `share` of the shorter one."""
+        """Random squares for `n` images of `size` (height, width); their side is `share` of the shorter side."""
         generator = torch.Generator().manual_seed(seed)
         centres = [torch.randint(length, (n,), generator=generator) for length in size]
         return cls(round(share * min(size)), torch.stack(centres, 1))
 
     def hide(self, images: Tensor, positions: Tensor) -> Tensor:
-        """`images` [n, c, h, w], which are at `positions` [n] of the set, with zeros in their squares."""
+        """`images` [n, c, h, w], at `positions` [n] of the data set, with zeros in their squares."""
         first = self.centres[positions].to(images.device) - self.side // 2  # [n, 2]
         within = []
         for corner, length in zip(first.unbind(1), images.shape[2:], strict=True):

@@ -1,7 +1,7 @@
-"""One image after another: read it, give it the shape that all images have, or say which one is broken and why.
+"""Read single images and resize them to a common shape; errors name the image and the reason.
 
-An image is a tensor of bytes (uint8, 0 to 255), [channels, height, width], until a batch of them is normalised: that is a
-quarter of the memory of floats, and what the files hold anyway.
+An image is a uint8 tensor (0 to 255), [channels, height, width], until a batch is normalised: this takes a quarter of the
+memory of float32, and is what the files contain.
 """
 
 import logging
@@ -20,19 +20,19 @@ from torch import Tensor
 
 from compressor.errors import DataError, first_line, printable
 
-# Pillow tells of odd files in pages of lines, beside the error that it raises where it cannot go on.
+# Pillow logs many lines about damaged files, in addition to the errors that it raises.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # of all that Pillow reads; some others start programs
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # for some other formats, Pillow starts external programs
 LARGEST = Image.MAX_IMAGE_PIXELS or 2**26  # pixels; Pillow warns above
-SMALL = 64  # pixels; images up to this size are shown whole and are augmented by shifts, as is the custom for CIFAR
-CROP_SHARE = 0.875  # of a larger image's shorter side is seen in evaluation, as is the custom for ImageNet: 224 of 256
+SMALL = 64  # pixels; images up to this size are not cropped and are augmented by shifts, as is usual for CIFAR
+CROP_SHARE = 0.875  # of the shorter side of larger images, center crop in evaluation, as is usual for ImageNet: 224 of 256
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The shape that all images get. `resize`: whether images of another size are resized, or are an error."""
+    """The common shape of all images. `resize`: whether images of another size are resized, or are an error."""
 
     channels: int
     height: int
@@ -41,7 +41,7 @@ class Frame:
 
     @property
     def size(self) -> list[int]:
-        """Height and width, as torchvision likes them."""
+        """Height and width, as torchvision expects them."""
         return [self.height, self.width]
 
     @property
@@ -49,12 +49,12 @@ class Frame:
         return max(self.size) <= SMALL
 
     def color(self, image: Tensor, name: str) -> Tensor:
-        """`image` [..., c, h, w] with this frame's channels: grey is repeated, and red, green and blue become grey."""
+        """`image` [..., c, h, w] with this frame's channels: grey is repeated, and RGB is converted to grey."""
         found = image.shape[-3]
         if not self.resize and list(image.shape[-2:]) != self.size:
             raise DataError(
-                f"{name} is {image.shape[-1]}x{image.shape[-2]} pixels, but the images looked at first are all "
-                f"{self.width}x{self.height}: give the size that all are to be resized to."
+                f"{name} is {image.shape[-1]}x{image.shape[-2]} pixels, but the images that were checked first are "
+                f"{self.width}x{self.height}: set a size to resize all images to."
             )
         if found == self.channels:
             return image
@@ -65,10 +65,10 @@ class Frame:
 
             grey: Tensor = TF.rgb_to_grayscale(image)
             return grey
-        raise DataError(f"{name} has {found} channels, but {self.channels} were asked for: convert the images first.")
+        raise DataError(f"{name} has {found} channels instead of {self.channels}: convert the images first.")
 
     def fit(self, image: Tensor, name: str) -> Tensor:
-        """The middle of `image` [..., c, h, w] in this frame's shape; an image that has its size stays as it is."""
+        """`image` [..., c, h, w] resized and center-cropped to this frame; an image that has its size is not changed."""
         image = self.color(image, name)
         height, width = image.shape[-2:]
         if [height, width] == self.size:
@@ -77,8 +77,8 @@ class Frame:
         shorter = math.ceil(round(min(height, width) * scale, 6))  # rounded first: 256.00000001 is 256
         if (longer := round(max(height, width) * scale)) * shorter > LARGEST:
             raise DataError(
-                f"{name} is {width}x{height} pixels, and so narrow that at this size it would be {longer} long: "
-                "cut it, or take it out of its folder."
+                f"{name} is {width}x{height} pixels; with its shorter side resized to {shorter}, it would be {longer} long: "
+                "crop it, or remove it from its folder."
             )
         from torchvision.transforms.v2 import functional as TF  # takes seconds to import
 
@@ -87,13 +87,13 @@ class Frame:
 
 
 class Images(ABC):
-    """A set of labelled images. `labels` [n] are class numbers, int64."""
+    """A data set of labelled images. `labels` [n] are class indices, int64."""
 
     labels: Tensor
 
     @property
     def in_threads(self) -> bool:
-        """Whether several images can be read at the same time, and that is faster. A user's data set might not stand it."""
+        """Whether to read images in several threads. A user's data set may not be thread-safe."""
         return False
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ class Images(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What to call image number `index` in a message."""
+        """The name of image number `index` in messages."""
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of image number `index`."""
@@ -126,7 +126,7 @@ class Images(ABC):
 
 
 class ImageFiles(Images):
-    """Image files that Pillow can read."""
+    """Image files that Pillow reads."""
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int]) -> None:
         self.paths = paths
@@ -134,7 +134,7 @@ class ImageFiles(Images):
 
     @property
     def in_threads(self) -> bool:
-        # A small image is read in less time than threads need to hand Python's lock to each other.
+        # For small images, contention for Python's global lock takes longer than reading.
         return max(self.size(0)) > SMALL
 
     def read(self, index: int) -> Tensor:
@@ -145,7 +145,7 @@ class ImageFiles(Images):
             raise self._broken(index, error) from error
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width, from the head of the file alone."""
+        """Height and width, from the file header alone."""
         try:
             with self._opened(index) as image:
                 return image.height, image.width
@@ -156,29 +156,27 @@ class ImageFiles(Images):
         return printable(self.paths[index])
 
     def _opened(self, index: int) -> Image.Image:
-        """The head of the file. Raises ValueError when it says that there is no pixel, or more than a photograph has.
+        """The image, of which only the header is read. Raises ValueError if its size is zero or implausibly large.
 
-        And for what is no file: a pipe would be waited for without end.
+        Also raises ValueError if it is not a regular file: opening a pipe would block forever.
         """
         if not stat.S_ISREG(os.stat(self.paths[index]).st_mode):  # noqa: PTH116  # a Path for each image takes long
-            raise ValueError("it is no file")
+            raise ValueError("it is not a regular file")
         image = Image.open(self.paths[index], formats=FORMATS)
         if not 0 < image.width * image.height <= LARGEST:
             image.close()
-            raise ValueError(f"it says that it has {image.width}x{image.height} pixels, and may have {LARGEST:,} in all")
+            raise ValueError(f"its header declares {image.width}x{image.height} pixels; from 1 to {LARGEST:,} are accepted")
         return image
 
     def _broken(self, index: int, error: Exception) -> DataError:
         path = self.name(index)
         if isinstance(error, FileNotFoundError):
-            return DataError(
-                f"{path} was there when its folder was listed, but is gone now: keep the data in place during a run."
-            )
-        return DataError(f"{path} cannot be read as an image: replace it, or take it out of its folder.\n{first_line(error)}")
+            return DataError(f"{path} was deleted after its folder was listed: keep the data in place during a run.")
+        return DataError(f"{path} cannot be read as an image: replace it, or remove it from its folder.\n{first_line(error)}")
 
 
 class ImageTensor(Images):
-    """Images of one size that are in memory already: `pixels` uint8 [n, channels, height, width]."""
+    """Images of one size in memory: `pixels` uint8 [n, channels, height, width]."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, title: str) -> None:
         self.pixels = pixels
@@ -200,14 +198,14 @@ def to_pixels(image: Image.Image) -> Tensor:
     from torchvision.transforms.v2 import functional as TF  # takes seconds to import
 
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits; save it with 8 or 16 bits a channel")
+        raise ValueError("its pixels have 32 bits; save it with 8 or 16 bits per channel")
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion would make everything above 255 white.
+        # Pillow's own conversion clips values above 255.
         pixels = TF.to_dtype(TF.pil_to_tensor(image), torch.uint8, scale=True)
     elif image.mode in ("1", "L", "LA", "La"):
         pixels = TF.pil_to_tensor(image.convert("L"))
     else:
-        # Pillow wants the palette's transparency to be looked up before it is thrown away.
+        # Pillow warns if the transparency of a palette is dropped without conversion to RGBA.
         with_palette = image.mode == "P" and "transparency" in image.info
         pixels = TF.pil_to_tensor((image.convert("RGBA") if with_palette else image).convert("RGB"))
     return torch.as_tensor(pixels)

@@ -1,9 +1,9 @@
-"""Many images at a time, as bytes of one shape: kept in memory if they fit, or else streamed from where they are.
+"""Read batches of images as uint8 of one shape: kept in memory if they fit, or else streamed.
 
-Both readers answer the same question, "the images at these positions, please", and answer alike for evaluation. Training
-images are changed a little each time: in memory by shifting and flipping a whole batch at once on the device that trains;
-streamed by torchvision's transforms, image by image, in worker processes. Chance comes from a seed for the epoch and the
-image's own position, never from the global generators: batches are the same for any number of workers and can be repeated.
+Both readers return the images at given positions, and return the same images for evaluation. Training images are augmented:
+in memory by shifting and flipping a whole batch on the training device; streamed by torchvision's transforms, per image, in
+worker processes. Random numbers depend on a seed for the epoch and the position of the image, never on the global generators:
+batches are reproducible and do not depend on the number of workers.
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +26,7 @@ def seed_from(*numbers: int) -> int:
 
 
 class Reader(ABC):
-    """Reads `images` in the shape of `frame`; `flip`: whether a mirrored image still shows its class."""
+    """Reads `images` in the shape of `frame`; `flip`: whether training images may be mirrored."""
 
     def __init__(self, images: Images, frame: Frame, flip: bool) -> None:
         self.images = images
@@ -35,20 +35,20 @@ class Reader(ABC):
 
     @property
     def shift(self) -> int:
-        """How many pixels a training image moves at most: 4 at 32x32, the custom for CIFAR."""
+        """The largest shift of a training image, in pixels: 4 at 32x32, as is usual for CIFAR."""
         return min(self.frame.size) // 8
 
     @abstractmethod
     def read(self, plan: Sequence[Tensor], augment: int | None, device: torch.device) -> Iterator[Tensor]:
         """For each tensor of positions [n] in `plan` its images, uint8 [n, channels, height, width] on `device`.
 
-        `augment` is the seed of what happens to training images; None leaves them as they are.
-        Raises DataError when an image cannot be read.
+        `augment` is the seed of the augmentation; None disables it.
+        Raises DataError if an image cannot be read.
         """
 
 
 class InMemory(Reader):
-    """Reads all images at the first use and keeps them on the device that used them last."""
+    """Reads all images at the first use, and keeps them on the device that was used last."""
 
     pixels: Tensor | None = None
 
@@ -64,7 +64,7 @@ class InMemory(Reader):
 
 
 def draw_moves(n: int, shift: int, flip: bool, seed: int) -> Tensor:
-    """A random move for each of `n` images, [n, 3]: rows and columns to leave out (0 to 2·shift), and 1 to flip."""
+    """A random move for each of `n` images, [n, 3]: rows and columns to skip (0 to 2·shift), and 1 to flip."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.randint(2 * shift + 1, (n, 2), generator=generator)
     flipped = torch.randint(2, (n, 1), generator=generator) * flip
@@ -72,7 +72,7 @@ def draw_moves(n: int, shift: int, flip: bool, seed: int) -> Tensor:
 
 
 def move(images: Tensor, moves: Tensor, shift: int) -> Tensor:
-    """`images` [n, c, h, w] in a black border of `shift` pixels, each cut out again where its row of `moves` [n, 3] says."""
+    """`images` [n, c, h, w] padded with `shift` black pixels, then cropped and flipped according to `moves` [n, 3]."""
     n, _, height, width = images.shape
     windows = F.pad(images, [shift] * 4).unfold(2, height, 1).unfold(3, width, 1)  # [n, c, 2·shift+1, 2·shift+1, h, w]
     top, left, flipped = moves.unbind(1)
@@ -81,7 +81,7 @@ def move(images: Tensor, moves: Tensor, shift: int) -> Tensor:
 
 
 class Streamed(Reader):
-    """Reads images again for each batch, in `workers` processes (0: in this one)."""
+    """Reads images for each batch, in `workers` processes (0: in this one)."""
 
     def __init__(self, images: Images, frame: Frame, flip: bool, workers: int) -> None:
         super().__init__(images, frame, flip)
@@ -95,7 +95,7 @@ class Streamed(Reader):
             num_workers=self.workers,
             collate_fn=_stack,
             pin_memory=cuda,
-            generator=torch.Generator(),  # otherwise starting the loader would move the global generator on
+            generator=torch.Generator(),  # otherwise starting the loader would advance the global generator
         )
         for images in self._guarded(iter(loader)):
             if isinstance(images, DataError):
@@ -117,13 +117,13 @@ class Streamed(Reader):
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(
-                f"One of the {self.workers} processes that read images ended without a word, perhaps for want of memory: "
-                "ask for fewer workers, or none."
+                f"One of the {self.workers} data loader workers exited unexpectedly, perhaps out of memory: "
+                "use fewer workers, or none."
             ) from error
 
 
 class _Rows(Dataset[Tensor | DataError]):
-    """What a worker does. Errors are returned, because a loader would wrap what is raised into a page of text."""
+    """The data set of the loader. Errors are returned, because the loader wraps exceptions in a long traceback."""
 
     def __init__(self, images: Images, frame: Frame, transform: nn.Module, augment: int | None) -> None:
         self.images = images
@@ -140,7 +140,7 @@ class _Rows(Dataset[Tensor | DataError]):
         except DataError as error:
             return error
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed the GPU as well.
+            # Not torch.manual_seed, which also seeds the GPU.
             torch.default_generator.manual_seed(seed_from(self.augment, index))
             changed: Tensor = self.transform(image)
         return changed

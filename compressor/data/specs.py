@@ -1,4 +1,4 @@
-"""What a data spec names, and the shape and the scale in which its images are used."""
+"""Open the data that a spec names, with the image shape and the normalisation."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ FOLDERS: dict[str, Callable[[Path], Source]] = {
     "cifar100": read_cifar100,
     "fashionmnist": read_fashionmnist,
 }
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what photographs are normalised with
-GREY_MEAN, GREY_STD = 0.449, 0.226  # the mean over ImageNet's three channels
-USUAL_SIZE = 224  # of images that have none in common
-LOOKED_AT = 32  # images of each set, to see whether they have a size in common
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # for RGB images
+GREY_MEAN, GREY_STD = 0.449, 0.226  # mean over the three channels of ImageNet
+USUAL_SIZE = 224  # pixels; for images of different sizes
+LOOKED_AT = 32  # images of each data set whose sizes are compared
 
 
 def open_data(
@@ -41,18 +41,18 @@ def open_data(
     memory_limit: int = 2 * 2**30,
 ) -> Data:
     """The images that `spec` names: `digits`, `imagefolder:DIR` or DIR, `cifar10:DIR`, `cifar100:DIR`, `fashionmnist:DIR`, or
-    `file.py:function` (see user_function.py). Nothing but a few images is read before the first batch.
+    `file.py:function` (see user_function.py). Only a few images are read before the first batch.
 
-    `size` in pixels (one number, or height and width) and `channels` (1 or 3) are by default those that the images have; images
-    of several sizes become 224x224, and image files get three channels. `mean` and `std`, one number a channel, are those of
-    the set or ImageNet's. `held_out` is the share (0 to 0.5) of the training images that is cut off, by `seed`, if the data
-    come without a held-out part. Images that take more than `memory_limit` bytes in all are streamed by `workers` processes
-    (0: by this one).
+    `size` in pixels (one number, or height and width) and `channels` (1 or 3) default to those of the images; images of
+    different sizes become 224x224, and image files have three channels. `mean` and `std`, one value per channel, default to
+    those of the data set or ImageNet. `held_out` is the share (0 to 0.5) of the training images that is split off, by `seed`,
+    if the data have no held-out split. Images that take more than `memory_limit` bytes in all are streamed by `workers`
+    processes (0: by this one).
 
-    Raises DataError when the data are not there, not as they should be, or cannot be read.
+    Raises DataError if the data do not exist, are invalid, or cannot be read.
     """
     if not 0 <= held_out <= 0.5:
-        raise DataError(f"A share of {held_out} of the training images was to be held out: ask for one from 0 to 0.5.")
+        raise DataError(f"The held-out share of the training images is {held_out}, but must be from 0 to 0.5.")
     source = _find(spec)
     if isinstance(source, Data):
         _check_finished(source, spec, size, channels, mean, std)
@@ -69,11 +69,13 @@ def open_data(
         readers[key] = InMemory(images, frame, source.flip) if fits else Streamed(images, frame, source.flip, workers)
     if needed > memory_limit:
         notes.append(
-            f"The images are read again for each batch: in memory they would take {needed / 2**30:.2g} GiB, and no more than "
-            f"{memory_limit / 2**30:.2g} GiB may be used for them."
+            f"The images are read again for each batch: in memory they would take {needed / 2**30:.2g} GiB, more than the "
+            f"limit of {memory_limit / 2**30:.2g} GiB."
         )
         if not frame.small:
-            notes.append("Training images are cut out in random places and sizes; in memory they would be shifted only.")
+            notes.append(
+                "Training images are augmented with random resized crops; in memory they would only be shifted and mirrored."
+            )
     return Data(
         spec=spec,
         classes=source.classes,
@@ -100,12 +102,12 @@ def _find(spec: str) -> Source | Data:
     if folder.exists() or (len(folder.parts) > 1 and not has_kind):
         return read_folder(folder)
     if kind in FOLDERS:
-        raise DataError(f"{kind} is read from a folder: say which, as {kind}:DIR.")
+        raise DataError(f"{kind} needs a folder: write {kind}:DIR.")
     known = ["digits", *FOLDERS]
     here = [path.name for path in Path().iterdir() if path.is_dir()]
     kinds = ", ".join(f"{name}:DIR" for name in FOLDERS)
     hint = did_you_mean(kind, known + here) or "."
-    raise DataError(f"{spec!r} names no data{hint}\nKnown are digits, {kinds}, a folder, and file.py:function.")
+    raise DataError(f"{spec!r} is not a data set{hint}\nSupported: digits, {kinds}, a folder, and file.py:function.")
 
 
 def _parts(source: Source, held_out: float, seed: int) -> dict[Split, Part]:
@@ -118,23 +120,21 @@ def _parts(source: Source, held_out: float, seed: int) -> dict[Split, Part]:
 def _channels(source: Source, channels: int | None) -> int:
     if channels is None or channels in (1, 3, source.channels):
         return channels or source.channels
-    raise DataError(
-        f"{channels} channels were asked for, but the images have {source.channels}: ask for 1, 3 or leave it open."
-    )
+    raise DataError(f"{channels} channels were requested, but the images have {source.channels}: use 1, 3 or the default.")
 
 
 def _frame(sets: list[Images], size: int | tuple[int, int] | None, channels: int, notes: list[str]) -> Frame:
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < 1:
-            raise DataError(f"Images were to be {width}x{height} pixels: ask for a size of 1 or more.")
+            raise DataError(f"The image size is {width}x{height} pixels, but must be 1 or more.")
         return Frame(channels, height, width, resize=True)
     found = set()
     for images in sets:
         found |= {images.size(index) for index in torch.linspace(0, len(images) - 1, LOOKED_AT).long().tolist()}
     if len(found) == 1:
         return Frame(channels, *found.pop(), resize=False)
-    notes.append(f"The images have several sizes; all are shown to the network as {USUAL_SIZE}x{USUAL_SIZE} pixels.")
+    notes.append(f"The images have different sizes; all are resized and center-cropped to {USUAL_SIZE}x{USUAL_SIZE} pixels.")
     return Frame(channels, USUAL_SIZE, USUAL_SIZE, resize=True)
 
 
@@ -151,12 +151,10 @@ def _normalisation(
     for name, values in zip(("mean", "std"), chosen, strict=True):
         if len(values) != channels:
             raise DataError(
-                f"The {name} was given as {len(values)} numbers, but images have {channels} channels: give one for each."
+                f"The {name} has {len(values)} values, but the images have {channels} channels: give one value per channel."
             )
     if not all(math.isfinite(value) for values in chosen for value in values) or min(chosen[1]) <= 0:
-        raise DataError(
-            f"Images were to be normalised by mean {chosen[0]} and std {chosen[1]}: give numbers, and a std above 0."
-        )
+        raise DataError(f"The mean {chosen[0]} or the std {chosen[1]} is invalid: use finite numbers, and a std above 0.")
     return chosen
 
 
@@ -168,7 +166,7 @@ def _check_finished(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> None:
-    """Raises DataError when a user's function made up its mind about something that was asked otherwise."""
+    """Raises DataError if the data that a user's function opened contradict the requested settings."""
     asked = {
         "size": (size, size) if isinstance(size, int) else size,
         "channels": channels,
@@ -179,5 +177,5 @@ def _check_finished(
     for name, value in asked.items():
         if value is not None and value != found[name]:
             raise DataError(
-                f"{name} {value} was asked for, but {spec} returned finished data with {found[name]}: change one of the two."
+                f"{name} {value} was requested, but the data that {spec} opened have {found[name]}: change one of the two."
             )

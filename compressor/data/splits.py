@@ -1,7 +1,7 @@
-"""Which images train the network, which ones choose between networks, and which ones measure the result.
+"""The training, held-out (validation) and test splits.
 
-The three never share an image. A part is cut off so that every class gives its share of it, and always in the same way for
-the same seed: NumPy's `RandomState` promises its numbers for all time, so a test part stays what it was after an update.
+They never share an image. Splits are stratified by class, and reproducible for a seed: NumPy guarantees that the random
+numbers of `RandomState` never change, so that a test split stays the same after an update.
 """
 
 from dataclasses import dataclass, field
@@ -12,29 +12,29 @@ from torch import Tensor
 
 from compressor.data.images import Images
 
-TEST_SHARE = 0.2  # of a set that comes without a test part
-TEST_SEED = 0  # the same for every run: a network must not be measured on images that another run trained it on
+TEST_SHARE = 0.2  # of a data set without a test split
+TEST_SEED = 0  # the same for every run: a network must not be tested on images that it was trained on in another run
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some images of a set: `positions` [n] in `images`, ascending."""
+    """A subset of a data set: `positions` [n] in `images`, ascending."""
 
     images: Images
     positions: Tensor
 
     @property
     def labels(self) -> Tensor:
-        """The labels [n] of this part's images."""
+        """The labels [n] of these images."""
         return self.images.labels[self.positions]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a data spec stands for, before its images have a common shape.
+    """The data that a spec names, before the images get a common shape.
 
-    `held_out`: None when it is still to be cut from `train`. `channels`: those that the images have. `flip`: whether a mirrored
-    image still shows its class. `mean`, `std`: of the training images, one number for all channels; None for photographs.
+    `held_out`: None if it is to be split off `train`. `channels`: number of channels of the images. `flip`: whether training
+    images may be mirrored. `mean`, `std`: of the training images, one value for all channels; None: those of ImageNet.
     """
 
     classes: list[str]
@@ -49,23 +49,23 @@ class Source:
 
 
 def whole(images: Images) -> Part:
-    """The part that is the whole set."""
+    """All images of a data set."""
     return Part(images, torch.arange(len(images)))
 
 
 def cut(part: Part, share: float, seed: int) -> tuple[Part, Part]:
-    """What stays of `part`, and `share` (0 to 1) of it, taken from all classes alike.
+    """Split `part`, stratified by class: the rest, and `share` (0 to 1) of the images.
 
-    At least one image is cut off if `share` is not 0, and each class keeps at least one.
+    If `share` is not 0, at least one image is split off; each class keeps at least one.
     """
     labels = part.labels.numpy()  # [n]
     random = np.random.RandomState(seed % 2**32)
     shuffled = random.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     sizes = np.bincount(labels)
-    size = sizes[labels[by_class]]  # [n], how many images the class of each has
+    size = sizes[labels[by_class]]  # [n], the size of the class of each image
     rank = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels[by_class]]  # [n], 0 for the first of a class
-    # Cutting in the order of (rank + ½) / size takes the same share of every class; chance decides between equals.
+    # Taking images in the order of (rank + ½) / size takes the same share of every class; ties are broken at random.
     quantile = np.where(rank == size - 1, np.inf, (rank + 0.5) / size)
     count = min(max(1, round(share * len(labels))) if share > 0 else 0, int(np.isfinite(quantile).sum()))
     first = np.lexsort((random.random_sample(len(labels)), quantile))[:count]

@@ -1,4 +1,4 @@
-"""The published methods, found by name, and what the families share.
+"""The published methods, looked up by name, and the code that the families share.
 
 Imports: network, channels, data, tasks, training, recovery.
 """

@@ -1,10 +1,10 @@
-"""What methods there are, read from their files as text: so that listing them never imports torch.
+"""The catalogue of methods, parsed from their source files, so that listing them does not import torch.
 
-A method's name is its file's name. Its title is the first line of the file; its class's docstring says what it does and lists
-its settings, which are the keyword-only arguments of `__init__`.
+The name of a method is the name of its file. Its title is the first line of the file; the docstring of its class describes what
+it does and lists its settings, which are the keyword-only arguments of `__init__`.
 
-A method of the user's own is called `path/to/file.py:Class`, and one of an installed package by the name of its entry point in
-the group `compressor.methods`. Both are read in the same way, and imported when they are created.
+A custom method is named `path/to/file.py:Class`; a method of an installed package has the name of its entry point in the group
+`compressor.methods`. Both are parsed in the same way, and imported when they are created.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ GROUP = "compressor.methods"  # of entry points: NAME = "package.module:Class"
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 KINDS: dict[str, Callable[[str], Value]] = {"bool": lambda text: WORDS[text.lower()], "int": int, "float": float, "str": str}
 FAMILIES = ("prune", "lowrank", "distill")
-CLASS = re.compile(r"^class (\w+)\((.*?)\):", re.MULTILINE)  # and what it derives from
-FOLDER = Path(__file__).parent  # of a folder a family, with its papers in FAMILY/papers
+CLASS = re.compile(r"^class (\w+)\((.*?)\):", re.MULTILINE)  # name and base classes
+FOLDER = Path(__file__).parent  # has one folder per family, with the papers in FAMILY/papers
 
 
 @dataclass(frozen=True)
@@ -50,71 +50,71 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method. Its class says `trains = True` and the like where they hold, and what its paper trained with."""
+    """One method. Flags such as `trains = True`, and the hyperparameters of its paper, are class attributes of the method."""
 
     name: str
     family: str  # prune, lowrank, distill
     title: str
     does: str
     paper: str
-    trains: bool  # whether the method does nothing without epochs of training
-    looks: bool  # whether it looks at training images before it trains
-    weights: bool  # whether it sets single weights to zero, and takes no channels away
-    alone: bool  # whether only one process can train it, for what it keeps of a batch is more than a gradient
-    cutout: float  # the side of the square that its paper hid in small training images, as a share of the image's; 0: none
-    lr: float | None  # of SGD; None: the paper has none of its own
-    weight_decay: float | None  # likewise
-    teacher_is: str  # to a method of distillation: needed, optional, or none where networks teach each other
+    trains: bool  # whether the method has no effect without training epochs
+    looks: bool  # whether it needs training images before training, for example to score channels
+    weights: bool  # whether it sets individual weights to zero (unstructured), and removes no channels
+    alone: bool  # whether it can train in one process only, because it keeps state of a batch beyond the gradients
+    cutout: float  # side of the cutout square used by the paper on small images, as a fraction of the image side; 0: none
+    lr: float | None  # learning rate of SGD; None: the default
+    weight_decay: float | None  # None: the default
+    teacher_is: str  # for distillation: needed, optional, or none (mutual learning)
     settings: tuple[Setting, ...]
-    text: str  # the whole docstring of its file
-    file: Path  # where it is written
-    cls: str  # the name of its class there
-    code: str = ""  # `file.py:Class` or `package.module:Class` of one that does not come with compress
+    text: str  # the module docstring
+    file: Path  # source file
+    cls: str  # class name
+    code: str = ""  # `file.py:Class` or `package.module:Class` of a custom or installed method
 
     @property
     def sha256(self) -> str | None:
-        """Of the file of a method that does not come with compress; None for one that does."""
+        """SHA-256 of the source file of a custom or installed method; None for a built-in one."""
         return hashlib.sha256(self.file.read_bytes()).hexdigest() if self.code else None
 
     @property
     def label(self) -> str:
-        """The name as a part of a file's name."""
+        """The name in a form that fits in a file name."""
         return self.cls.lower() if ":" in self.name else self.name
 
     @property
     def year(self) -> str:
-        """Of its paper, the first if there are several."""
-        found = re.search(r"\b(19|20)\d\d\b(?!\.\d)", self.paper)  # 2010.09498 is no year
+        """Year of the paper; of the first, if there are several."""
+        found = re.search(r"\b(19|20)\d\d\b(?!\.\d)", self.paper)  # not the 2010 of 2010.09498
         return found[0] if found else ""
 
     @property
     def kind(self) -> str:
-        """What it needs, in a word."""
+        """What the method needs, in one word."""
         return "training" if self.trains else "images" if self.looks else "nothing"
 
     @property
     def needs(self) -> str:
         return {
             "training": "images and epochs of training",
-            "images": "images; epochs make it better",
-            "nothing": "nothing; images and epochs make it better",
+            "images": "images; epochs of training improve the result",
+            "nothing": "nothing; images and epochs of training improve the result",
         }[self.kind]
 
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """All methods that come with compress, by name."""
+    """All built-in methods, by name."""
     entries = {}
     for path in sorted(FOLDER.glob("*/papers/[!_]*.py")):
         tree, family = _parsed(path), path.parent.parent.name
-        (paper,) = _deriving(tree, _bases(family))  # one paper, one method; its other classes are no methods
+        (paper,) = _deriving(tree, _bases(family))  # one method per paper; other classes in the file are helpers
         entries[path.stem] = _entry(path.stem, family, path, tree, paper)
     return entries
 
 
 @cache
 def installed() -> tuple[dict[str, Entry], dict[str, str]]:
-    """The methods of installed packages, by name; and of those that cannot be read, why."""
+    """The methods of installed packages by name, and the reasons why others cannot be read."""
     entries, faults = {}, {}
     for point in entry_points(group=GROUP):
         try:
@@ -126,14 +126,14 @@ def installed() -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def known() -> dict[str, Entry]:
-    """All methods that have a name."""
+    """All built-in and installed methods."""
     return catalogue() | installed()[0]
 
 
 def own(name: str, code: str | None = None, family: str | None = None) -> Entry:
-    """A method that does not come with compress: `file.py:Class`, or `name` for what `code` says. Raises UsageError.
+    """A custom method `file.py:Class`, or an installed method `name` defined by `code`. Raises UsageError.
 
-    `family` is that of the command, where one asks.
+    `family` is the family of the command in use, if there is one.
     """
     code = code or name
     where, _, kind = code.rpartition(":")
@@ -154,22 +154,22 @@ def own(name: str, code: str | None = None, family: str | None = None) -> Entry:
     if not families:
         asked = [family] if family else FAMILIES
         bases = sorted({base for one in asked for base in _bases(one)})
-        raise UsageError(f"--method {name}: {kind} is no method: derive it from one of {', '.join(bases)}.")
+        raise UsageError(f"--method {name}: {kind} is not a method: derive it from one of {', '.join(bases)}.")
     try:
         entry = _entry(name, families[0], path, tree, classes[kind], code)
     except (ValueError, TypeError):
         raise UsageError(
-            f"--method {name}: the defaults of its settings must be plain values, as in power: float = 2.0."
+            f"--method {name}: the default of each setting must be a literal, for example power: float = 2.0."
         ) from None
     for setting in entry.settings:
         if setting.kind not in KINDS:
             known = f"{', '.join(list(KINDS)[:-1])} or {list(KINDS)[-1]}"
-            raise UsageError(f"--method {name}: its setting {setting.name} has the type {setting.kind}: write {known}.")
+            raise UsageError(f"--method {name}: setting {setting.name} has the type {setting.kind}: use {known}.")
     return entry
 
 
 def _file_of(module: str) -> Path | None:
-    """Where an installed module lies; nothing of it is imported."""
+    """The file of an installed module, found without importing it."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -182,7 +182,7 @@ def _file_of(module: str) -> Path | None:
 
 
 def _constants(paper: ast.ClassDef) -> dict[str, Any]:
-    """The class attributes that are plain values."""
+    """The class attributes that are literals."""
     return {
         target.id: node.value.value
         for node in paper.body
@@ -219,9 +219,9 @@ def _entry(name: str, family: str, path: Path, tree: ast.Module, paper: ast.Clas
 
 @cache
 def _bases(family: str) -> frozenset[str]:
-    """The names of what a paper of a family derives from: `Method`, and the family's own classes that derive from it.
+    """The names of the base classes of a family: `Method`, and the classes of the family that derive from it.
 
-    A regular expression finds them: parsing the family's shared modules takes longer than parsing its papers.
+    Found by a regular expression: parsing the shared modules of a family takes longer than parsing its papers.
     """
     texts = [path.read_text(encoding="utf-8") for path in (FOLDER / family).glob("*.py")]
     classes = {name: set(re.findall(r"\w+", bases)) for text in texts for name, bases in CLASS.findall(text)}
@@ -232,7 +232,7 @@ def _bases(family: str) -> frozenset[str]:
 
 
 def _deriving(tree: ast.Module, bases: Collection[str], all_of_file: bool = False) -> list[ast.ClassDef]:
-    """The classes of a file that have one of `bases`; with `all_of_file`, also those that have one of these classes."""
+    """The classes of a file that derive from one of `bases`; with `all_of_file`, also from one another."""
     found: list[ast.ClassDef] = []
     names = set(bases)
     for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
@@ -262,28 +262,28 @@ def _settings(paper: ast.ClassDef, lines: list[str]) -> tuple[Setting, ...]:
 
 
 def find(name: str, family: str) -> Entry:
-    """The method called `name`, which may have hyphens, or `file.py:Class`. Raises UsageError with the nearest name."""
+    """The method `name`, which may have hyphens, or `file.py:Class`. Raises UsageError, which suggests the nearest name."""
     if ":" in name:
         entry = own(name, family=family)
         if entry.family != family:
-            raise UsageError(f"--method {name} is of `compress {entry.family}`, and not of `compress {family}`.")
+            raise UsageError(f"--method {name} belongs to `compress {entry.family}`, not to `compress {family}`.")
         return entry
     methods = catalogue()
-    if not {name, name.replace("-", "_")} & methods.keys():  # packages are asked where a name is none of ours
+    if not {name, name.replace("-", "_")} & methods.keys():  # installed packages are searched if it is not built in
         methods = known()
         if name in (faults := installed()[1]):
             raise UsageError(faults[name])
     found = next((one for one in (name, name.replace("-", "_")) if one in methods), name)
     here = [entry.name for entry in methods.values() if entry.family == family]
     if found not in here and found in methods:
-        raise UsageError(f"--method {name} is of `compress {methods[found].family}`. Here: {', '.join(here)}.")
+        raise UsageError(f"--method {name} belongs to `compress {methods[found].family}`. Available here: {', '.join(here)}.")
     if found not in here:
-        raise UsageError(f"--method {name!r} is not known{did_you_mean(name, here) or '.'} Known: {', '.join(here)}.")
+        raise UsageError(f"--method {name!r} is unknown{did_you_mean(name, here) or '.'} Available: {', '.join(here)}.")
     return methods[found]
 
 
 def parse_settings(entry: Entry, pairs: list[str]) -> dict[str, Value]:
-    """`["mask_norms=false"]` -> the settings that differ from the defaults, typed. Raises UsageError."""
+    """Parse `["mask_norms=false"]` into typed values. Raises UsageError."""
     settings: dict[str, Value] = {}
     known = {setting.name: setting for setting in entry.settings}
     for pair in pairs:
@@ -291,14 +291,14 @@ def parse_settings(entry: Entry, pairs: list[str]) -> dict[str, Value]:
         if not equals:
             raise UsageError(f"--set {pair!r} is not of the form name=value.")
         if name not in known:
-            listed = f" It has: {', '.join(known)}." if known else " It has no settings."
+            listed = f" Its settings: {', '.join(known)}." if known else " It has no settings."
             raise UsageError(f"--set {pair!r}: {entry.name} has no setting {name!r}{did_you_mean(name, known) or '.'}{listed}")
         settings[name] = _typed(known[name], text)
     return settings
 
 
 def written(entry: Entry, settings: Mapping[str, Value]) -> list[str] | None:
-    """All settings of a method as `name=value`, those that were not given with their defaults; None when it has none."""
+    """All settings of a method as `name=value`, with defaults for those not given; None if it has no settings."""
     values = {**{setting.name: setting.default for setting in entry.settings}, **settings}
     return [f"{name}={value}" for name, value in values.items()] or None
 
@@ -313,23 +313,23 @@ def _typed(setting: Setting, text: str) -> Value:
 
 
 def create(entry: Entry, job: Job, settings: Mapping[str, Value]) -> Method:
-    """The method itself, for a job. Raises UsageError for a class of the user's own that cannot be imported or made."""
+    """Instantiate the method for a job. Raises UsageError for a custom class that cannot be imported or instantiated."""
     where = entry.code.rpartition(":")[0] or f"compressor.methods.{entry.family}.papers.{entry.name}"
     try:
         module = from_file(entry.file) if where.endswith(".py") else import_module(where)
         method = getattr(module, entry.cls)(job, **settings)
     except CompressError:
         raise
-    except (Exception, SystemExit) as error:  # of the user's code, anything may come
+    except (Exception, SystemExit) as error:  # user code can raise anything
         if not entry.code:
             raise
-        raise UsageError(f"--method {entry.name} could not be made: {first_line(error)}.") from error
-    return method  # type: ignore[no-any-return]  # a class found by name
+        raise UsageError(f"--method {entry.name} cannot be created: {first_line(error)}.") from error
+    return method  # type: ignore[no-any-return]  # the class is looked up by name
 
 
 @contextmanager
 def blaming(entry: Entry | None) -> Iterator[None]:
-    """Raise UsageError, with the line, for what goes wrong in the code of a method that does not come with compress."""
+    """Turn an error in the code of a custom or installed method into a UsageError that names its line."""
     try:
         yield
     except CompressError:

@@ -1,10 +1,10 @@
-"""What a network computes on its way, for papers that train a part of it: what layers read, and what is computed only once.
+"""Intermediate activations, for papers that train a part of the network: layer inputs, and a cache of what is not trained.
 
-    answers, read = reads(model, ["fc1", "fc2"], images)    what these layers read, call by call
-    first, then = halves(model, inputs)                     then(*first(images)) is model(images), and all training is in `then`
-    known = Remembered(first, limit)                        known(batch) is first(batch.images), computed once for each image
+    outputs, read = reads(model, ["fc1", "fc2"], images)    inputs of these layers, call by call
+    first, then = halves(model, inputs)                     then(*first(images)) == model(images); `then` has all trained layers
+    known = Remembered(first, limit)                        known(batch) is first(batch.images), computed once per image
 
-Where the fully-connected layers alone are trained, `first` is the convolutions, and most of the work.
+If only the fully-connected layers are trained, `first` is the convolutions, which are most of the computation.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from compressor.data import Batch
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import tensors_in
 
-MOST = 4  # values that cross from the first half to the second
-SLACK = 1e-4  # largest difference over largest output: the same operators, perhaps in another order
+MOST = 4  # maximum number of values passed from the first half to the second
+SLACK = 1e-4  # maximum difference relative to the largest output: the order of operators may differ
 
 Function = Callable[[Tensor], Sequence[Any]]
 
 
 def reads(model: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Any, list[tuple[str, Tensor]]]:
-    """What `model` answers; and the names of modules, of `names`, with what each read, in the order of their calls."""
+    """The output of `model`, and (name, input) of each call of the modules in `names`, in the order of the calls."""
     read: list[tuple[str, Tensor]] = []
 
     def hear(name: str, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
@@ -46,14 +46,14 @@ def reads(model: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Any, 
 
 
 def halves(model: nn.Module, inputs: AnyInputs) -> tuple[Function, Callable[..., Any]] | None:
-    """All that `model` computes before the first parameters that want a gradient, and the rest, which reads what that gives.
+    """Split `model` before the first parameters that require a gradient, into a frozen part and one that consumes its output.
 
-    Both share the model's parameters, and run in the mode that it is in now. None when the model cannot be traced, as one that
-    branches on values, when nothing comes before what is trained, or when more than `MOST` values would cross.
+    Both share the model's parameters and run in its present mode. None if the model cannot be traced (for example, because it
+    branches on values), if nothing precedes the trained layers, or if more than `MOST` values are passed between the halves.
     """
     try:
         graph = fx.symbolic_trace(model).graph
-    except Exception:  # the model's code meets stand-ins for tensors, and fails as it likes
+    except Exception:  # the model's code runs on proxies, and can raise anything
         return None
     reading = _behind(graph, lambda node: node.op == "placeholder")
     trained = _behind(graph, lambda node: node.op == "output" or _is_trained(model, node))
@@ -61,7 +61,7 @@ def halves(model: nn.Module, inputs: AnyInputs) -> tuple[Function, Callable[...,
     crossing = [node for node in graph.nodes if node in known and any(user in trained for user in node.users)]
     if len(crossing) > MOST or all(node.op == "placeholder" for node in crossing):
         return None
-    first, then = fx.Graph(), fx.Graph()  # what no image has a part in, such as a table of positions, is in both
+    first, then = fx.Graph(), fx.Graph()  # nodes that do not depend on images, such as position embeddings, are in both
     copies: dict[fx.Node, fx.Node] = {}
     for node in (node for node in graph.nodes if node not in trained):
         copies[node] = first.node_copy(node, copies.__getitem__)
@@ -74,7 +74,7 @@ def halves(model: nn.Module, inputs: AnyInputs) -> tuple[Function, Callable[...,
 
 
 def _behind(graph: fx.Graph, starts: Callable[[fx.Node], bool]) -> set[fx.Node]:
-    """The nodes at which something starts, and all that depend on them."""
+    """The nodes for which `starts` is true, and all nodes that depend on them."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if starts(node) or any(source in found for source in node.all_input_nodes):
@@ -89,21 +89,21 @@ def _is_trained(model: nn.Module, node: fx.Node) -> bool:
 
 
 def _same(model: nn.Module, first: Function, then: Callable[..., Any], inputs: AnyInputs) -> bool:
-    """Whether the halves answer as the model does: its code may change a tensor in place that the other half has read."""
+    """Whether the halves reproduce the model's output; they do not if its code modifies a shared tensor in place."""
     samples = Inputs.of(inputs).random(2, like=model)
     with torch.no_grad():
         pairs = list(zip(tensors_in(model(*samples)), tensors_in(then(*first(*samples))), strict=True))
     return all(bool((a - b).abs().max() <= SLACK * a.abs().max()) for a, b in pairs)
 
 
-# Once for each image --------------------------------------------------------------------------------------------------
+# Once per image -----------------------------------------------------------------------------------------------------
 
 
 class Remembered:
-    """What `function` makes of images, without gradients, computed once for each image while all fits in `limit` bytes.
+    """Cache of `function(images)`, without gradients: computed once per image while the results fit in `limit` bytes.
 
-    Nothing is kept where `function` gives something else than tensors with one row an image. An image is known by its index, so
-    it must always be the same: not moved, not mirrored.
+    Nothing is cached unless `function` returns tensors with one row per image. Images are identified by their index, so they
+    must not be augmented (no shift, no flip).
     """
 
     def __init__(self, function: Function, limit: float) -> None:
@@ -113,7 +113,7 @@ class Remembered:
         self._keeps: bool | None = None  # None: not known before the first batch
 
     def __call__(self, batch: Batch) -> list[Any]:
-        """What `function` gives for the whole batch."""
+        """The result of `function` for the whole batch."""
         if self._keeps is None:
             self._keeps = self.limit > 0 and self._by_row(batch.images)
         if not self._keeps:
@@ -133,11 +133,11 @@ class Remembered:
             return list(self.function(images))
 
     def _rows(self, images: Tensor) -> list[tuple[Tensor, ...]]:
-        tensors = [tensor.clone() for tensor in self._made(images)]  # a part of a larger tensor would keep all of it
+        tensors = [tensor.clone() for tensor in self._made(images)]  # a view would keep the whole tensor in memory
         return list(zip(*(tensor.unbind() for tensor in tensors), strict=True))
 
     def _by_row(self, images: Tensor) -> bool:
-        """Whether there are tensors with one row for one image, and two for two."""
+        """Whether all results are tensors with one row for one image, and two for two."""
         return all(
             isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(some)
             for some in (images[:1], images[:2])

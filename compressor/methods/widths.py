@@ -1,7 +1,7 @@
-"""Which channels go, so that exactly as much goes as was asked.
+"""Select the channels to prune so that a goal is met.
 
-Given one score a channel (low = weak), `choose` removes the weakest until the goal is met; costs come from a table, so the
-search never runs the model.
+Given one importance score per channel (low = unimportant), `choose` removes the channels with the lowest scores until the goal
+is met. Costs come from a table, so the search never runs the model.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from compressor.errors import Infeasible, UsageError, did_you_mean
 from compressor.training.goal import UNIT, WITHIN, Curve, Goal, Quantity
 
 Scores = npt.NDArray[np.float64]
-UNMEASURED = 2.0  # a loss above all that can be measured
-TIE = 1e-6  # of equal losses, those of groups of which less is gone come first
+UNMEASURED = 2.0  # above every loss of accuracy that can be measured
+TIE = 1e-6  # of channels with equal loss, those of the less pruned group come first
 
 
 def cost_of(channels: Channels, quantity: Quantity) -> Cost:
-    """The table of what a goal counts."""
+    """The cost table of the quantity that a goal limits."""
     tables = {"macs": lambda: channels.macs, "params": lambda: channels.params, "size": lambda: channels.bytes}
     return tables[quantity]()
 
 
 def uniform(channels: Channels, scores: Scores) -> Scores:
-    """Scores under which every group gives the same share: the rank of each channel inside its own group, 0..1."""
+    """Scores that prune the same fraction of every group: the rank of each channel within its group, 0..1."""
     ranks = np.empty(len(scores))
     start = 0
     for group in channels.groups:
@@ -41,21 +41,21 @@ def uniform(channels: Channels, scores: Scores) -> Scores:
 
 
 def by_sensitivity(channels: Channels, scores: Scores, curves: Mapping[str, Curve]) -> Scores:
-    """Scores under which groups that lose little go first: the k-th weakest channel of a group has the loss at rate k/size.
+    """Scores from sensitivity curves: the k-th weakest channel of a group gets the loss of accuracy measured at rate k/size.
 
-    Inside a group the order of `scores` stays; groups without a curve come last.
+    Insensitive groups are pruned first. Within a group the order of `scores` is kept; groups without a curve come last.
     """
     ranks = channels.split(uniform(channels, scores))  # from 0
     lost = []
     for group in channels.groups:
-        gone = ranks[group.name] + 1 / group.size  # the share of the group that is gone when this channel is, too
+        gone = ranks[group.name] + 1 / group.size  # fraction of the group that is pruned when this channel is
         curve = curves.get(group.name)
         lost.append((UNMEASURED if curve is None else curve.at(gone)) + TIE * gone)
     return np.concatenate(lost)
 
 
 class Shelf:
-    """Channels in the order in which they would go, the weakest first, with the bounds that every choice respects."""
+    """Channels in the order in which they are pruned, the weakest first, with the bounds that every mask respects."""
 
     def __init__(self, channels: Channels, scores: Scores, round_to: int | None, most: float, coarsest: int = 8) -> None:
         self.sizes = np.array([group.size for group in channels.groups], np.int64)
@@ -63,20 +63,20 @@ class Shelf:
         order = np.argsort(scores, kind="stable")
         self.order = order
         by_group = order[np.argsort(self.group[order], kind="stable")]
-        self.place = np.empty(len(scores), np.int64)  # place of each atom in its own group, the weakest first
+        self.place = np.empty(len(scores), np.int64)  # rank of each atom within its group, the weakest first
         self.place[by_group] = np.arange(len(scores)) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
         self.units = units(self.sizes, coarsest) if round_to is None else np.full(len(self.sizes), round_to)
         self.least = np.maximum(1, np.ceil(self.sizes * (1 - most) - 1e-9)).astype(np.int64)
 
     def without(self, drops: npt.NDArray[np.int64]) -> Mask:
-        """The mask when each group gives its `drops` [groups] weakest, bounded and rounded."""
+        """The mask that prunes the `drops` [groups] weakest channels of each group, bounded and rounded."""
         kept = np.maximum(self.sizes - drops, self.least)
         kept = np.minimum(-(-kept // self.units) * self.units, self.sizes)
         mask: Mask = self.place >= (self.sizes - kept)[self.group]
         return mask
 
     def drops(self, count: int) -> npt.NDArray[np.int64]:
-        """How many of the `count` weakest channels of all groups together lie in each group [groups]."""
+        """How many of the `count` globally weakest channels belong to each group [groups]."""
         return np.bincount(self.group[self.order[:count]], minlength=len(self.sizes))
 
     def without_weakest(self, count: int) -> Mask:
@@ -84,10 +84,10 @@ class Shelf:
 
 
 def units(sizes: npt.NDArray[np.int64], coarsest: int = 8) -> npt.NDArray[np.int64]:
-    """The multiple that each group's width is rounded to [groups]: `coarsest` for groups four times as wide, fewer below.
+    """The multiple that the width of each group is rounded to [groups]: `coarsest` if the group is at least four times as wide.
 
-    Processors compute several channels at once; odd widths can make a network slower than it was before channels were cut.
-    A quarter of the width is the coarsest step that still leaves a choice.
+    Narrower groups are rounded to the largest power of two that is at most a quarter of their width. Processors compute several
+    channels at once, so a network with odd widths can be slower than the unpruned one.
     """
     quarter = np.clip(sizes // 4, 1, coarsest)
     return np.asarray(2 ** np.floor(np.log2(quarter)), np.int64)
@@ -102,23 +102,23 @@ def choose(
     most: float = 0.95,
     overhead: float = 0.0,
 ) -> Mask:
-    """Remove the lowest-scoring atoms until the goal is met; at most the share `most` of one group goes.
+    """The mask without the lowest-scoring atoms that meets the goal; prunes at most the fraction `most` of a group.
 
-    `scores` [atoms]; widths become multiples of `round_to`, or of what `units` says; `overhead` is added to the cost of any
-    choice (an ONNX file's bytes beside its weights).
-    Raises Infeasible, telling the nearest point that can be reached.
+    `scores` [atoms]; widths become multiples of `round_to`, or by default of `units`; `overhead` is added to the cost of every
+    mask (the bytes of an ONNX file that are not weights).
+    Raises Infeasible, with the nearest feasible goal.
     """
     if not channels.atoms:
-        raise Infeasible("Nothing can be cut from this model: see `compress inspect` for what is frozen, and why.")
+        raise Infeasible("No channel of this model can be pruned: `compress inspect` lists the frozen layers, with the reason.")
     if goal.quantity == "filters":
         assert goal.share is not None
-        shelf = Shelf(channels, scores, round_to or 1, most)  # papers round down to whole filters, and to nothing else
+        shelf = Shelf(channels, scores, round_to or 1, most)  # as in the papers: rounded down to whole filters only
         return shelf.without(np.floor(shelf.sizes * goal.share + 1e-9).astype(np.int64))
     table = cost_of(channels, goal.quantity)
     full = table.total(channels.all_kept()) + overhead
     limit = goal.limit if goal.limit is not None else full * (1 - goal.asked(full))
     if limit >= full:
-        raise Infeasible(f"{goal.text} is met already: the model has {full:,.0f} {UNIT[goal.quantity]}. Ask for less.")
+        raise Infeasible(f"{goal.text} is already met: the model has {full:,.0f} {UNIT[goal.quantity]}. Set a lower limit.")
     within = WITHIN * full if goal.share is not None else 0.0
     for coarsest in (8, 4, 2, 1) if round_to is None else (8,):
         shelf = Shelf(channels, scores, round_to, most, coarsest)
@@ -130,15 +130,15 @@ def choose(
             return mask
     if least > limit + within:
         raise Infeasible(
-            f"{goal.text} asks for {1 - limit / full:.1%} fewer {goal.quantity}, but at most {1 - least / full:.1%} can go "
-            f"(frozen layers, and at most {most:.0%} of any group's channels).\n"
-            f"{_feasible(goal, least, full)} can be reached; `compress inspect` tells what is frozen, and why."
+            f"{goal.text} requires {1 - limit / full:.1%} fewer {goal.quantity}, but at most {1 - least / full:.1%} can be "
+            f"removed (layers are frozen, and at most {most:.0%} of a group's channels are pruned).\n"
+            f"{_feasible(goal, least, full)} is feasible; `compress inspect` lists the frozen layers, with the reason."
         )
     return mask
 
 
 def _search(shelf: Shelf, table: Cost, limit: float, within: float) -> Mask:
-    """The fewest removals that bring the cost to the limit; with `within` above 0, as near to it as can be from either side."""
+    """The fewest removals that bring the cost to the limit; with `within` above 0, as near as possible from either side."""
 
     def cost(count: int) -> float:
         return table.total(shelf.without_weakest(count))
@@ -148,7 +148,7 @@ def _search(shelf: Shelf, table: Cost, limit: float, within: float) -> Mask:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(middle) <= limit else (middle + 1, high)
     if within and low and cost(low - 1) - limit < limit - cost(low):
-        low -= 1  # one removal fewer lies nearer to what was asked
+        low -= 1  # one removal fewer is nearer to the target
     mask = shelf.without_weakest(low)
     if not within or abs(table.total(mask) - limit) <= within:
         return mask
@@ -156,7 +156,7 @@ def _search(shelf: Shelf, table: Cost, limit: float, within: float) -> Mask:
 
 
 def _feasible(goal: Goal, least: float, full: float) -> str:
-    """The goal that can just be reached, in the words of the one that was asked; `least` and `full` are costs."""
+    """The strictest feasible goal, in the form of the requested one; `least` and `full` are costs."""
     if goal.limit is not None:
         return f"--target {goal.quantity}<={math.ceil(least)}"
     share = math.floor((1 - least / full) * 1000) / 1000
@@ -166,7 +166,7 @@ def _feasible(goal: Goal, least: float, full: float) -> str:
 def _nearer(shelf: Shelf, table: Cost, drops: npt.NDArray[np.int64], limit: float, within: float) -> Mask:
     """Move single groups by one unit until the cost is `within` the limit, or no move brings it nearer.
 
-    One step of a wide stream can cost many points at once; a few narrow groups then make up for the rest.
+    One step of a wide residual stream can change the cost by many points; a few narrow groups then compensate.
     """
     best = shelf.without(drops)
     gap = abs(table.total(best) - limit)
@@ -186,7 +186,7 @@ def _nearer(shelf: Shelf, table: Cost, drops: npt.NDArray[np.int64], limit: floa
 
 
 def reached(channels: Channels, mask: Mask, goal: Goal, overhead: float = 0.0) -> float:
-    """The share of the goal's quantity that is gone under `mask`."""
+    """The fraction of the goal's quantity that `mask` removes."""
     if goal.quantity == "filters":
         weights = np.concatenate([np.full(g.size, len(g.layers)) for g in channels.groups])
         return float((~mask * weights).sum() / weights.sum())
@@ -196,8 +196,9 @@ def reached(channels: Channels, mask: Mask, goal: Goal, overhead: float = 0.0) -
 
 
 def macs_at(channels: Channels, share: float) -> float:
-    """The share of the MACs that is gone when every layer gives exactly `share` of its filters, also where that is no whole
-    number: so the papers count that prune all layers alike.
+    """The fraction of the MACs removed when exactly `share` of the filters of every layer is pruned.
+
+    Fractional filter counts are allowed, as in papers that prune all layers at the same rate.
     """
     kept = np.full(channels.atoms, 1.0 - share)
     return 1 - channels.macs.total(kept) / channels.macs.total(channels.all_kept())
@@ -211,7 +212,7 @@ def check_keep(patterns: Iterable[str], layers: Collection[str]) -> None:
 
 
 def hold(channels: Channels, patterns: list[str]) -> Channels:
-    """Keep whole every group that is the output of a layer whose name matches one of the shell patterns.
+    """Do not prune groups that are the output of a layer whose name matches one of the shell patterns.
 
     Raises UsageError for a pattern that matches no layer.
     """
@@ -222,5 +223,5 @@ def hold(channels: Channels, patterns: list[str]) -> Channels:
     for pattern in patterns:
         for group in channels.groups:
             if any(fnmatch(member.tensor.rpartition(".")[0], pattern) for member in group.members if member.role != "in"):
-                held[group.name] = f"kept as asked (--keep {pattern})"
+                held[group.name] = f"excluded by --keep {pattern}"
     return channels.without(held) if held else channels

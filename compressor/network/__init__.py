@@ -1,4 +1,4 @@
-"""How any network is called, copied and counted, and what may stand in place of a layer.
+"""How a network is called, copied and its cost counted, and the modules that may replace a layer.
 
 Imports: nothing.
 """

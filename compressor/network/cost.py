@@ -1,9 +1,9 @@
-"""What a network costs: multiply-adds, parameters, bytes.
+"""The cost of a network: multiply-adds (MACs), parameters, bytes.
 
-Cost is counted on the network as it stands, with whole channels, by running one image through a copy without data.
+Cost is counted on the network itself, by a forward pass of one image through a copy on the `meta` device.
 
 Units: MACs are multiply-adds for one image, sizes are bytes. `inputs` is the shape of one image (channels, height, width), or
-whatever `Inputs.of` takes.
+anything `Inputs.of` accepts.
 """
 
 import contextlib
@@ -30,26 +30,26 @@ Watch = TypeVar("Watch", bound=AbstractContextManager[Any])
 
 
 def count_macs(model: nn.Module, inputs: AnyInputs) -> int:
-    """Multiply-adds of all convolutions and matrix products for one image."""
+    """MACs of all convolutions and matrix products for one image."""
     return sum(_count_flops(model, inputs).values()) // 2
 
 
 def layer_macs(model: nn.Module, inputs: AnyInputs) -> dict[str, int]:
-    """Multiply-adds for one image by module name; what is done inside a module's children counts for them alone.
+    """MACs for one image by module name; those of a module's children count for the children only.
 
-    Modules that do none are left out; the values add up to `count_macs`.
+    Modules without MACs are omitted; the values add up to `count_macs`.
     """
     flops = _count_flops(model, inputs)
     return {name: flops[name] // 2 for name, _ in model.named_modules() if flops[name]}
 
 
 def count_params(model: nn.Module) -> int:
-    """Numbers in the parameters; a parameter that has two names counts once."""
+    """The number of parameters; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def sparsity(model: nn.Module) -> float:
-    """The share of the weights of all layers that are zero; biases and norms do not count."""
+    """Sparsity: the fraction of the weights of all layers that are zero, without biases and norms."""
     weights = [weight for weight in model.parameters() if weight.dim() >= 2]
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
@@ -60,9 +60,9 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def peak_activation_bytes(model: nn.Module, inputs: AnyInputs) -> int:
-    """Largest sum of bytes of the tensors alive at one time while PyTorch, in eval mode, answers for one image.
+    """Peak activation memory: the largest sum of bytes of the tensors alive at one time in a forward pass of one image.
 
-    The image counts and the weights do not; a view counts as what it looks into.
+    The network is in eval mode. The image counts, the weights do not; a view counts as the storage that it shares.
     """
     return _forward(model, inputs, _PeakMemory).peak
 
@@ -72,23 +72,23 @@ def _count_flops(model: nn.Module, inputs: AnyInputs) -> Counter[str]:
 
 
 def _forward(model: nn.Module, inputs: AnyInputs, watch: Callable[[nn.Module, list[Tensor]], Watch]) -> Watch:
-    """Runs one image through a copy of the model in eval mode while `watch(network, samples)` looks on; returns it."""
+    """Run one image through a copy of the model in eval mode under the mode `watch(network, samples)`, and return that mode."""
     inputs = Inputs.of(inputs)
 
     def run(network: nn.Module) -> Watch:
         samples = inputs.random(1, like=network)
-        watching = watch(network.eval().requires_grad_(False), samples)  # PyTorch's counter trips over some that have gradients
+        watching = watch(network.eval().requires_grad_(False), samples)  # PyTorch's counter fails for some with gradients
         with torch.no_grad(), separate_attention(), watching:
             inputs.call(network, samples)
         return watching
 
-    with contextlib.suppress(Exception):  # a network that branches on values cannot run without data
+    with contextlib.suppress(Exception):  # a network whose control flow depends on values cannot run without data
         return run(meta_copy(model))
     try:
         return run(copy.deepcopy(model))
     except Exception as error:
         raise UsageError(
-            f"The network cannot answer for {inputs.described}: give the shape it was trained with.\n{first_line(error)}"
+            f"The network does not run on {inputs.described}: give the shape it was trained with.\n{first_line(error)}"
         ) from error
 
 
@@ -129,12 +129,12 @@ class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
 
 class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # likewise
-    """Looks at every operator's outputs and adds up the storages that are alive."""
+    """Adds up the storages that are alive, from the outputs of every operator."""
 
     def __init__(self, network: nn.Module, samples: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.alive = self.peak = 0
-        # By address: one is used again only after the storage that had it is gone, and forgotten.
+        # By address: an address is reused only after its storage was freed, and removed here.
         self.known = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
         for sample in samples:
             self._remember(sample)

@@ -1,10 +1,10 @@
-"""What a network is called with: one batch of images as a rule, several tensors or named ones where its `forward` wants them.
+"""The inputs of a network: usually one batch of images, or several or named tensors, as its `forward` takes them.
 
     Inputs.of((3, 224, 224))                            model(images)
     Inputs.of([(3, 128, 128), (3, 128, 128)])           model(first, second)
     Inputs.of({"pixel_values": (3, 224, 224)})          model(pixel_values=images)
 
-Shapes are those of one sample, without the batch. Functions that run a network take any of the forms above as `inputs`.
+Shapes are those of one sample, without the batch. Functions that run a network accept any of the forms above as `inputs`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from compressor.errors import UsageError
 
-WHOLE = ("int64", "int32", "bool")  # types of inputs that are not measurements: token ids, positions, masks
+WHOLE = ("int64", "int32", "bool")  # types of integer inputs: token ids, positions, masks
 _WRITTEN = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(?:[xX]\d+)*)(?::(?P<dtype>\w+))?")
 
 
 @dataclass(frozen=True)
 class Input:
-    """One tensor that a network takes, by position or by `name`; `dtype` None is the floating type of its weights.
+    """One input tensor of a network, passed by position or by `name`; `dtype` None is the floating-point type of its weights.
 
-    Raises UsageError when it is no shape, or the type none of `WHOLE`.
+    Raises UsageError when the shape is not valid, or the type is not in `WHOLE`.
     """
 
     shape: tuple[int, ...]
@@ -37,17 +37,17 @@ class Input:
 
     def __post_init__(self) -> None:
         if not self.shape or not all(isinstance(size, int) and size > 0 for size in self.shape):
-            raise UsageError(f"{list(self.shape)} is not a shape of an input: give whole numbers above 0, as in [3, 224, 224].")
+            raise UsageError(f"{list(self.shape)} is not an input shape: give positive integers, as in [3, 224, 224].")
         if self.name is not None and not str(self.name).isidentifier():
-            raise UsageError(f"{self.name!r} is not a name of an input: give that of an argument, as in pixel_values.")
+            raise UsageError(f"{self.name!r} is not an input name: give an argument name of forward, such as pixel_values.")
         if self.dtype not in (None, *WHOLE):
-            raise UsageError(f"{self.dtype!r} is not a type of an input: leave it away, or take one of {', '.join(WHOLE)}.")
+            raise UsageError(f"{self.dtype!r} is not an input type: omit it, or use one of {', '.join(WHOLE)}.")
 
     @staticmethod
     def parse(text: str) -> Input:
-        """What is written after --input: `3x224x224`, `pixel_values=1x3x224x224` or `input_ids=1x16:int64`.
+        """Parse the value of --input: `3x224x224`, `pixel_values=1x3x224x224` or `input_ids=1x16:int64`.
 
-        A 1 in front is the batch where there is a name, a type, or more than three numbers. Raises UsageError.
+        A leading 1 is the batch if there is a name, a type, or more than three sizes. Raises UsageError.
         """
         found = _WRITTEN.fullmatch(text)
         sizes = tuple(map(int, re.split("[xX]", found["sizes"]))) if found else ()
@@ -57,24 +57,24 @@ class Input:
         if found is None or not all(sizes) or len(sizes) < (1 if special else 3):
             raise UsageError(
                 f"--input {text!r} is not a shape: write channels x height x width, as in 3x224x224, "
-                "or NAME=1x3x224x224 for an input that the network takes by name."
+                "or NAME=1x3x224x224 for a named input."
             )
         return Input(sizes, found["name"], found["dtype"])
 
     def random(self, n: int, generator: torch.Generator, like: Tensor) -> Tensor:
-        """[n, *shape] of normal noise, as `like`; whole numbers are 0 and 1, which every vocabulary and mask has.
+        """[n, *shape] of normal noise, of the type and device of `like`. Integers are 0 or 1, valid for any vocabulary or mask.
 
-        The same numbers come on every device, and none on `meta`.
+        The values are the same on every device, except on `meta`, which has none.
         """
         dtype = like.dtype if self.dtype is None else getattr(torch, self.dtype)
-        if like.is_meta:  # to draw there would import torch's compiler, which takes seconds
+        if like.is_meta:  # sampling there would import torch's compiler, which takes seconds
             return torch.empty(n, *self.shape, dtype=dtype, device="meta")
         if self.dtype is None:
             return torch.randn(n, *self.shape, generator=generator).to(like)
         return torch.randint(2, (n, *self.shape), generator=generator).to(like.device, dtype)
 
     def __str__(self) -> str:
-        """What `parse` reads."""
+        """The text that `parse` accepts."""
         batch = (1,) if self.name or self.dtype or (len(self.shape) > 3 and self.shape[0] == 1) else ()
         sizes = "x".join(map(str, (*batch, *self.shape)))
         return (f"{self.name}=" if self.name else "") + sizes + (f":{self.dtype}" if self.dtype else "")
@@ -82,18 +82,18 @@ class Input:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a network is called with. Raises UsageError when two have the same name."""
+    """All inputs of a network. Raises UsageError when two have the same name."""
 
     each: tuple[Input, ...]
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.each) or not self.each:
             found = str(self) or "none"
-            raise UsageError(f"A network takes at least one input, each by a name of its own; found {found}.")
+            raise UsageError(f"A network needs at least one input, and input names must differ; found {found}.")
 
     @property
     def names(self) -> list[str]:
-        """As the ONNX file has them: `images` alone, and `input0`, `input1`, ... for several that have no name."""
+        """Input names in the ONNX file: `images` for a single input, `input0`, `input1`, ... for several without names."""
         alone = len(self.each) == 1
         return [entry.name or ("images" if alone else f"input{i}") for i, entry in enumerate(self.each)]
 
@@ -104,12 +104,12 @@ class Inputs:
 
     @property
     def numbers(self) -> int:
-        """How many numbers one sample has, of all inputs."""
+        """The number of values in one sample of all inputs."""
         return sum(math.prod(entry.shape) for entry in self.each)
 
     @staticmethod
     def of(inputs: Inputs | InputShapes) -> Inputs:
-        """The shape of one sample, several such shapes in the order of `forward`, or name -> shape."""
+        """Inputs from the shape of one sample, several such shapes in the order of `forward`, or name -> shape."""
         if isinstance(inputs, Inputs):
             return inputs
         if isinstance(inputs, Mapping):
@@ -119,19 +119,19 @@ class Inputs:
         return Inputs(tuple(Input(tuple(shape)) for shape in shapes))
 
     def random(self, n: int, seed: int = 0, like: nn.Module | None = None) -> list[Tensor]:
-        """`n` random samples of each input, on the device and in the floating type of the weights of `like`."""
+        """`n` random samples of each input, with the device and floating-point type of the weights of `like`."""
         weights = (p for p in like.parameters() if p.is_floating_point()) if like is not None else iter(())
         weight = next(weights, torch.empty(0))
         generator = torch.Generator().manual_seed(seed)
         return [entry.random(n, generator, weight) for entry in self.each]
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """The arguments of `forward` by position and by name; `tensors` has one for each input."""
+        """Positional and keyword arguments of `forward`; `tensors` has one tensor for each input."""
         pairs = list(zip(self.each, tensors, strict=True))
         return tuple(t for entry, t in pairs if not entry.name), {entry.name: t for entry, t in pairs if entry.name}
 
     def call(self, model: nn.Module, tensors: Sequence[Tensor]) -> Any:
-        """What `model` returns for one tensor an input."""
+        """The result of `model` for one tensor per input."""
         args, kwargs = self.split(tensors)
         return model(*args, **kwargs)
 
@@ -140,7 +140,7 @@ class Inputs:
 
     @property
     def described(self) -> str:
-        """As a message names them."""
+        """For messages."""
         return f"{'images' if self.names == ['images'] else 'inputs'} of {self}"
 
 

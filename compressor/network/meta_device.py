@@ -1,9 +1,9 @@
-"""A copy of a network that has shapes but no numbers.
+"""A copy of a network with shapes but without data.
 
-PyTorch's `meta` device keeps the shape and type of a tensor and throws its content away. A forward pass there takes
-no memory and next to no time, yet calls the same operators in the same order, so it tells what a network would do.
-The copy is made without copying a single weight: while Python copies the modules, every tensor that it comes across
-is replaced by its twin on `meta`.
+Tensors on PyTorch's `meta` device have a shape and a type, but no data. A forward pass there takes no memory and next
+to no time, yet calls the same operators in the same order, so it shows what a network would do.
+The copy is made without copying a single weight: while Python copies the modules, every tensor is replaced by its
+counterpart on `meta`.
 """
 
 import copy
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 def meta_copy(model: nn.Module) -> nn.Module:
     """A deep copy of `model` on `meta`: the same modules, hooks, shapes, types and `requires_grad` flags, and no data.
 
-    What was one tensor under several names stays one tensor; tensors that are neither parameters nor buffers move too.
+    Shared tensors stay shared; tensors that are neither parameters nor buffers move, too.
     A hook that is a plain function is shared with the original, as in every deep copy, and so is what it refers to.
     """
     with _MetaTwins():
@@ -27,7 +27,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 class _MetaTwins(TorchFunctionMode):
-    """While active, a tensor that is copied becomes its twin on `meta`."""
+    """While active, copying a tensor returns its counterpart on `meta`."""
 
     def __torch_function__(
         self,
@@ -39,14 +39,14 @@ class _MetaTwins(TorchFunctionMode):
         if func is Tensor.__deepcopy__:
             tensor: Tensor = args[0]
             return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
-        if func is Tensor.clone:  # how a parameter copies itself, before it wraps the result in a parameter again
+        if func is Tensor.clone:  # how a parameter copies its data
             return args[0].to("meta")
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def separate_attention() -> Iterator[None]:
-    """PyTorch can run a whole transformer layer as one operator: here it runs its parts, which can be followed and counted."""
+    """Disable PyTorch's fused operators for transformer layers, so that their parts can be traced and counted."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -57,7 +57,7 @@ def separate_attention() -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode; afterwards each of its modules is in the mode that it was in before."""
+    """Put `model` in eval mode; afterwards restore the mode of each of its modules."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -68,5 +68,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy to learn from: on `device`, in eval mode, without gradients."""
+    """A copy for use as a teacher: on `device`, in eval mode, without gradients."""
     return copy.deepcopy(model).to(device).eval().requires_grad_(False)

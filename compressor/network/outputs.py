@@ -1,4 +1,4 @@
-"""What a network gives back: a tensor, or tensors in tuples, mappings and dataclasses, in any depth."""
+"""The outputs of a network: a tensor, or nested tuples, mappings and dataclasses of tensors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -11,16 +11,16 @@ from torch.utils._pytree import tree_leaves
 from compressor.errors import UsageError
 from compressor.network.meta_device import evaluating
 
-Predict = Callable[..., Tensor]  # images [n, channels, height, width], or every input -> logits [n, classes]
+Predict = Callable[..., Tensor]  # images [n, channels, height, width], or all inputs -> logits [n, classes]
 
-MAIN = ("logits", "out")  # what Hugging Face and torchvision call the answer
+MAIN = ("logits", "out")  # the names of the logits in Hugging Face and torchvision
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in what a network or an operator takes or returns, in order.
+    """All tensors in the arguments or results of a network or an operator, in order.
 
-    It looks into lists, tuples, mappings and dataclasses, subclasses of these too, and whatever is registered with torch's
-    pytree, which itself sees neither dataclasses nor subclasses.
+    Searches lists, tuples, mappings and dataclasses, also subclasses of these, and containers registered with torch's pytree,
+    which itself supports neither dataclasses nor subclasses.
     """
     if isinstance(value, Tensor):
         return [value]
@@ -34,7 +34,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The main answer, [n, classes] of a classifier: what is called `logits` or `out`, else the first tensor.
+    """The logits, [n, classes] of a classifier: the output named `logits` or `out`, else the first tensor.
 
     Raises UsageError when there is no tensor.
     """
@@ -44,20 +44,19 @@ def logits_of(output: Any) -> Tensor:
     for tensor in (*called, *tensors_in(output)):
         if isinstance(tensor, Tensor):
             return tensor
-    raise UsageError(f"The network answers with {type(output).__name__}, in which there is no tensor: have it return logits.")
+    raise UsageError(f"The network returns {type(output).__name__}, which contains no tensor: return the logits.")
 
 
 def main_first(output: Any) -> list[Tensor]:
-    """All tensors in `output`, its main answer before the others."""
+    """All tensors in `output`, the logits first."""
     main = logits_of(output)
     return [main, *(tensor for tensor in tensors_in(output) if tensor is not main)]
 
 
 def torch_predict(model: nn.Module, device: torch.device | str, amp: torch.dtype | None = None) -> Predict:
-    """A function that asks the model, which is moved to `device`; logits come back there, in float32.
+    """A function that runs the model, which is moved to `device`, and returns its logits there, in float32.
 
-    `amp` is the type that PyTorch's autocast may compute in. Every call runs in eval mode, and then each module has the
-    mode back that it had before.
+    `amp` is the type for PyTorch's autocast. Every call runs in eval mode and restores the mode of each module afterwards.
     """
     device = torch.device(device)
     model.to(device)

@@ -1,7 +1,7 @@
-"""What a layer may be replaced by: a chain of plain layers of torch, and a few parts that torch does not have.
+"""Replacements of a layer: a chain of plain torch layers, and a few modules that torch does not have.
 
-A chain stands where the layer stood, under its name. It is described in plain JSON, part by part, so that a network with chains
-can be built again (`make`) without a pickle: weights lie in the network's own state dict.
+A chain has the place and the name of the layer that it replaces. It is described in plain JSON, part by part, so that a network
+with chains can be rebuilt (`make`) without pickle; the weights are in the network's state dict.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Part = dict[str, Any]  # {"type": "Conv2d", ...}: what the constructor of that type is called with
+Part = dict[str, Any]  # {"type": "Conv2d", ...}: the arguments for the constructor of that type
 Pair = tuple[int, int]
-LARGEST = 1 << 26  # numbers in an index
+LARGEST = 1 << 26  # entries in an index
 
 
 @dataclass(frozen=True)
 class Chains:
-    """A step of a plan: module -> the parts of what takes its place."""
+    """A step of a plan: module -> the parts of the chain that replaces it."""
 
     parts: Mapping[str, Sequence[Part]]
 
 
 class Take(nn.Module):
-    """The places `index` along `dim`, in that order: [..., n, ...] -> [..., len(index), ...]. One may come several times."""
+    """Select the indices `index` along `dim`, in that order: [..., n, ...] -> [..., len(index), ...]. Indices may repeat."""
 
     index: Tensor
 
@@ -44,20 +44,20 @@ class Take(nn.Module):
 
 
 class Patches(nn.Module):
-    """What a convolution reads at some of its output places: [n, c, height, width] -> [n, places, kernel * kernel * c].
+    """The input patches of a convolution at some output positions: [n, c, height, width] -> [n, places, kernel * kernel * c].
 
-    `places` are numbers of places of the output, line by line. A patch is laid out as (row, column, channel), so that one index
+    `places` are flat indices of output positions, row by row. A patch is laid out as (row, column, channel), so that one index
     copies all channels at once.
     """
 
-    index: Tensor  # [places * kernel * kernel] into the padded plane
+    index: Tensor  # [places * kernel * kernel] into the padded feature map
 
     def __init__(self, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, places: Sequence[int]) -> None:
         super().__init__()
         self.size, self.kernel, self.stride, self.padding, self.dilation = map(tuple, (size, kernel, stride, padding, dilation))
         self.places = list(places)
         if kernel[0] * kernel[1] * len(self.places) > LARGEST:
-            raise ValueError(f"a kernel of {kernel[0]} x {kernel[1]} at {len(self.places)} places is larger than any plane")
+            raise ValueError(f"a kernel of {kernel[0]} x {kernel[1]} at {len(self.places)} positions has too many indices")
         width = size[1] + 2 * padding[1]
         columns = (width - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1  # of the output
         here = torch.tensor(self.places)
@@ -77,7 +77,7 @@ class Patches(nn.Module):
 
 
 class Fill(nn.Module):
-    """A whole plane from some places: [n, places, c] -> [n, c, height, width]; `index` [height * width] says which, where."""
+    """A full feature map from some positions: [n, places, c] -> [n, c, height, width]; `index` [height * width] maps them."""
 
     index: Tensor
 
@@ -94,7 +94,7 @@ class Fill(nn.Module):
 
 
 class Apart(nn.Module):
-    """Several chains that read the same, end to end: [..., n] -> [..., sum of their outputs]."""
+    """Several chains with the same input, their outputs concatenated: [..., n] -> [..., sum of their outputs]."""
 
     def __init__(self, chains: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -108,9 +108,10 @@ class Apart(nn.Module):
 
 
 class Attention(nn.Module):
-    """`nn.MultiheadAttention` over one sequence, without masks, whose queries, keys and values each have a layer of their own.
+    """`nn.MultiheadAttention` over one sequence, without masks, with separate linear layers for queries, keys and values.
 
-    Takes the arguments that the original takes, and returns (output, None); both [n, places, width], or with the places first.
+    Takes the arguments of the original, and returns (output, None). Tensors are [n, tokens, width], or [tokens, n, width]
+    without `batch_first`.
     """
 
     def __init__(self, width: int, heads: int, bias: bool = True, batch_first: bool = True, dropout: float = 0.0) -> None:
@@ -120,8 +121,8 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **_: object) -> tuple[Tensor, None]:
         made = (self.q(query), self.k(key), self.v(value))
-        by_place = (x if self.batch_first else x.transpose(0, 1) for x in made)  # [n, places, width]
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in by_place)  # [n, heads, places, width of a head]
+        by_place = (x if self.batch_first else x.transpose(0, 1) for x in made)  # [n, tokens, width]
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in by_place)  # [n, heads, tokens, head dimension]
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         return out if self.batch_first else out.transpose(0, 1), None
@@ -131,7 +132,7 @@ class Attention(nn.Module):
 
 
 def describe(chain: nn.Module) -> list[Part]:
-    """The parts of a chain, as `make` takes them. Numbers and lists alone."""
+    """The parts of a chain, as `make` takes them: plain numbers and lists."""
     parts = list(chain) if isinstance(chain, nn.Sequential) else [chain]
     return [{"type": type(part).__name__, **_arguments(part)} for part in parts]
 
@@ -148,14 +149,14 @@ def _arguments(part: nn.Module) -> Part:
     if isinstance(part, nn.Upsample):
         assert isinstance(part.size, tuple) and part.mode == "nearest"
         return {"size": list(part.size)}
-    assert isinstance(part, Take | Patches | Fill | Apart | Attention), f"{type(part).__name__} is no part of a chain"
+    assert isinstance(part, Take | Patches | Fill | Apart | Attention), f"{type(part).__name__} is not a part of a chain"
     return part.arguments()
 
 
 def make(parts: Sequence[Part]) -> nn.Module:
-    """What `describe` described, with new weights: a chain, or a part that stands alone.
+    """Build the module that `describe` has described, with new weights: a chain, or a single part.
 
-    Raises TypeError, ValueError, KeyError or RuntimeError when nothing can be made of it.
+    Raises TypeError, ValueError, KeyError or RuntimeError when the parts are not valid.
     """
     chain = [_part(dict(part)) for part in parts]
     return chain[0] if len(chain) == 1 else nn.Sequential(*chain)
@@ -166,7 +167,7 @@ def _part(arguments: Part) -> nn.Module:
     if kind == "Apart":
         return Apart([make(chain) for chain in arguments["chains"]])
     if kind not in KINDS:
-        raise ValueError(f"{kind!r} is no part of a chain; known are {', '.join((*KINDS, 'Apart'))}")
+        raise ValueError(f"{kind!r} is not a part of a chain: use one of {', '.join((*KINDS, 'Apart'))}")
     lists = {"index", "places"}  # all other lists are pairs
     return KINDS[kind](**{n: tuple(v) if isinstance(v, list) and n not in lists else v for n, v in arguments.items()})
 
@@ -177,7 +178,7 @@ KINDS: dict[str, type[nn.Module]] = {
 
 
 def replaced(model: nn.Module, chains: Mapping[str, nn.Module]) -> nn.Module:
-    """`model` itself, with each chain in place of the module whose name it bears."""
+    """Replace modules of `model` in place: `chains` maps the name of a module to its replacement. Returns `model`."""
     for name, chain in chains.items():
         model.set_submodule(name, chain.train(model.get_submodule(name).training))
     return model

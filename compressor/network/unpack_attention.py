@@ -1,9 +1,9 @@
-"""Layers that hold the queries, keys and values of attention in one weight, taken apart: the three are of different ranks.
+"""Split layers that hold the queries, keys and values of attention in one weight, as the three have different ranks.
 
-    nn.MultiheadAttention                     -> parts.Attention: q, k, v and out_proj, each a linear layer
-    a linear layer to three times its inputs  -> parts.Apart: three linear layers, end to end (in attention alone)
+    nn.MultiheadAttention                     -> Attention: q, k, v and out_proj, each a linear layer
+    a linear layer to three times its inputs  -> Apart: three linear layers, concatenated (in attention only)
 
-The network answers as before; a part that is not factored afterwards is put back in one piece by whoever took it apart.
+The outputs of the network do not change. The caller merges a split layer again if none of its parts was factored.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.meta_device import meta_copy, separate_attention
 from compressor.network.replacements import Apart, Attention
 
-FUSED = re.compile(r"attention|attn|qkv|in_proj", re.IGNORECASE)  # how layers of attention are called
+FUSED = re.compile(r"attention|attn|qkv|in_proj", re.IGNORECASE)  # in the names of attention layers
 MASKS = ("key_padding_mask", "attn_mask", "is_causal")
 
 
 def unpacked(model: nn.Module, inputs: AnyInputs) -> dict[str, nn.Module]:
-    """For each layer of `model` that holds three in one: what takes its place, with the same weights.
+    """Replacements, with the same weights, for the layers of `model` that hold queries, keys and values in one weight.
 
-    Attention that is called with a mask is left alone, and so is all of it when the model does not run without data.
+    `nn.MultiheadAttention` is not replaced if it is called with a mask, or if the model does not run on the `meta` device.
     """
     found: dict[str, nn.Module] = {}
     plain = _without_masks(model, Inputs.of(inputs))
@@ -39,7 +39,7 @@ def unpacked(model: nn.Module, inputs: AnyInputs) -> dict[str, nn.Module]:
 
 
 def _without_masks(model: nn.Module, inputs: Inputs) -> set[str]:
-    """The `nn.MultiheadAttention` that are called without a mask, and are of the usual kind."""
+    """The plain `nn.MultiheadAttention` modules that are called without a mask."""
     masked: dict[str, bool] = {}
 
     def heard(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -53,13 +53,13 @@ def _without_masks(model: nn.Module, inputs: Inputs) -> set[str]:
                 module.register_forward_pre_hook(partial(heard, name), with_kwargs=True)
         with torch.no_grad(), separate_attention():
             inputs.call(twin, inputs.random(1, like=twin))
-    except Exception:  # a network that branches on values
+    except Exception:  # a network whose control flow depends on values
         return set()
     return {name for name, has_mask in masked.items() if not has_mask}
 
 
 def _is_simple(module: nn.MultiheadAttention) -> bool:
-    """Queries, keys and values of one width, out of one weight, and nothing beside them."""
+    """Whether queries, keys and values have the same width and one common weight, without extras or hooks."""
     extras = module.bias_k is not None or module.add_zero_attn
     return module._qkv_same_embed_dim and not extras and not module._forward_hooks and not module._forward_pre_hooks
 

@@ -1,4 +1,4 @@
-"""ONNX files: exported, run and timed in ONNX Runtime, quantized.
+"""ONNX files: export, inference and latency in ONNX Runtime, quantization.
 
 Imports: network, data, report.
 """

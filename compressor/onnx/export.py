@@ -1,9 +1,8 @@
-"""A network as one ONNX file, proved to answer as the PyTorch module does.
+"""Export a network as one ONNX file, and verify that its outputs equal those of the PyTorch module.
 
-`export_onnx` writes it with PyTorch's own exporter, which follows one forward pass, folds batch norms into the
-convolutions before them and leaves the batch size open. `check_onnx` runs the file in ONNX Runtime beside the module,
-on the same images and with several batch sizes: one that some line of the network's code has fixed shows only when
-another is tried.
+`export_onnx` uses PyTorch's exporter, which traces one forward pass, folds batch norms into the convolutions before them
+and keeps the batch size dynamic. `check_onnx` runs the file in ONNX Runtime and the module in PyTorch, on the same images
+and with several batch sizes: a batch size that the network's code has fixed shows only when another is tried.
 """
 
 import contextlib
@@ -32,18 +31,18 @@ LARGEST = 2**31 - 1  # bytes in one ONNX file
 
 
 def export_onnx(model: nn.Module, inputs: AnyInputs, path: Path) -> None:
-    """Write `model` to `path`, as it answers in eval mode and float32. The model itself is left alone.
+    """Write `model` to `path`, in eval mode and float32. The model itself is not changed.
 
-    The input is `images` [batch, channels, height, width] with any batch size, or inputs named as `Inputs.names` says. The
-    output is `logits`, or `output0`, `output1`, ... where the network returns several tensors: the main one comes first.
+    The input is `images` [batch, channels, height, width] with any batch size, or the inputs are named as in `Inputs.names`.
+    The output is `logits`, or `output0`, `output1`, ... if the network returns several tensors, the logits first.
     Batch norms that follow a convolution are folded into it.
-    Raises Infeasible when ONNX cannot hold the network, VerificationFailed when what the exporter made of it is not
-    valid, and OutputError when the file cannot be written.
+    Raises Infeasible when the network cannot be written as ONNX, VerificationFailed when the exported file is not valid,
+    and OutputError when it cannot be written to disk.
     """
     network = _inference_copy(model)
     if weight_bytes(network) > LARGEST:
         size = weight_bytes(network) / 1e9
-        raise Infeasible(f"One ONNX file holds 2.1 GB, but the network's weights take {size:.1f} GB: remove more of them.")
+        raise Infeasible(f"An ONNX file holds at most 2.1 GB, but the network's weights take {size:.1f} GB: compress it more.")
     proto = _convert(network, Inputs.of(inputs))
 
     def write(unfinished: Path) -> None:
@@ -53,7 +52,7 @@ def export_onnx(model: nn.Module, inputs: AnyInputs, path: Path) -> None:
     try:
         write_whole(path, write)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise VerificationFailed(f"PyTorch's exporter made an invalid ONNX network of this.\n{first_line(error)}") from error
+        raise VerificationFailed(f"PyTorch's exporter wrote an invalid ONNX file.\n{first_line(error)}") from error
 
 
 def describe(path: Path, facts: Mapping[str, str]) -> None:
@@ -75,17 +74,17 @@ def check_onnx(
     tolerance: float = 1e-4,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Let ONNX Runtime (the file at `path`) and PyTorch (`model`) answer for the same images on the CPU, and compare.
+    """Compare the outputs of ONNX Runtime (the file at `path`) and PyTorch (`model`) for the same images on the CPU.
 
-    The images are random, one batch of each size, and `images` [n, channels, height, width] where given. Returns the largest
+    The images are random, one batch of each size, and `images` [n, channels, height, width] if given. Returns the largest
     difference over the largest output, by batch size; that of `images` is called "images".
-    Raises VerificationFailed when one is above `tolerance`, an answer is NaN, or the batch size is not open.
+    Raises VerificationFailed when one is above `tolerance`, an output is NaN, or the batch size is not dynamic.
     """
     session, inputs = open_session(path), Inputs.of(inputs)
     fixed = {entry.shape[0] for entry in session.get_inputs() if isinstance(entry.shape[0], int)}
     if fixed:
         size = min(fixed)
-        raise VerificationFailed(f"{path} should take batches of any size, but takes {size} images alone: export it again.")
+        raise VerificationFailed(f"{path} has a fixed batch size of {size}: export it again with a dynamic batch size.")
     network = _Flat(_inference_copy(model), inputs)
     batches = {str(n): inputs.random(n, seed=seed + n) for n in batch_sizes}
     if images is not None:
@@ -102,14 +101,14 @@ def check_onnx(
         differences[name] = _difference(expected, found)
         if not differences[name] <= tolerance:  # NaN must not pass
             raise VerificationFailed(
-                f"{path} should answer as PyTorch does, up to {tolerance:.1g} of the largest output.\n"
-                f"For a batch of {n} images the difference is {differences[name]:.2g}: is it of another network?"
+                f"{path} differs from PyTorch by {differences[name]:.2g} of the largest output for a batch of {n} images; "
+                f"at most {tolerance:.1g} is allowed.\nIs it the ONNX file of another network?"
             )
     return differences
 
 
 class _Flat(nn.Module):
-    """A network that takes all its inputs by position and returns a list of tensors, as an ONNX network does."""
+    """A network that takes all inputs by position and returns a list of tensors, as an ONNX network does."""
 
     def __init__(self, network: nn.Module, inputs: Inputs) -> None:
         super().__init__()
@@ -120,7 +119,7 @@ class _Flat(nn.Module):
 
 
 def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
-    samples = inputs.random(2)  # a batch of one would be taken for a size that never changes
+    samples = inputs.random(2)  # the exporter would treat a batch of one as a constant
     try:
         with quiet():
             program = torch.onnx.export(
@@ -133,18 +132,18 @@ def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
             )
     except Exception as error:
         raise Infeasible(
-            f"PyTorch's exporter cannot write this network as ONNX with an open batch size.\n{first_line(error)}"
+            f"PyTorch's exporter cannot write this network as ONNX with a dynamic batch size.\n{first_line(error)}"
         ) from error
-    assert program is not None  # it is None for the exporter of old alone
+    assert program is not None  # it is None only for the old exporter
     if sink_fills(program.model):
         with quiet():
-            program.optimize()  # batch norms may now stand behind their convolutions
+            program.optimize()  # batch norms may now directly follow their convolutions
     graph = program.model.graph
     for i, output in enumerate(graph.outputs):
         output.name = f"output{i}" if len(graph.outputs) > 1 else "logits"
     for weight in list(graph.initializers.values()):
         weight.name = str(weight.name).removeprefix("network.")  # as in the state dict
-    # The exporter notes for every node where in whose files it was called: of no use here, and longer than a small layer.
+    # The exporter stores a source location for each node: not needed here, and larger than a small layer.
     ClearMetadataAndDocStringPass()(program.model)
     proto = program.model_proto
     proto.producer_name, proto.producer_version = "compressor", __version__
@@ -152,12 +151,12 @@ def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
 
 
 def _inference_copy(model: nn.Module) -> nn.Module:
-    # Without gradients, the exporter is a tenth faster.
+    # Without gradients, export is a tenth faster.
     return copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Largest difference over largest output, of the worst output; infinite where the shapes are not even the same."""
+    """Largest difference over largest output, of the worst output; infinite if the shapes differ."""
     if [e.shape for e in expected] != [f.shape for f in found]:
         return float("inf")
     pairs = [(e.float(), f) for e, f in zip(expected, found, strict=True) if e.numel()]
@@ -167,7 +166,7 @@ def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """PyTorch's exporter and ONNX Runtime's quantizer log, warn and print; what counts is raised or checked later."""
+    """Suppress logs, warnings and prints of PyTorch's exporter and ONNX Runtime's quantizer; errors are still raised."""
     disabled, heard = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:

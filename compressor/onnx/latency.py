@@ -1,7 +1,7 @@
-"""How long ONNX Runtime takes for a network, as a file: that is what gets deployed.
+"""Latency of ONNX files in ONNX Runtime, as they are deployed.
 
-Files that are compared take turns, so that a machine that warms up or gets busy slows them all alike. Times are milliseconds
-for one batch. `inputs` is the shape of one image (channels, height, width), or whatever `Inputs.of` takes.
+The runs of files that are compared are interleaved, so that a machine that warms up or gets busy slows them all alike. Times
+are milliseconds for one batch. `inputs` is the shape of one image (channels, height, width), or anything `Inputs.of` accepts.
 """
 
 import time
@@ -50,10 +50,10 @@ def compare_latency(
     warmup: int = 10,
     seconds: float = 5.0,
 ) -> list[list[Latency]]:
-    """For each file, ONNX Runtime's time for one batch of each size; the files take turns, run by run.
+    """For each file, the latency of one batch of each size in ONNX Runtime; the runs of all files are interleaved.
 
-    A batch size gets `runs` runs of every file, but no more (though at least five) once `seconds` are over. Warming up
-    takes at most `warmup` runs and a quarter of that time. On "cuda" the images lie on the GPU before the clock starts.
+    Each file has `runs` runs for a batch size, or as many (at least five) as fit into `seconds`. Warm-up takes at most `warmup`
+    runs and a quarter of that time. On "cuda" the images are on the GPU before the timing starts.
     """
     sessions = [open_session(path, provider, threads) for path in paths]
     by_batch = []
@@ -71,7 +71,7 @@ def compare_latency(
 
 
 def take_turns(calls: Sequence[Callable[[], None]], most: int, least: int, seconds: float) -> list[list[float]]:
-    """Milliseconds of each call's runs. Every second turn goes backwards, so that nobody always comes first."""
+    """Milliseconds of each call's runs, interleaved. Every second round is in reverse order, so that none is always first."""
     milliseconds: list[list[float]] = [[] for _ in calls]
     turns = list(zip(calls, milliseconds, strict=True))
     start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""How long ONNX Runtime takes for a layer, or for what could take its place: whether fewer multiply-adds are less time.
+"""Latency of a single layer, or of its possible replacement, in ONNX Runtime: shows whether fewer MACs take less time.
 
-A layer is measured alone, as its own ONNX file, for one image on one thread. What stands around it in a network is missing: a
-file of its own pays for bringing its input into the layout that convolutions are computed in, and an activation that would run
-on a smaller plane is not there. The report's latency, of whole networks, has the last word.
+A layer is measured alone, as an ONNX file of its own, for one image on one thread. This is an approximation: the file also
+converts its input to the memory layout of convolutions, and activations that would run on a smaller feature map are missing.
+The latency in the report is that of whole networks.
 
-Machines are busy now and then. So every measurement takes turns with a yardstick, a convolution that is always the same, and
-times are told as if the yardstick had always taken as long as it did at first.
+Machines are busy at times. So the runs of every measurement are interleaved with those of a fixed reference convolution, and
+times are scaled by its first measured latency over its present one.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from compressor.onnx.export import export_onnx
 from compressor.onnx.latency import take_turns
 from compressor.onnx.runtime import bound_run, open_session
 
-RUNS, SECONDS, WARMUP = 30, 2.0, 3  # at most, of each measurement
+RUNS, SECONDS, WARMUP = 30, 2.0, 3  # limits for each measurement
 YARDSTICK, SIZE = nn.Conv2d(32, 32, 3, padding=1), (32, 28, 28)
-LISTS = ("index", "places")  # which places are taken matters little, only how many
+LISTS = ("index", "places")  # only the number of positions matters, not which
 
 Shape = tuple[int, ...]
 
 
 def _read(file: Path) -> dict[str, float]:
-    """What was measured. Raises UsageError when it cannot be read."""
+    """Measurements stored in `file`. Raises UsageError when it cannot be read."""
     try:
         known = {str(key): float(ms) for key, ms in json.loads(read_text(file)).items()}
         if all(0 < ms < math.inf for ms in known.values()):
             return known
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         pass
-    raise UsageError(f"--resume: {file} is damaged. --force starts the run anew.")
+    raise UsageError(f"--resume: {file} is damaged. --force starts the run over.")
 
 
 class Clock:
-    """Milliseconds for a module that reads one image: `clock(module, (1, 64, 32, 32))`.
+    """Latency in milliseconds of a module for one image: `clock(module, (1, 64, 32, 32))`.
 
-    Only the kind of a module counts, not its weights, so a module on `meta` is as good. What was measured is kept in `file`, if
-    there is one, so that whoever asks again, after an interruption too, gets the same answer.
+    Only the type and sizes of a module matter, not its weights, so it may be on `meta`. Measurements are stored in `file`, if
+    given, so that later calls, also after an interruption, return the same value.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -77,7 +77,7 @@ class Clock:
 
 
 def _kind(parts: list[Part]) -> list[Part]:
-    """What a chain is, but for which places of a plane it takes."""
+    """The parts of a chain, with the number of spatial positions in place of their list."""
     return [{name: len(value) if name in LISTS else value for name, value in part.items()} for part in parts]
 
 

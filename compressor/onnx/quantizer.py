@@ -1,18 +1,18 @@
-"""An ONNX file in fewer bits, by ONNX Runtime's own quantizer and converter.
+"""Post-training quantization of an ONNX file to INT8 or FP16, with ONNX Runtime's quantizer and converter.
 
-`to_int8` computes in whole numbers of 8 bits. With images the range of every activation is fixed beforehand (static, as
-QuantizeLinear and DequantizeLinear pairs); without, that of what linear layers read is found anew for each batch (dynamic).
-`to_fp16` computes in floating point of half the width.
+`to_int8` is static with images: the range of every activation is calibrated beforehand (QuantizeLinear and DequantizeLinear
+pairs). Without images it is dynamic: the ranges of the inputs of linear layers are computed for each batch. `to_fp16` converts
+to half precision.
 
-What is chosen here, and why:
+Choices made here, with the reason:
 
-- Activations are unsigned and weights signed, one scale for each output channel, as ONNX Runtime advises for x86. Signed
-  activations took longer than float32 there (docs/results.md); on ARM either kind does.
-- Networks of convolutions are quantized throughout. Where there are layer norms, as in transformers, single activations are far
-  larger than the rest, so that only convolutions and products with weights are quantized, and what lies between them is not.
-- Dynamic quantization leaves convolutions alone: ONNX Runtime has no fast code for them, and advises against it.
-- Norms of single images and GELU stay in float32 in an FP16 network: squares overflow in the former, and with either in FP16,
-  ONNX Runtime 1.31 crashed on vision transformers.
+- Activations are unsigned and weights signed, with one scale for each output channel, as ONNX Runtime recommends for x86.
+  Signed activations were slower than float32 there (docs/results.md); on ARM both work.
+- Convolutional networks are quantized throughout. Networks with layer norms, such as transformers, have outliers in their
+  activations, so only convolutions and products with weights are quantized, not the operators between them.
+- Dynamic quantization excludes convolutions: ONNX Runtime has no fast kernels for them, and advises against it.
+- Layer, instance and group norms and GELU stay in float32 in an FP16 network: squares overflow in the norms, and with either in
+  FP16, ONNX Runtime 1.31 crashed on vision transformers.
 
 The same network, images and settings give the same file, byte for byte.
 """
@@ -48,16 +48,16 @@ Ranges = Literal["minmax", "entropy", "percentile"]
 LINEAR = ("Gemm", "MatMul")
 WEIGHTED = ("Conv", "ConvTranspose", *LINEAR)  # operators that multiply by weights
 WIDE = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "Gelu")  # operators that stay in float32 in FP16
-SHORT = {"int8": TensorProto.INT8, "fp16": TensorProto.FLOAT16}  # the type of weights that were made smaller
+SHORT = {"int8": TensorProto.INT8, "fp16": TensorProto.FLOAT16}  # the type of quantized weights
 
 FATAL, WARNING = 4, 2  # ONNX Runtime's log levels
 
 
 def layers_of(file: Path, model: nn.Module) -> dict[str, list[NodeProto]]:
-    """Layer of `model` -> the nodes of its ONNX network, in `file`, that multiply by its weights.
+    """Layer of `model` -> the nodes of its ONNX file `file` that multiply by its weights.
 
-    A weight is known by its name, or where the exporter has turned it around, by its values. A node whose weights are of no
-    layer stands under its own name; one that multiplies two activations is left out.
+    A weight is found by its name, or by its values if the exporter has transposed it. A node whose weights belong to no layer
+    is listed under its own name; nodes that multiply two activations are omitted.
     """
     names = {name: name.rpartition(".")[0] for name, _ in model.named_parameters()}
     values = {
@@ -88,9 +88,9 @@ def _digest(array: npt.NDArray[Any]) -> str:
 
 
 def prepare(file: Path, into: Path) -> None:
-    """Write the float network of `file` to `into` as ONNX Runtime wants it to quantize it: simplified, all shapes known.
+    """Write the float network of `file` to `into`, prepared for ONNX Runtime's quantizer: simplified, with inferred shapes.
 
-    Raises Infeasible when it cannot be had so.
+    Raises Infeasible when that fails.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -111,21 +111,21 @@ def to_int8(
     ranges: Ranges = "minmax",
     reduce_range: bool = False,
 ) -> None:
-    """Write the prepared network of `file` in INT8 to `into`; the nodes called `keep` stay in float32.
+    """Write the prepared network of `file` in INT8 to `into`; the nodes named in `keep` stay in float32.
 
-    `images` are looked at batch by batch, one at a time in memory; without them, convolutions stay as they are.
-    `ranges` says how an activation's range follows from its values: the least and largest, the range with the nearest
-    distribution, or all but one in 100,000 values. `reduce_range` takes 7 bits for weights, for x86 processors without VNNI,
-    whose sums of products of 8 bits can overflow.
-    Raises Infeasible when ONNX Runtime cannot do it, DataError when an image is broken, and OutputError when the file cannot be
-    written.
+    `images` are the calibration images, with one batch at a time in memory; without them, convolutions stay in float32.
+    `ranges` is the calibration method for the range of an activation: its minimum and maximum, the range with the nearest
+    distribution (entropy), or the range of all but one in 100,000 values (percentile). `reduce_range` uses 7 bits for weights,
+    for x86 processors without VNNI, where sums of 8-bit products can overflow.
+    Raises Infeasible when ONNX Runtime cannot quantize the network, DataError when an image is broken, and OutputError when the
+    file cannot be written.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
     proto = onnx.load(file)
     shared: dict[str, Any] = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": reduce_range}
     if images is None:
-        # Linear layers are taken apart first, into a product with a name of its own and a sum.
+        # ONNX Runtime first splits linear layers into a product, with a name of its own, and a sum.
         excluded = [*keep, *(f"{name}_MatMul" for name in keep)]
         _rewrite(
             into,
@@ -149,8 +149,8 @@ def to_int8(
             op_types_to_quantize=[*WEIGHTED] if transformer else None,
             nodes_to_exclude=[*keep],
             calibrate_method=methods[ranges],
-            # In strides of one batch: otherwise entropy and percentile keep all activations of all images. And products of
-            # two activations, as in attention, stay as they are.
+            # Calibrate in strides of one batch: otherwise entropy and percentile keep the activations of all images. Products
+            # of two activations, as in attention, are not quantized.
             extra_options={"CalibStridedMinMax": 1, "MatMulConstBOnly": True},
             **shared,
         ),
@@ -158,7 +158,7 @@ def to_int8(
 
 
 class Reader:
-    """Gives images to ONNX Runtime, batch by batch, as its `CalibrationDataReader` does."""
+    """Passes calibration images to ONNX Runtime, batch by batch: a `CalibrationDataReader`."""
 
     def __init__(self, name: str, images: Batches) -> None:
         self.name, self.images = name, images
@@ -168,7 +168,7 @@ class Reader:
         return len(self.images)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """So many batches are for the next stride; strides follow each other."""
+        """Set the number of batches of the next stride; strides are consecutive."""
         self._now = end_index - start_index
 
     def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
@@ -179,29 +179,29 @@ class Reader:
 
 
 def to_fp16(file: Path, into: Path, keep: Sequence[str] = ()) -> None:
-    """Write the prepared network of `file` in FP16 to `into`; the nodes called `keep` stay in float32.
+    """Write the prepared network of `file` in FP16 to `into`; the nodes named in `keep` stay in float32.
 
-    Inputs and outputs stay in float32. Raises Infeasible when ONNX Runtime cannot do it, and OutputError when the file cannot
-    be written.
+    Inputs and outputs stay in float32. Raises Infeasible when ONNX Runtime cannot convert the network, and OutputError when the
+    file cannot be written.
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     def write(out: Path) -> None:
         blocked = [*DEFAULT_OP_BLOCK_LIST, *WIDE]
         proto = convert_float_to_float16(onnx.load(file), keep_io_types=True, op_block_list=blocked, node_block_list=[*keep])
-        # A weight that several of these read is cast for each anew, under one and the same name.
+        # The converter casts a weight once for each of its consumers, under one and the same name.
         once = {tuple(node.output): node for node in proto.graph.node}
         del proto.graph.node[:]
         proto.graph.node.extend(once.values())
         network = onnx_ir.from_proto(proto)
-        network.graph.sort()  # casts stand behind what reads them
+        network.graph.sort()  # the converter puts casts after their consumers
         onnx_ir.save(network, out)
 
     _rewrite(into, write)
 
 
 def _rewrite(into: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make the file, then put it in place without what nobody needs to run it."""
+    """Let `write` make the file, then move it to `into` without the metadata that inference does not need."""
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "made.onnx"
         try:
@@ -212,10 +212,10 @@ def _rewrite(into: Path, write: Callable[[Path], object]) -> None:
         except CompressError:  # of the images
             raise
         except OSError as error:
-            raise OutputError(f"{folder} has no room for the files that quantizing needs: {error.strerror}.") from error
+            raise OutputError(f"{folder}: the temporary files of quantization cannot be written: {error.strerror}.") from error
         except Exception as error:
             raise Infeasible(
-                "ONNX Runtime cannot quantize this network; --keep PATTERN leaves layers in float32.\n" + first_line(error)
+                "ONNX Runtime cannot quantize this network; keep layers in float32 with --keep PATTERN.\n" + first_line(error)
             ) from error
     del proto.graph.value_info[:], proto.metadata_props[:]
     proto.producer_name, proto.producer_version = "compressor", __version__
@@ -223,28 +223,28 @@ def _rewrite(into: Path, write: Callable[[Path], object]) -> None:
 
 
 def share_of(file: Path, precision: Precision) -> float:
-    """The share of all weights and other constants in the ONNX network of `file` that it holds in so few bits, 0 to 1."""
+    """The fraction of weights and other constants in the ONNX network of `file` that have this precision, 0 to 1."""
     sizes = [(tensor.data_type, int(np.prod(tensor.dims))) for tensor in onnx.load(file).graph.initializer]
     return sum(size for kind, size in sizes if kind == SHORT[precision]) / sum(size for _, size in sizes)
 
 
 def check_opens(file: Path) -> None:
-    """Let another process open the ONNX file. Raises VerificationFailed when ONNX Runtime refuses it, or crashes.
+    """Open the ONNX file in another process. Raises VerificationFailed when ONNX Runtime refuses it, or crashes.
 
-    Networks of mixed precision lead it along paths that few have gone, and it was seen to end in a segmentation fault.
+    ONNX Runtime has ended in a segmentation fault for networks of mixed precision.
     """
     code = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
     done = subprocess.run([sys.executable, "-P", "-c", code, str(file)], capture_output=True, text=True)
     if done.returncode:
         how = f"It crashes (signal {-done.returncode})." if done.returncode < 0 else done.stderr.strip().splitlines()[-1][:300]
         raise VerificationFailed(
-            f"ONNX Runtime cannot open the network that it quantized: --keep PATTERN leaves layers in float32.\n{how}"
+            f"ONNX Runtime cannot open the quantized network: keep layers in float32 with --keep PATTERN.\n{how}"
         )
 
 
 @contextlib.contextmanager
 def _quiet_runtime() -> Iterator[None]:
-    """Nothing is printed or logged, from below Python either."""
+    """Suppress all prints and logs, including those of native code."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(FATAL)

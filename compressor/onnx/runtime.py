@@ -1,7 +1,7 @@
-"""ONNX files run in ONNX Runtime, quietly, and on the processor that was asked for.
+"""Inference in ONNX Runtime, without its log output, and only on the requested execution provider.
 
-ONNX Runtime answers a missing GPU with a page of log lines and then carries on on the CPU. A figure measured like that
-would lie, so a session is opened here only on the provider that was asked for; otherwise it is an error.
+If the GPU is missing, ONNX Runtime logs warnings and falls back to the CPU. A latency measured like that would be wrong, so
+a session is opened here only on the requested provider; otherwise an error is raised.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _FATAL, _WARNING = 4, 2  # ONNX Runtime's log levels
 
 
 def open_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
-    """An `onnxruntime.InferenceSession` of the file at `path` that really runs on `provider`, "cpu" or "cuda".
+    """An `onnxruntime.InferenceSession` of the file at `path` that runs on `provider`, "cpu" or "cuda", without fallback.
 
-    `threads` CPU threads share one operator's work; 0 takes one for each core.
-    Raises UsageError when the file takes anything but tensors of numbers, or the provider is unknown or does not work here.
+    `threads` is the number of CPU threads for an operator; 0 uses one for each core.
+    Raises UsageError when the file takes anything but tensors of numbers, or the provider is unknown or not available.
     """
     if provider not in PROVIDERS:
-        raise UsageError(f"{path} was to run on {provider!r}, but ONNX Runtime is used on 'cpu' and 'cuda' alone.")
+        raise UsageError(f"{path} cannot run on {provider!r}: choose 'cpu' or 'cuda'.")
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = _FATAL  # what is raised says all, and what is printed may hold any name from the file
-    # Threads that wait for the next batch by spinning would slow down the network that is measured in turn with this.
+    options.log_severity_level = _FATAL  # errors are raised anyway, and logs may contain any name from the file
+    # Threads that spin while they wait for the next batch would slow down the networks that are measured interleaved with it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     onnxruntime.set_default_logger_severity(_FATAL)
     try:
@@ -54,8 +54,8 @@ def open_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
     session.disable_fallback()
     if session.get_providers()[0] != PROVIDERS[provider]:
         raise UsageError(
-            f"{path} was to run on {provider!r}, but ONNX Runtime cannot use that on this machine.\n"
-            "Use 'cpu', or a machine with a GPU and onnxruntime-gpu for the CUDA version that PyTorch has."
+            f"{path} cannot run on {provider!r}: ONNX Runtime does not support it on this machine.\n"
+            "Use 'cpu', or a machine with a GPU and the onnxruntime-gpu build for the CUDA version of PyTorch."
         )
     inputs = session.get_inputs()
     if not inputs or any(entry.type not in _INPUT_TYPES for entry in inputs):
@@ -65,7 +65,7 @@ def open_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
 
 
 def run_session(session: Any, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """All outputs for one array [n, ...] an input, in the file's order. Raises UsageError when the network cannot take them."""
+    """All outputs, for one array [n, ...] per input in the file's order. Raises UsageError when the network rejects them."""
     feed = _feed(session, samples)
     with _named(samples):
         outputs: list[np.ndarray] = session.run(None, feed)
@@ -73,9 +73,9 @@ def run_session(session: Any, samples: Sequence[np.ndarray]) -> list[np.ndarray]
 
 
 def bound_run(session: Any, samples: Sequence[np.ndarray], provider: str) -> Callable[[], None]:
-    """A function that answers for `samples` and waits until that is done, with inputs and outputs kept on the provider.
+    """A function that runs the network on `samples` and waits for the result; inputs and outputs stay on the provider.
 
-    It leaves out the copies between CPU and GPU, which say nothing about the network.
+    So a latency does not include copies between CPU and GPU.
     """
     binding = session.io_binding()
     for name, array in _feed(session, samples).items():
@@ -92,7 +92,7 @@ def bound_run(session: Any, samples: Sequence[np.ndarray], provider: str) -> Cal
 
 
 def onnx_predict(path: Path, provider: str = "cpu", threads: int = 0) -> Predict:
-    """A function that asks the ONNX file at `path` in ONNX Runtime; logits come back on the CPU, in float32."""
+    """A function that runs the ONNX file at `path` in ONNX Runtime and returns its logits on the CPU, in float32."""
     import torch
 
     session = open_session(path, provider, threads)
@@ -105,11 +105,11 @@ def onnx_predict(path: Path, provider: str = "cpu", threads: int = 0) -> Predict
 
 
 def _feed(session: Any, samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Each array under its input's name, in the number format that the file wants."""
+    """Input name -> array, cast to the type of the input."""
     inputs = session.get_inputs()
     if len(inputs) != len(samples):
         names = ", ".join(entry.name for entry in inputs)
-        raise UsageError(f"The ONNX network takes {len(inputs)} inputs ({names}), and was given {len(samples)}.")
+        raise UsageError(f"The ONNX network takes {len(inputs)} inputs ({names}), but got {len(samples)}.")
     pairs = zip(inputs, samples, strict=True)
     return {entry.name: array.astype(_INPUT_TYPES[entry.type], copy=False) for entry, array in pairs}
 
@@ -120,14 +120,14 @@ def _named(samples: Sequence[np.ndarray]) -> Iterator[None]:
         yield
     except Exception as error:
         shapes = ", ".join("x".join(map(str, array.shape)) for array in samples)
-        raise UsageError(f"The ONNX network cannot answer for inputs of {shapes}.\n{first_line(error)}") from error
+        raise UsageError(f"The ONNX network does not run on inputs of {shapes}.\n{first_line(error)}") from error
 
 
 @functools.cache
 def _onnxruntime() -> Any:
-    import torch  # noqa: F401  # brings the CUDA libraries that ONNX Runtime would otherwise not find
+    import torch  # noqa: F401  # loads the CUDA libraries that ONNX Runtime would otherwise not find
 
-    # While it is imported, ONNX Runtime looks for GPUs, and warns of every screen that is not one.
+    # On import, ONNX Runtime looks for GPUs, and warns about every display adapter that is not one.
     with _silent_stderr():
         import onnxruntime
     return onnxruntime
@@ -135,7 +135,7 @@ def _onnxruntime() -> Any:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Turns the file descriptor itself away: what C++ prints never passes through `sys.stderr`."""
+    """Redirect the file descriptor itself: output of C++ does not pass through `sys.stderr`."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,12 +1,12 @@
-"""Moves the filling up of a plane with copies below what acts on each place alone, in an ONNX graph.
+"""ONNX graph optimisation: move operators that fill a feature map with copies behind pointwise operators.
 
-A perforated convolution is computed at some places and filled up by a nearest-neighbour `Resize` or by a `Gather` of rows.
-What acts on each place alone gives the same before the copies are made as after:
+A perforated convolution is computed at some spatial positions; a nearest-neighbour `Resize` or a `Gather` of rows fills the
+others with copies. Pointwise operators give the same result before this fill as after it:
 
     Conv -> Gather -> BatchNormalization -> Relu        Conv -> BatchNormalization -> Relu -> Gather
 
-On the right there is less to compute, and the batch norm stands where it can be folded into the convolution. Where one gather
-then reads another, straight or through padding, the two become one, and the whole plane never exists.
+On the right there is less to compute, and the batch norm can be folded into the convolution. Where one gather then consumes
+another, directly or through padding, the two are merged, and the full feature map is never computed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Index = npt.NDArray[np.int64]
 
 
 class Gather(NamedTuple):
-    """A node that takes known `places` along an axis (2 or 3) of a tensor [n, c, height, width]."""
+    """A node that selects the constant indices `places` along an axis (2 or 3) of a tensor [n, c, height, width]."""
 
     node: ir.Node
     axis: int
@@ -32,29 +32,29 @@ class Gather(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """A node that makes the whole of a plane from some places; `copies` tells, to be compared, which place copies which."""
+    """A node that fills a feature map from some positions; fills that copy alike have equal `copies`."""
 
     node: ir.Node
     copies: Hashable
 
 
 def sink_fills(model: ir.Model) -> bool:
-    """Move fills down in `model` itself as far as they go, exactly and without adding one; returns whether any moved.
+    """Move fills in `model` as far towards its outputs as possible, in place and exactly, without duplicating any.
 
-    Shapes must be known and constants folded. What has moved is to be optimised again.
+    Returns whether any was moved; then the graph should be optimised again. Shapes must be known and constants folded.
     """
     moved = False
     while sum(_sunk(node) or _joined(node) for node in list(model.graph)):
-        RemoveUnusedNodesPass()(model)  # what nobody reads would count as a reader
+        RemoveUnusedNodesPass()(model)  # unused nodes would count as consumers
         model.graph.sort()
         moved = True
     return moved
 
 
 def _sunk(node: ir.Node) -> bool:
-    """Let `node` read what the fills before it read, and one of them fill up what `node` gives.
+    """Connect `node` to the inputs of the fills before it, and move one of these fills behind `node`.
 
-    Where several meet, as in an addition, all must copy alike. The one that moves has no other reader.
+    Where several meet, as in an addition, all must copy alike. The fill that is moved has no other consumer.
     """
     read = {i: value for i, value in enumerate(node.inputs) if value is not None and value.const_value is None}
     fills = {i: fill for i, value in read.items() if (fill := _fill(value.producer())) is not None}
@@ -70,14 +70,14 @@ def _sunk(node: ir.Node) -> bool:
     result.replace_all_uses_with(filled, replace_graph_outputs=True)
     last.replace_input_with(0, result)
     filled.shape, result.shape = result.shape, ir.Shape([*_sizes(result)[:2], height, width])
-    if len(last.inputs) == 4 and "axes" not in last.attributes:  # torch takes the size in part from what was read before
+    if len(last.inputs) == 4 and "axes" not in last.attributes:  # torch takes part of the size from the old input
         last.attributes["axes"] = ir.AttrInt64s("axes", (2, 3))
         last.replace_input_with(3, _constant(last, np.array(_plane(filled))))
     return True
 
 
 def _joined(node: ir.Node) -> bool:
-    """Let a gather that reads another one, straight or through padding, read what that one reads."""
+    """Merge a gather with the gather that it consumes, directly or through padding."""
     take = _gather(node)
     if take is None:
         return False
@@ -90,7 +90,7 @@ def _joined(node: ir.Node) -> bool:
     if pad is None:
         node.replace_input_with(0, source)
     else:
-        above, below = (int(_array(pad.inputs[1])[side + take.axis]) for side in (0, 4))  # how many are put before and behind
+        above, below = (int(_array(pad.inputs[1])[side + take.axis]) for side in (0, 4))  # padding before and after
         end = above + _plane(source)[take.axis - 2]
         places = np.concatenate([np.arange(above), above + places, np.arange(end, end + below)])
         pad.replace_input_with(0, source)
@@ -104,16 +104,14 @@ def _fill(node: ir.Node | None) -> Fill | None:
     if node is None or node.op_type not in ("Gather", "Resize"):
         return None
     small, large = _plane(node.inputs[0]), _plane(node.outputs[0])
-    if not small or not large or small[0] > large[0] or small[1] > large[1]:  # where places go, the rest is cheaper afterwards
+    if not small or not large or small[0] > large[0] or small[1] > large[1]:  # it reduces the size: cheaper after it
         return None
     if node.op_type == "Gather":
         gather = _gather(node)
         return gather and Fill(node, (gather.axis, *gather.places.tolist(), *small))
     how = {name: attribute.value for name, attribute in node.attributes.items() if name != "axes"}
     copies = how.get("mode") == "nearest" and how.get("coordinate_transformation_mode") != "tf_crop_and_resize"
-    scaled = any(
-        value is not None and value.const_value is None for value in node.inputs[1:3]
-    )  # by numbers computed on the way
+    scaled = any(value is not None and value.const_value is None for value in node.inputs[1:3])  # with computed scales
     if not copies or scaled or _sizes(node.inputs[0])[:2] != _sizes(node.outputs[0])[:2]:
         return None
     return Fill(node, (*sorted(how.items()), *small, *large))
@@ -129,7 +127,7 @@ def _gather(node: ir.Node | None) -> Gather | None:
 
 
 def _puts_constants_around(node: ir.Node) -> bool:
-    """Whether it is a padding by a fixed number of rows and columns, and one node alone reads the result."""
+    """Whether it is constant padding by a fixed number of rows and columns, with a single consumer."""
     if node.op_type != "Pad" or any(node.inputs[3:]) or not _is_read_once(node.outputs[0]):
         return False
     widths = node.inputs[1]
@@ -139,7 +137,7 @@ def _puts_constants_around(node: ir.Node) -> bool:
 
 
 def _acts_on_each_place(node: ir.Node) -> bool:
-    """Whether what it gives at a place depends on its inputs there alone, and on constants that are alike at all places."""
+    """Whether it is pointwise: its output at a position depends only on its inputs there, and on spatially equal constants."""
     if len(node.outputs) > 1:
         return False
     if node.op_type == "Conv":
@@ -157,17 +155,17 @@ def _is_read_once(value: ir.Value) -> bool:
 
 
 def _producer(node: ir.Node) -> ir.Node | None:
-    """What makes the first input."""
+    """The node that produces the first input."""
     return node.inputs[0].producer() if node.inputs[0] is not None else None
 
 
 def _sizes(value: ir.Value | None) -> tuple[int | ir.SymbolicDim, ...]:
-    """The shape of a value; empty where it is not known."""
+    """The shape of a value; empty if unknown."""
     return value.shape.dims if value is not None and value.shape is not None else ()
 
 
 def _plane(value: ir.Value | None) -> tuple[int, ...]:
-    """Height and width of a value [n, c, height, width]; empty where they are not known, or it is no such value."""
+    """Height and width of a value [n, c, height, width]; empty if they are unknown, or it has other dimensions."""
     sizes = _sizes(value)
     plane = tuple(size for size in sizes[2:] if isinstance(size, int))
     return plane if len(sizes) == 4 and len(plane) == 2 else ()
@@ -179,7 +177,7 @@ def _array(value: ir.Value | None) -> Index:
 
 
 def _constant(node: ir.Node, numbers: Index) -> ir.Value:
-    """A new constant in the graph of `node`, named after what it gives: there is one at a time."""
+    """A new constant in the graph of `node`, named after its output: a node has one such constant at a time."""
     value = ir.val(f"{node.outputs[0].name}_places", const_value=ir.tensor(numbers))
     assert isinstance(node.graph, ir.Graph)
     node.graph.register_initializer(value)

@@ -1,4 +1,4 @@
-"""What makes up for a cut without labels or training: batch-norm statistics measured anew, layers refitted.
+"""Recovery of accuracy without labels or training: batch norms are recalibrated, layers re-estimated by least squares.
 
 Imports: network, channels, data.
 """

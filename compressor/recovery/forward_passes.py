@@ -1,6 +1,6 @@
-"""A forward pass in which layers, the batch norms behind them, and what both are added to are looked at.
+"""A forward pass that observes layers, the batch norms that follow them, and the additions of their outputs.
 
-A tensor is marked with the layer, or the batch norm behind it, that gave it; so an addition knows what it adds.
+A tensor is marked with the layer, or the batch norm after it, that produced it; so an addition can tell its operands.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from compressor.network.inputs import Inputs
 from compressor.network.meta_device import evaluating, separate_attention
 
 ADDITIONS = {"aten.add.Tensor", "aten.add_.Tensor"}
-LINEAR = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}  # subclasses may compute otherwise
+LINEAR = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}  # subclasses may override forward
 
 Layer = nn.Linear | _ConvNd
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a tensor is: the output of `layer`, or of the batch norm `norm` that reads exactly that."""
+    """The origin of a tensor: the output of `layer`, or of the batch norm `norm` applied to exactly that output."""
 
     layer: str
-    version: int  # of the tensor: in-place changes since then make it something else
+    version: int  # of the tensor: the mark is void after an in-place change
     norm: str | None = None
 
 
@@ -47,7 +47,7 @@ def source_of(tensor: Tensor) -> Source | None:
 
 
 class Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its __init_subclass__ untyped
-    """Tells `found` of each marked tensor that is about to be added to another of its shape, and of that other."""
+    """Calls `found` for each marked tensor that is about to be added to another of the same shape, and for that other."""
 
     def __init__(self, found: Callable[[Source, Tensor, Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
@@ -62,11 +62,11 @@ class Additions(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
 
 class Pass:
-    """A forward pass of `model` in which `layers`, the batch norms behind them, and what both are added to are looked at."""
+    """A forward pass of `model` that observes `layers`, the batch norms after them, and the additions of their outputs."""
 
     def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
         self.model, self.layers = model, {name: layer_of(model, name) for name in layers}
-        self.calls: Counter[str] = Counter()  # of layers, and of the norms that read what they give
+        self.calls: Counter[str] = Counter()  # of layers, and of the norms that follow them
 
     def run(self, inputs: Inputs, tensors: Sequence[Tensor]) -> None:
         with evaluating(self.model), torch.no_grad(), separate_attention(), ExitStack() as stack:
@@ -80,7 +80,7 @@ class Pass:
             inputs.call(self.model, tensors)
 
     def once(self, name: str, norm: str | None) -> bool:
-        """Whether a layer, and the norm that reads what it gives, were called once."""
+        """Whether a layer, and the norm that follows it, were called once."""
         return self.calls[name] == 1 and (norm is None or self.calls[norm] == 1)
 
     def _before(self, name: str, layer: Layer, args: Sequence[Tensor], kwargs: dict[str, Tensor]) -> None:
@@ -98,26 +98,26 @@ class Pass:
             mark(out, made.layer, name)
             self.normed(made.layer, name)
 
-    # What a pass is made for
+    # Callbacks
 
     def before(self, name: str, layer: Layer, x: Tensor) -> None:
-        """A layer is about to read `x`."""
+        """A layer is about to be called with `x`."""
 
     def after(self, name: str, layer: Layer, out: Tensor) -> None:
-        """A layer gave `out`."""
+        """A layer returned `out`."""
 
     def normed(self, name: str, norm: str) -> None:
-        """The batch norm `norm` read exactly what the layer `name` gave."""
+        """The batch norm `norm` was called with exactly the output of layer `name`."""
 
     def added(self, made: Source, one: Tensor, other: Tensor) -> None:
-        """`one`, which is `made`, is about to be added to `other`."""
+        """`one`, with origin `made`, is about to be added to `other`."""
 
 
 # Layers ---------------------------------------------------------------------------------------------------------------
 
 
 def plain_layers(model: nn.Module) -> list[str]:
-    """Linear layers and convolutions that do what torch's own do, with a weight that is theirs alone."""
+    """Linear layers and convolutions with torch's own forward and a weight that they share with no other module."""
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     return [
         name
@@ -127,7 +127,7 @@ def plain_layers(model: nn.Module) -> list[str]:
 
 
 def that_lost_inputs(model: nn.Module, cut: Cut) -> list[str]:
-    """Modules with weights that lost inputs."""
+    """Consumers of pruned channels: modules with weights that lost input channels."""
     names = dict.fromkeys(tensor.rpartition(".")[0] for tensor, dims in cut.kept.items() if 1 in dims and "weight" in tensor)
     return [name for name in names if not isinstance(model.get_submodule(name), _ConvTransposeNd)]
 
@@ -149,11 +149,11 @@ def groups_of(layer: Layer) -> int:
 
 
 def table_of(layer: Layer, tensor: Tensor) -> Tensor:
-    """What `layer` reads or gives, as [places, channels]: image by image, then place by place."""
+    """The input or output of `layer` as [positions, channels]: image by image, then position by position."""
     return (tensor if isinstance(layer, nn.Linear) else tensor.movedim(1, -1)).flatten(0, -2)
 
 
 def kept_places(cut: Cut, layer: str, dim: int, size: int) -> Tensor:
-    """Places along `dim` of the layer's weight that stay."""
+    """The kept indices along `dim` of the layer's weight."""
     places = cut.kept.get(f"{layer}.weight", {}).get(dim)
     return torch.arange(size) if places is None else torch.from_numpy(places)

@@ -1,8 +1,8 @@
-"""Least squares for the weights of one layer, from what it reads and what it is to give.
+"""Ridge regression for the weights of one layer, from its inputs and its target outputs.
 
     min over W, b:   mean of || t - W x - b ||^2   +   ridge * (mean variance of x) * || W - W_cut ||^2
 
-x [inputs] is the patch that a layer reads, t [outputs] what it is to give.
+x [inputs] is an input patch of the layer, t [outputs] the target output, W_cut the weights after pruning.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from compressor.recovery.forward_passes import Layer, table_of
 
 
 class Squares:
-    """Least squares for the weights [groups, outputs, inputs] of a layer, each group by itself; sums are kept in float64.
+    """Least squares for the weights [groups, outputs, inputs] of a layer, separately for each group, with sums in float64.
 
-    With an intercept, each place has one input more, which is always 1.
+    With an intercept, each position has an additional input, which is always 1.
     """
 
     def __init__(self, old: Tensor, intercept: bool) -> None:
@@ -52,7 +52,7 @@ class Squares:
             spread = (spread - (self.gram[:, -1] / self.count).square()).clamp(min=0)  # 0 for the intercept
         pull = ridge * self.count * spread.sum(1, keepdim=True) / (spread.shape[1] - self.intercept)
         pull = pull.expand_as(spread).clone()
-        pull[spread.sum(1) == 0] = 1.0  # nothing varies: nothing changes
+        pull[spread.sum(1) == 0] = 1.0  # constant inputs: the weights do not change
         if self.intercept:
             pull[:, -1] = 0.0
         ridged = self.gram + torch.diag_embed(pull)
@@ -60,12 +60,12 @@ class Squares:
         return self.old + torch.cholesky_solve(missed.mT, torch.linalg.cholesky(ridged)).mT
 
     def error(self, weights: Tensor) -> float:
-        """Sum of squares of what `weights` leave, less a constant."""
+        """The residual sum of squares of `weights`, minus a constant."""
         return float(((weights @ self.gram - 2 * self.cross) * weights).sum())
 
 
 def patches_of(layer: Layer, x: Tensor, rows: Tensor, step: int) -> Iterator[Tensor]:
-    """What `layer` reads for the places `rows` of its output, `step` of them at a time: [rows, groups, inputs]."""
+    """The input patches of `layer` for the positions `rows` of its output, `step` at a time: [rows, groups, inputs]."""
     if isinstance(layer, nn.Linear):
         yield from (part[:, None] for part in torch.split(table_of(layer, x)[rows], step))
         return
@@ -76,10 +76,10 @@ def patches_of(layer: Layer, x: Tensor, rows: Tensor, step: int) -> Iterator[Ten
     for size, kernel, stride, dilation in zip(sizes, layer.kernel_size, layer.stride, layer.dilation, strict=True):
         starts = torch.arange(0, size - dilation * (kernel - 1), stride)
         firsts = (firsts[:, None] * size + starts).flatten()  # of each patch, its first pixel in an image
-        offsets = (offsets[:, None] * size + torch.arange(kernel) * dilation).flatten()  # of each pixel of a patch from that
+        offsets = (offsets[:, None] * size + torch.arange(kernel) * dilation).flatten()  # of each pixel from the patch's first
     firsts, offsets = firsts.to(x.device), offsets.to(x.device)
     for part in torch.split(rows, step):
         pixels = part // len(firsts) * prod(sizes) + firsts[part % len(firsts)]  # [rows]
         patches = table[pixels[:, None] + offsets]  # [rows, kernel, channels]
         apart = patches.reshape(*patches.shape[:2], layer.groups, -1)
-        yield apart.permute(0, 2, 3, 1).flatten(2)  # as weights are: channels, then kernel
+        yield apart.permute(0, 2, 3, 1).flatten(2)  # in the order of weights: channels, then kernel

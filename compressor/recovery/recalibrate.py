@@ -1,4 +1,4 @@
-"""Batch-norm statistics measured anew: after a cut, the means and variances that a network carries are of another network."""
+"""Recalibration of batch norms: after pruning, the running means and variances are still those of the original network."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from compressor.network.meta_device import evaluating
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Replace running means and variances by plain averages over `batches` (unaugmented training images, labels unused).
 
-    Only batch norms run in train mode, so dropout stays off and no weight moves. Returns how many images were used; 0 when the
-    model has no batch norm with statistics, or there were no images: then the old statistics stay.
+    Only batch norms run in train mode, so dropout stays off and no weight changes. Returns the number of images used; 0 if the
+    model has no batch norm with running statistics, or there were no images: then the statistics do not change.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
@@ -27,7 +27,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     with evaluating(model), torch.no_grad():
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # torch's word for a cumulative average
+            norm.momentum = None  # a cumulative average, in torch
             norm.train()
         try:
             for batch in batches:

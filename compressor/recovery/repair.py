@@ -1,20 +1,19 @@
-"""Repair before training: what a cut took from the layers that read the cut channels is made up for, without a label.
+"""Repair before training: re-estimate the consumers of pruned channels by least squares, without labels.
 
     refit(original, small, cut, batches, inputs)    from a few hundred images, in closed form
 
-It changes `small` in place, and nothing about its shape.
+It changes the weights of `small` in place, not their shapes.
 
-`refit` goes through the small network once, layer by layer in the order of the forward pass. From the first layer on that reads
-something else than before the cut, it stops at each, finds the weights with which this layer, reading what the network before
-it gives *now*, comes nearest to what the original gives there, and goes on with these. Least squares for the outputs of a layer
-are those of He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, arXiv 1707.06168 (sections
-3.1 and 3.2), here with a ridge that pulls towards the weights that the cut left (least_squares.py).
+`refit` runs the pruned network once, layer by layer in the order of the forward pass. From the first layer on whose input
+differs from before pruning, it re-estimates the weights of each layer such that, for the inputs that the pruned network gives
+it *now*, its outputs are nearest to the original's; the forward pass continues with these weights. Least squares for the
+outputs of a layer are those of He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, arXiv
+1707.06168 (sections 3.1 and 3.2), here with a ridge towards the weights after pruning (least_squares.py).
 
-Where the output, or what a batch norm makes of it, is then added to another tensor, as at the end of a residual block, the
-output that a layer is fitted to is such that the sum comes out right: what the small network's shortcut lacks by then is asked
-of this layer. The intercept goes into the layer's bias or, where there is none, into the running mean of the batch norm that
-reads its output. Of a few ridges, a layer takes the one that does best on the last quarter of the images when it is fitted to
-the others; then all are used.
+Where the output, directly or after a batch norm, is added to another tensor, as at the end of a residual block, the target is
+such that the sum equals the original's: the layer also corrects the error of the pruned network's shortcut. The intercept is
+stored in the layer's bias or, where there is none, in the running mean of the batch norm that follows. Of a few ridges, each
+layer uses the one with the smallest error on the last quarter of the images when fitted to the others; then all are used.
 """
 
 from __future__ import annotations
@@ -44,15 +43,16 @@ from compressor.recovery.forward_passes import (
 from compressor.recovery.least_squares import Squares, patches_of
 
 RIDGES = (1.0, 0.1, 0.01, 1e-3)
-CHECKED = 4  # one in so many places, those of the last images, judges the ridges
-ROWS = 1 << 15  # places at most at which a layer is looked at
-CHUNK = 1 << 24  # numbers at most in the patches that are held at one time
-SILENT = 1e-3  # a batch norm's scale below which what it reads hardly matters
+CHECKED = 4  # one of so many positions, those of the last images, is used to select the ridge
+ROWS = 1 << 15  # maximum number of positions that a layer is fitted to
+CHUNK = 1 << 24  # maximum number of values in the patches in memory
+SILENT = 1e-3  # below this scale of a batch norm, its input hardly matters
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """layers: those that were changed, in the order of the forward pass. left: layers that lost inputs and were not -> why."""
+    """layers: the re-estimated layers, in the order of the forward pass. left: consumers of pruned channels that were not
+    re-estimated -> reason."""
 
     layers: list[str]
     left: dict[str, str]
@@ -68,17 +68,17 @@ def refit(
     ridges: Sequence[float] = RIDGES,
     rows: int = ROWS,
 ) -> Repaired:
-    """Fit each layer of `small` that reads something else than before to what `original` gives on the images of `batches`.
+    """Re-estimate each layer of `small` whose inputs have changed, from the outputs of `original` on the images of `batches`.
 
-    These are the layers that lost inputs, and those behind them. Depthwise convolutions stay as they are; labels are unused.
-    `small` is `original` after `cut`, on the device of the images. Where a chain of layers took a layer's place, `last` says
-    whose place: the chain's last layer -> that layer. It is fitted like those that lost inputs.
-    Batch norms that read a fitted layer get the original's statistics back, less the intercept: whoever recalibrates does so
-    afterwards. Where every norm reads a layer directly, as in most residual networks, there is nothing left to recalibrate,
+    These are the consumers of pruned channels and the layers after them. Depthwise convolutions are not changed; labels are
+    unused. `small` is `original` after `cut`, on the device of the images. If a chain of layers has replaced a layer, `last`
+    maps the chain's last layer to that layer; it is re-estimated like the consumers of pruned channels.
+    Batch norms that follow a re-estimated layer get the original's statistics, minus the intercept, so recalibrate afterwards
+    if at all. Where every norm directly follows a layer, as in most residual networks, there is nothing left to recalibrate,
     and it costs accuracy.
-    All images go through at once, so a few hundred of them, and fewer where they are large: what one layer after the other
-    gives for all of them must fit into memory. A layer is looked at in at most `rows` places, drawn at random, the same in each
-    call. Without images nothing changes.
+    All images are one batch, so use a few hundred, and fewer if they are large: the activations of a layer for all of them must
+    fit into memory. A layer is fitted to at most `rows` positions, sampled at random, the same in each call. Without images
+    nothing changes.
     """
     images = [batch.images for batch in batches]
     last, before = last or {}, plain_layers(original)
@@ -99,31 +99,31 @@ def refit(
 
 
 def why_left(name: str, layers: list[str]) -> str:
-    """Why a layer was left alone."""
+    """Why a layer was not re-estimated."""
     if name not in layers:
-        return "it is no convolution or linear layer of torch, or shares its weights"
+        return "it is not a convolution or linear layer of torch, or it shares its weights"
     return "it is not called exactly once"
 
 
 @dataclass
 class _Target:
-    """What a layer is to give at the places `rows` of its output, and where that goes."""
+    """The target outputs of a layer at the positions `rows`, and how its output is used."""
 
-    rows: Tensor  # [rows] numbers of places
-    read: float  # the sum of what the layer reads in the original
-    stays: Tensor  # [channels] output channels of the original that stay
-    output: Tensor  # [rows, channels] what the original gives there
-    norm: str | None = None  # the batch norm that reads it
-    added: Tensor | None = None  # [rows, channels] what the original adds to it
+    rows: Tensor  # [rows] indices of positions
+    read: float  # the sum of the layer's input in the original
+    stays: Tensor  # [channels] kept output channels of the original
+    output: Tensor  # [rows, channels] output of the original there
+    norm: str | None = None  # the batch norm that follows
+    added: Tensor | None = None  # [rows, channels] the tensor that the original adds to it
 
     def at(self, table: Tensor) -> Tensor:
-        """[rows, channels] of a table of all places, whose channels are those of the original or just those that stay."""
+        """[rows, channels] of a table of all positions, with all channels of the original or only the kept ones."""
         chosen = table[self.rows]
         return chosen if chosen.shape[1] == len(self.stays) else chosen[:, self.stays]
 
 
 class _Looking(Pass):
-    """The original's pass: what each layer is to give, in the order of the forward pass."""
+    """The pass of the original: records the target outputs of each layer, in the order of the forward pass."""
 
     def __init__(self, original: nn.Module, layers: Iterable[str], cut: Cut, rows: int) -> None:
         super().__init__(original, layers)
@@ -145,38 +145,38 @@ class _Looking(Pass):
 
     def added(self, made: Source, one: Tensor, other: Tensor) -> None:
         partner, order = source_of(other), list(self.targets)
-        is_last = partner is None or order.index(partner.layer) < order.index(made.layer)  # of two, it makes the sum right
+        is_last = partner is None or order.index(partner.layer) < order.index(made.layer)  # the later one corrects the sum
         target = self.targets[made.layer]
         if is_last and target.added is None:
             target.added = target.at(table_of(self.layers[made.layer], other))
 
 
 def _total(x: Tensor) -> float:
-    """Tells one tensor from another."""
+    """A checksum that tells tensors apart."""
     return float(x.sum(dtype=torch.float64))
 
 
 def _parts(rows: int) -> tuple[slice, slice]:
-    """Rows to fit with, and rows to choose the ridge with."""
+    """The rows to fit to, and the rows to select the ridge with."""
     first = rows - rows // CHECKED
     return slice(0, first), slice(first, rows)
 
 
 def _draw(count: int, most: int) -> Tensor:
-    """At most `most` of `count` places, in order."""
+    """At most `most` of `count` positions, in order."""
     if count <= most:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values
 
 
 class _Fitting(Pass):
-    """The small network's pass. A layer is fitted before it gives anything; if something is added to what it gives, then at
-    the addition, and what it gave is put right there."""
+    """The pass of the pruned network. A layer is fitted before it runs; if its output is added to another tensor, it is fitted
+    at the addition, and its output is recomputed there."""
 
     def __init__(self, small: nn.Module, original: nn.Module, targets: dict[str, _Target], ridges: Sequence[float]) -> None:
         super().__init__(small, targets)
         self.original, self.targets, self.ridges = original, targets, ridges
-        self.waiting: dict[str, tuple[Tensor, int]] = {}  # what a layer has read, and the version of that
+        self.waiting: dict[str, tuple[Tensor, int]] = {}  # the input of a layer, and the version of that tensor
         self.done: list[str] = []
 
     def before(self, name: str, layer: Layer, x: Tensor) -> None:
@@ -205,7 +205,7 @@ class _Fitting(Pass):
         one.copy_(self.model.get_submodule(made.norm)(again) if made.norm else again)
 
     def _fit(self, name: str, x: Tensor, output: Tensor) -> None:
-        """Give the layer, which reads `x`, the weights and the bias with which it comes nearest to `output`."""
+        """Set the weights and bias of the layer such that, for the input `x`, its output is nearest to `output`."""
         layer = self.layers[name]
         means = self._restored(self.targets[name])
         intercept = layer.bias is not None or means is not None
@@ -229,7 +229,7 @@ class _Fitting(Pass):
         return squares
 
     def _restored(self, target: _Target) -> Tensor | None:
-        """The running mean of the batch norm that reads a layer, after its statistics were made those of the original."""
+        """Reset the statistics of the batch norm that follows a layer to the original's, and return its running mean."""
         if target.norm is None:
             return None
         now, before = norm_of(self.model, target.norm), norm_of(self.original, target.norm)
@@ -241,7 +241,7 @@ class _Fitting(Pass):
 
 
 def scale_of(norm: _BatchNorm) -> Tensor:
-    """What a batch norm multiplies each channel with [channels]; 0 where that hardly lets anything through."""
+    """The factor of a batch norm for each channel [channels]; 0 where its scale is close to zero."""
     assert norm.running_var is not None
     scale = (norm.running_var + norm.eps).rsqrt()
     return scale if norm.weight is None else torch.where(norm.weight.abs() < SILENT, 0, scale * norm.weight)

@@ -1,5 +1,5 @@
-"""What a run reports: one truth (`schema.py`) as JSON, Markdown, an HTML page and terminal tables, and the gate that holds
-budgets against it. Never torch.
+"""The report of a run: one schema (`schema.py`), written as JSON, Markdown, an HTML page and terminal tables, and the gate that
+checks it against budgets. Nothing here imports torch.
 
 Imports: nothing.
 """

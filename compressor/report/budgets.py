@@ -1,13 +1,13 @@
-"""Budgets: what a finished run may cost and must be able to do, one line of text each.
+"""Budgets: limits on the cost and the accuracy of a finished run, one line of text each.
 
     [LEVEL:] QUANTITY[@BATCH] <= LIMIT        or >=, where more is better
 
-A limit is a figure with its unit (`params<=5M`, `size<=10MB`, `latency@8<=20ms`, `top1>=90%`), or lies beside the same figure
-of the original or of a baseline, an earlier report (`macs<=50%`, `macs<=baseline+2%`, `top1>=original-1%`). A percentage of a
-cost is a share of it; of accuracies, which are percentages themselves, it is points.
+A limit is a value with its unit (`params<=5M`, `size<=10MB`, `latency@8<=20ms`, `top1>=90%`), or relative to the same metric
+of the original or of a baseline, an earlier report (`macs<=50%`, `macs<=baseline+2%`, `top1>=original-1%`). A percentage is
+relative for costs, and means percentage points for accuracies, which are percentages themselves.
 
-Costs are counted and accuracies are of the same images, so a miss is an error; clocks are noisy, so a missed latency is a
-warning unless its budget says `error:`.
+Costs are counted and accuracies are measured on the same images, so a missed budget is an error. Latency measurements are
+noisy, so a missed latency is a warning unless the level of its budget is `error:`.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _FIGURE = re.compile(rf"({_NUMBER})\s*([a-z%]*)", re.ASCII | re.IGNORECASE)
 _BESIDE = re.compile(rf"([a-z]\w*)\s*(?:([+-])\s*({_NUMBER})\s*%)?", re.ASCII | re.IGNORECASE)
 
 
-# What can be asked ----------------------------------------------------------------------------------------------------
+# Metrics that can have a budget ---------------------------------------------------------------------------------------
 
 Figure = Callable[[Report, Profile, int | None], float | None]
 
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
-    """A figure of a report.
+    """A metric of a report.
 
-    `figure` takes the report, the network of it that is meant, and the size of the batch, None for the smallest; None: it was
-    not measured. `how` tells how that of the compressed network was measured.
+    `figure` takes the report, one of its networks, and the batch size (None: the smallest); it returns None if the metric was
+    not measured. `how` describes how it was measured for the compressed network.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Quantity:
     units: Mapping[str, float]
     written: Callable[[float], str]
     figure: Figure
-    missing: str = "make the run again"  # what to do when it was not measured
+    missing: str = "rerun the compression"  # what to do when it was not measured
     how: Callable[[Report, int | None], str] = lambda _report, _batch: ""
     more_is_better: bool = False
-    of_original: bool = True  # whether the original has such a figure
+    of_original: bool = True  # whether the metric exists for the original
 
     @property
     def relation(self) -> str:
@@ -65,7 +65,7 @@ class Quantity:
 
     @property
     def is_share(self) -> bool:
-        """Whether percentages are points."""
+        """Whether percentages are percentage points."""
         return "%" in self.units
 
 
@@ -82,7 +82,7 @@ def _points(value: float) -> str:
 
 
 def timed_at(network: Profile, batch: int | None) -> Latency | None:
-    """At `batch`, or the smallest that was timed; where that was done in several ways, the one listed first."""
+    """At `batch`, or the smallest that was timed; if it was timed with several providers or threads, the one listed first."""
     ways = [latency for latency in network.latency if batch in (None, latency.batch)]
     return min(ways, key=lambda latency: latency.batch, default=None)
 
@@ -126,7 +126,7 @@ def _how_alike(report: Report, _batch: int | None) -> str:
     return f"{report.fidelity.n:,} {formatting.plain(report.fidelity.inputs)}" if report.fidelity else ""
 
 
-DATA = "make the run with --data"
+DATA = "rerun with --data"
 QUANTITIES = {
     quantity.name: quantity
     for quantity in (
@@ -144,13 +144,13 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Limit:
-    """`amount` is the figure itself (accuracies as shares, latencies in ms), or what it may differ `beside` another by."""
+    """`amount` is an absolute value (accuracies as shares, latencies in ms), or the allowed difference from `beside`."""
 
     amount: float
     beside: str | None = None  # "original", "baseline"
 
     def figure(self, quantity: Quantity, other: float) -> float:
-        """The limit as a figure, where the one it lies beside is `other`."""
+        """The limit as an absolute value; `other` is the value that it is relative to."""
         if self.beside is None:
             return self.amount
         return other + self.amount if quantity.is_share else other * (1 + self.amount)
@@ -158,9 +158,9 @@ class Limit:
 
 @dataclass(frozen=True)
 class Budget:
-    """One line of what is asked."""
+    """One budget."""
 
-    text: str  # as it was written, without its level and spaces
+    text: str  # as given, without its level and spaces
     quantity: Quantity
     limit: Limit
     level: Level
@@ -168,21 +168,21 @@ class Budget:
 
     @staticmethod
     def parse(text: str) -> Budget:
-        """Read `macs<=50%` or `warn: latency@8<=20ms`. Raises UsageError, which says how to write it."""
+        """Read `macs<=50%` or `warn: latency@8<=20ms`. Raises UsageError with an example of the syntax."""
         match = _BUDGET.fullmatch(text)
         if match is None:
-            raise _refused(text, f"this was not understood; write it like {_examples()}.")
+            raise _refused(text, f"invalid syntax; write it like {_examples()}.")
         level, name, batch, relation, limit = match.groups()
         if name not in QUANTITIES:
             known = ", ".join(QUANTITIES)
-            raise _refused(text, f"{name!r} is none of {known}{did_you_mean(name, QUANTITIES) or '.'}")
+            raise _refused(text, f"{name!r} is not one of {known}{did_you_mean(name, QUANTITIES) or '.'}")
         quantity = QUANTITIES[name]
         if level is not None and level not in LEVELS:
-            raise _refused(text, f"the level {level!r} is none of {', '.join(LEVELS)}{did_you_mean(level, LEVELS) or '.'}")
+            raise _refused(text, f"the level {level!r} is not one of {', '.join(LEVELS)}{did_you_mean(level, LEVELS) or '.'}")
         if batch is not None and name != "latency":
-            raise _refused(text, f"only latency is of a batch; write it like {quantity.example}.")
+            raise _refused(text, f"only latency takes a batch size; write it like {quantity.example}.")
         if relation != quantity.relation:
-            raise _refused(text, f"{name} has limits with {quantity.relation}; write it like {quantity.example}.")
+            raise _refused(text, f"{name} needs {quantity.relation}; write it like {quantity.example}.")
         return Budget(
             "".join(text[match.start("name") :].split()),
             quantity,
@@ -201,21 +201,21 @@ def _examples() -> str:
 
 
 def _limit(text: str, quantity: Quantity, budget: str) -> Limit:
-    """What stands behind `<=`. Raises UsageError."""
+    """The limit, to the right of `<=`. Raises UsageError."""
     if match := _FIGURE.fullmatch(text):
         limit = _absolute(float(match[1]), match[2], quantity, budget)
     elif match := _BESIDE.fullmatch(text):
         limit = _relative(match[1], f"{match[2] or ''}{match[3] or 0}", quantity, budget)
     else:
         other = f"{quantity.name}{quantity.relation}{_beside_baseline(quantity, '2%')}"
-        raise _refused(budget, f"the limit was not understood.\nWrite a figure, as in {quantity.example}, or {other}.")
+        raise _refused(budget, f"the limit is invalid.\nWrite a value, as in {quantity.example}, or {other}.")
     if not (math.isfinite(limit.amount) and _is_possible(limit, quantity)):
-        raise _refused(budget, f"no network has such a figure; write it like {quantity.example}.")
+        raise _refused(budget, f"the limit is out of range; write it like {quantity.example}.")
     return limit
 
 
 def _beside_baseline(quantity: Quantity, percentage: str) -> str:
-    """What is that much worse than the baseline."""
+    """A limit that much worse than the baseline."""
     return f"baseline{'-' if quantity.more_is_better else '+'}{percentage}"
 
 
@@ -226,12 +226,12 @@ def _is_possible(limit: Limit, quantity: Quantity) -> bool:
 
 
 def _absolute(number: float, unit: str, quantity: Quantity, budget: str) -> Limit:
-    """A figure with its unit. Raises UsageError."""
+    """A value with its unit. Raises UsageError."""
     if unit == "%" and not quantity.is_share:
         return Limit(number / 100 - 1, "original")
     if unit.upper() not in quantity.units:
         known = [word.lower() if quantity.units is MILLISECONDS else word for word in {**quantity.units, "%": 0} if word]
-        found = f"the unit {unit!r} is none of" if unit else "a unit is missing, one of"
+        found = f"the unit {unit!r} is not one of" if unit else "a unit is missing, one of"
         near = did_you_mean(unit, known) or f"; write it like {quantity.example}."
         raise _refused(budget, f"{found} {', '.join(known)}{near}")
     return Limit(number * quantity.units[unit.upper()])
@@ -241,9 +241,9 @@ def _relative(beside: str, change: str, quantity: Quantity, budget: str) -> Limi
     """`original-1%`, `baseline`. Raises UsageError."""
     if beside not in BESIDE:
         near = did_you_mean(beside, BESIDE) or f"; write it like {quantity.example}."
-        raise _refused(budget, f"{beside!r} is neither a figure nor one of {', '.join(BESIDE)}{near}")
+        raise _refused(budget, f"{beside!r} is neither a value nor one of {', '.join(BESIDE)}{near}")
     if beside == "original" and not quantity.of_original:
-        raise _refused(budget, f"{quantity.name} compares with the original already; write it like {quantity.example}.")
+        raise _refused(budget, f"{quantity.name} already compares with the original; write it like {quantity.example}.")
     return Limit(float(change) / 100, beside)
 
 
@@ -259,9 +259,10 @@ def collect(
     no_worse: str | None = None,
     baseline: Report | None = None,
 ) -> list[Budget]:
-    """All budgets that were given, each once. The options are short for texts: `--max-drop 1` for `drop<=1`, and so on.
+    """All budgets that were given, without duplicates. The options are shorthand: `--max-drop 1` for `drop<=1`, and so on.
 
-    `--no-worse 2%` asks for what the baseline has measured. Raises UsageError when there is no budget, or a baseline alone.
+    `--no-worse 2%` adds a budget for each of its metrics that was measured in the baseline. Raises UsageError if there is no
+    budget, or a baseline that no budget refers to.
     """
     limits = {"drop": max_drop, "latency": max_latency, "size": max_size, "params": max_params, "macs": max_macs}
     found = [*texts, *(f"{name}<={limit}" for name, limit in limits.items() if limit is not None)]
@@ -272,23 +273,23 @@ def collect(
     budgets = list(dict.fromkeys(map(Budget.parse, found)))
     if not budgets:
         raise UsageError(
-            "there is no budget to check: give some, as in --max-drop 1 --budget 'macs<=50%'.\n"
-            f"What a budget can be about: {_examples()}."
+            "no budget was given: add one, for example --max-drop 1 or --budget 'macs<=50%'.\n"
+            f"Available budgets: {_examples()}."
         )
     beside = {budget.limit.beside for budget in budgets}
     if "baseline" in beside and baseline is None:
-        raise UsageError("a budget speaks of a baseline, but there is none: give an earlier report with --baseline.")
+        raise UsageError("a budget refers to a baseline, but none was given: add --baseline with an earlier run.")
     if "baseline" not in beside and baseline is not None:
-        raise UsageError("--baseline is given, but no budget speaks of it: add --no-worse 2%, or --budget 'macs<=baseline+2%'.")
+        raise UsageError("--baseline is given, but no budget refers to it: add --no-worse 2%, or --budget 'macs<=baseline+2%'.")
     return budgets
 
 
 def _share(option: str, text: str) -> float:
-    """`0.4` or `40%`. Raises UsageError unless it lies between 0 and 1."""
+    """`0.4` or `40%`. Raises UsageError unless it is between 0 and 1."""
     match = _FIGURE.fullmatch(text.strip())
     share = float(match[1]) / (100 if match[2] == "%" else 1) if match and match[2] in ("", "%") else math.nan
     if not 0 < share < 1:
-        raise UsageError(f"{option} is the share of MACs that must be gone, such as 0.4 or 40%; found {text!r}.")
+        raise UsageError(f"{option} is the minimum fraction of the MACs removed, such as 0.4 or 40%; found {text!r}.")
     return share
 
 
@@ -297,7 +298,7 @@ def _no_worse(text: str, baseline: Report | None) -> list[str]:
     if not re.fullmatch(rf"\s*{_NUMBER}\s*%\s*", text, re.IGNORECASE):
         raise UsageError(f"--no-worse is a percentage, such as 2%; found {text!r}.")
     if baseline is None:
-        raise UsageError("--no-worse compares with an earlier report: give it with --baseline.")
+        raise UsageError("--no-worse compares with a baseline: add --baseline with an earlier run.")
     asked = (QUANTITIES[name] for name in ("macs", "params", "size", "latency", "top1"))
     measured = (one for one in asked if one.figure(baseline, baseline.compressed, None) is not None)
     return [f"{one.name}{one.relation}{_beside_baseline(one, text)}" for one in measured]

@@ -1,7 +1,7 @@
-"""What a check tells, to people and to the services that run it: lines, annotations, a summary, outputs, JUnit, OpenMetrics.
+"""The output of a check, for people and for CI services: lines, annotations, a job summary, outputs, JUnit, OpenMetrics.
 
-Names that come from a report are a stranger's: none may begin a line of its own in a build's log, where services look for
-commands, nor leave its cell of a table or its attribute.
+Names from a report are untrusted: none may start a line of a build log, where CI services look for commands, or break out of
+its table cell or attribute.
 """
 
 import json
@@ -21,12 +21,12 @@ from compressor.report.finding import Checked, Finding
 from compressor.report.markdown import check_to_markdown
 from compressor.report.schema import Profile, Report
 
-MOST_ANNOTATIONS = 10  # of a kind: GitHub shows no more of one step
+MOST_ANNOTATIONS = 10  # of each level: GitHub shows no more per step
 _STYLE = {"ok": "green", "missed": "red", "warn": "yellow", "off": "dim"}
 
 
 def print_check(checked: Checked, console: Console, quiet: bool) -> None:
-    """One line a budget, and the verdict; when `quiet`, only those that fail the check."""
+    """One line per budget, and the verdict; when `quiet`, only the budgets that fail the check."""
     for finding in checked.having("missed") if quiet else checked.findings:
         status = Text(f"{finding.status:<6}", _STYLE[finding.status])
         console.print(Text.assemble(status, "  ", finding.text), soft_wrap=True)
@@ -35,7 +35,7 @@ def print_check(checked: Checked, console: Console, quiet: bool) -> None:
 
 
 def check_to_json(report: Report, checked: Checked) -> str:
-    """The verdict, every budget with what was found, and every figure that can be budgeted."""
+    """The verdict, every budget with its result, and every metric that can have a budget."""
     budgets = [
         {
             "budget": found.budget.text,
@@ -52,7 +52,7 @@ def check_to_json(report: Report, checked: Checked) -> str:
 
 
 def _figures(report: Report) -> dict[str, float]:
-    """Every figure that was measured, under the name that it has in report.json."""
+    """Every metric that was measured, under its name in report.json."""
     names = {"size": "size_bytes", "weights": "weight_bytes", "latency": "latency_ms"}
     return {names.get(name, name): value for name, value in gate.measured(report).items()}
 
@@ -61,9 +61,9 @@ def _figures(report: Report) -> dict[str, float]:
 
 
 def tell_github(report: Report, checked: Checked, environment: Mapping[str, str], log: TextIO) -> None:
-    """Annotate the build, and append to the summary and the outputs of its step, where the environment says that there are any.
+    """Annotate the build, and append to the summary and the outputs of its step, if the environment variables are set.
 
-    Raises OutputError when a file cannot be appended to.
+    Raises OutputError if a file cannot be appended to.
     """
     if environment.get("GITHUB_ACTIONS") == "true":
         for command, findings in (("error", checked.having("missed")), ("warning", checked.having("warn"))):
@@ -85,7 +85,7 @@ def _escaped(text: str) -> str:
 
 
 def _append(variable: str, text: str, environment: Mapping[str, str]) -> None:
-    """To the file that a variable of the environment names, if it does. Raises OutputError."""
+    """Append to the file that an environment variable names, if it is set. Raises OutputError."""
     if not environment.get(variable):
         return
     path = Path(environment[variable])
@@ -94,7 +94,8 @@ def _append(variable: str, text: str, environment: Mapping[str, str]) -> None:
             file.write(text)
     except OSError as error:
         raise OutputError(
-            f"{path} could not be written: {error.strerror or error}.\nIt is what {variable} names: unset it, or name another."
+            f"{path} could not be written: {error.strerror or error}.\n"
+            f"The variable {variable} names this file: unset it, or set it to another file."
         ) from error
 
 
@@ -102,7 +103,7 @@ def _append(variable: str, text: str, environment: Mapping[str, str]) -> None:
 
 
 def write_junit(path: Path, report: Report, checked: Checked) -> None:
-    """A test case for each budget; one that is missed with an error has failed. Raises OutputError."""
+    """A test case for each budget; it fails if the budget is missed at level `error`. Raises OutputError."""
     missed, off = len(checked.having("missed")), len(checked.having("off"))
     counts = {"tests": str(len(checked.findings)), "failures": str(missed), "errors": "0", "skipped": str(off)}
     suites = ElementTree.Element("testsuites", counts)
@@ -129,12 +130,12 @@ def _case(finding: Finding) -> ElementTree.Element:
 
 
 def _xml(text: str) -> str:
-    """Without the characters that XML has no way to write."""
+    """Replace the characters that XML cannot represent."""
     return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
 
 
 def write_metrics(path: Path, report: Report, checked: Checked) -> None:
-    """Every figure of the original and the compressed network, and whether each budget is met. Raises OutputError."""
+    """Every metric of the original and the compressed network, and whether each budget is met. Raises OutputError."""
     families: dict[str, list[tuple[dict[str, str], float]]] = {}
     for network, profile in (("original", report.baseline), ("compressed", report.compressed)):
         for name, labels, value in _samples(profile):
@@ -148,7 +149,7 @@ def write_metrics(path: Path, report: Report, checked: Checked) -> None:
 
 
 def _samples(network: Profile) -> list[tuple[str, dict[str, str], float]]:
-    """Name, labels and value of every figure, in the base units that the format wants."""
+    """Name, labels and value of every metric, in the base units that the format requires."""
     found: dict[str, float | None] = {
         "macs": network.macs,
         "params": network.params,
@@ -164,7 +165,7 @@ def _samples(network: Profile) -> list[tuple[str, dict[str, str], float]]:
 
 
 def _family(name: str, samples: list[tuple[dict[str, str], float]]) -> str:
-    """All samples of one name: each set of labels once."""
+    """All samples of one name, without duplicate sets of labels."""
     lines = [f"# TYPE {name} gauge"]
     unit = name.rpartition("_")[2]
     if unit in ("bytes", "seconds", "ratio"):
@@ -179,5 +180,5 @@ def _labels(labels: Mapping[str, str]) -> str:
 
 
 def _number(value: float) -> str:
-    """Without the last digits of a float, which differ from what was measured."""
+    """With at most 12 significant digits, without floating-point noise."""
     return str(value) if isinstance(value, int) else f"{value:.12g}"

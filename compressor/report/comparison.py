@@ -1,8 +1,8 @@
-"""Runs side by side: reports in, rows of a table out. Nothing is run here.
+"""Comparison of finished runs: reports in, rows of a table out. Nothing is run here.
 
-Every figure comes from a run's own report. Over several seeds it is their mean, with the standard deviation of the sample; of
-a single run it is the measurement with Wilson's interval. What was not measured is `None`, and an empty cell. Runs may be of
-different originals and on different terms: the table then says so.
+Every value comes from a run's own report. Over several seeds it is the mean, with the standard deviation of the sample; of a
+single run it is the measurement with Wilson's interval. What was not measured is `None`, and an empty cell. Runs may have
+different originals and different settings: the notes below the table list them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from compressor.report import formatting
 from compressor.report.schema import Accuracy, Latency, Report
 from compressor.report.summary import quantity, timings
 
-NOT_OF_THE_CUT = {"original", "fine-tuned", "trained", "ONNX"}  # all other stages tell what cutting alone did
+NOT_OF_THE_CUT = {"original", "fine-tuned", "trained", "ONNX"}  # all other stages are before fine-tuning
 EMPTY = "-"
-BOLD = "method", "top-1"  # the columns that tell which row is the best
-# Settings that say what the runs began with, which a comparison tells by itself, and those that a method makes its own.
+BOLD = "method", "top-1"  # the columns that are bold in the best row
+# Settings of the original, which the comparison reports separately, and settings that belong to the method.
 _OF_THE_ORIGINAL = {"model", "arch", "arch_arg", "key", "ema", "data", "input"}
 _OF_THE_METHOD = {*"do method set rate target rank energy seed student student_arch student_arch_arg".split()}
 
@@ -33,28 +33,28 @@ class Point:
     """One finished run. Shares are of the original."""
 
     method: str
-    rate: float  # the share that was to go; 0: nothing was
+    rate: float  # the target: share to remove; 0: none
     quantity: str  # of what: macs, params, size, filters, weights, rank
     seed: int
     run: str
-    page: str  # of the run, from where the comparison lies; empty: none is there
-    original: int  # its place in the comparison's list
+    page: str  # of the run, relative to the comparison; empty: it has none
+    original: int  # its index in the comparison's list
     settings: dict[str, str | float | int | bool | None]
     macs: int
     macs_left: float
     params: int
     params_left: float
     size_bytes: int | None  # of the ONNX file
-    stages: dict[str, Accuracy]  # after the cut and before any training that follows, by the name of the stage
-    accuracy: Accuracy | None  # at the end, through ONNX Runtime
-    change: float | None  # of top-1 from the original's, on the same images
+    stages: dict[str, Accuracy]  # after compression and before fine-tuning, by the name of the stage
+    accuracy: Accuracy | None  # of the final model, measured with ONNX Runtime
+    change: float | None  # in top-1 from the original, on the same images
     training_seconds: float | None
     faster: dict[str, float]  # by batch size: the original's median latency / this one's
-    latency: Latency | None  # at the smallest batch that was timed in turns with the original
+    latency: Latency | None  # at the smallest batch that was timed interleaved with the original
 
     @staticmethod
     def of(report: Report, run: str, page: str, original: int) -> Point:
-        """What `report` says of the run that is called `run`."""
+        """The values of `report`, for the run named `run`."""
         in_turns = [after for before, after in timings(report.baseline, report.compressed) if before]
         return Point(
             report.method,
@@ -80,12 +80,12 @@ class Point:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast as the original, at the smallest batch that was timed."""
+        """Speedup over the original, at the smallest batch that was timed."""
         return self.faster[min(self.faster, key=int)] if self.faster else None
 
     @property
     def terms(self) -> tuple[object, ...]:
-        """What must be equal for runs to differ by their seed alone."""
+        """Equal for runs that differ only in their seed."""
         settings = sorted(
             (name, repr(value)) for name, value in self.settings.items() if name not in _OF_THE_ORIGINAL | {"seed"}
         )
@@ -94,7 +94,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Gap:
-    """A run without a result, and why. `status` is the exit status that such an error has; None: it has not run yet."""
+    """A run without a result, and the reason. `status` is the exit status of its error; None: it has not run yet."""
 
     method: str
     rate: float
@@ -106,7 +106,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Original:
-    """What runs began with."""
+    """The model that runs started from."""
 
     model: str
     arch: str
@@ -118,20 +118,20 @@ class Original:
 
     @staticmethod
     def of(report: Report) -> Original:
-        """What `report` says of it."""
+        """The original in `report`."""
         before = report.baseline
         return Original(report.model, report.arch, report.data, before.macs, before.params, before.size_bytes, before.accuracy)
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """Equal for one network on one set of test images, from whichever directory the runs were started."""
+        """Equal for one network on one set of test images, regardless of the directory that the runs were started from."""
         measured = self.accuracy and (self.accuracy.top1, self.accuracy.n)
         return PurePath(self.model).name, self.data, self.macs, self.params, measured
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A top-1 over seeds; `low` to `high` is one standard deviation around the mean, or Wilson's interval of a single run."""
+    """Top-1 over seeds; `low` to `high` is one standard deviation around the mean, or Wilson's interval of a single run."""
 
     mean: float
     low: float
@@ -159,7 +159,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """All seeds of one method at one rate. Where rows differ by something else, `name` tells them apart."""
+    """All seeds of one method at one rate. If rows differ in something else, `name` distinguishes them."""
 
     method: str
     rate: float
@@ -171,12 +171,12 @@ class Row:
 
     @property
     def asked(self) -> tuple[object, ...]:
-        """Equal for rows that compete: of one original, with as much to go of the same."""
+        """Equal for rows that are ranked against each other: same original, same quantity, same target."""
         return self.original, self.quantity, round(self.rate, 3)
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What the table tells of a row that has no figures yet."""
+        """Identifies a row that has no results yet."""
         return self.method, *self.asked
 
     @property
@@ -192,13 +192,13 @@ class Row:
         return Spread.of([point.stages[name] for point in self.points if name in point.stages])
 
     def mean(self, figure: Callable[[Point], float | None]) -> float | None:
-        """Over the runs of which it is known."""
+        """Over the runs for which it was measured."""
         known = [value for value in map(figure, self.points) if value is not None]
         return fmean(known) if known else None
 
     @property
     def note(self) -> str:
-        """What is missing, and why: every reason once."""
+        """The seeds without a result, grouped by reason."""
         seeds: dict[str, list[str]] = {}
         for gap in self.gaps:
             seeds.setdefault(gap.reason if gap.status is None else f"failed: {gap.reason}", []).append(str(gap.seed))
@@ -207,7 +207,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`originals` is empty as long as no run is finished."""
+    """`originals` is empty until a run has finished."""
 
     originals: list[Original]
     points: list[Point]
@@ -219,7 +219,7 @@ class Comparison:
 
     @property
     def rows(self) -> list[Row]:
-        """Those of an original together, its lowest rate first, and the most accurate of each rate."""
+        """Sorted by original, then by ascending rate, then by descending top-1."""
         rows = list(self._rows())
         often = Counter(row.key for row in rows)
         for place, row in enumerate(rows):
@@ -228,7 +228,7 @@ class Comparison:
         return sorted(rows, key=lambda row: (row.original, row.rate, -row.top1.mean if row.top1 else 0.0, row.name))
 
     def _rows(self) -> Iterable[Row]:
-        """As they come. A seed that comes twice is not another seed, and begins a row."""
+        """In the order of the runs. A seed that occurs twice with equal settings starts a new row."""
         rows: dict[tuple[object, ...], Row] = {}
         seen: Counter[tuple[object, ...]] = Counter()
         for point in self.points:
@@ -243,17 +243,17 @@ class Comparison:
 
     @property
     def stages(self) -> list[str]:
-        """The names of all that was measured after a cut, in the order of the runs."""
+        """The names of all stages before fine-tuning, in the order of the runs."""
         return list(dict.fromkeys(name for point in self.points for name in point.stages))
 
     @property
     def test_sets(self) -> list[tuple[str | None, int]]:
-        """The data and the number of test images of all accuracies here. One alone: they can be compared."""
+        """The data and the number of test images of all accuracies. If there is only one, they are comparable."""
         measured = ((self.originals[point.original].data, point.accuracy.n) for point in self.points if point.accuracy)
         return list(dict.fromkeys(measured))
 
     def is_best(self, row: Row) -> bool:
-        """Whether no other method has a higher mean at this rate; false where none competes."""
+        """Whether its mean top-1 is the highest at this rate; false if there is no other row at this rate."""
         asked = row.original, row.quantity, row.rate
         rivals = [
             other.top1.mean for other in self.rows if (other.original, other.quantity, other.rate) == asked and other.top1
@@ -262,9 +262,9 @@ class Comparison:
 
 
 def collect(reports: Mapping[str, Report], gaps: Iterable[Gap] = (), pages: Mapping[str, str] | None = None) -> Comparison:
-    """Put the reports of several runs, by their names, side by side.
+    """Compare the reports of several runs, given by name.
 
-    `pages`: where the page of each run is, seen from where the comparison is to lie; by default in a directory of its name.
+    `pages`: the path of each run's page, relative to the comparison; by default in a directory of the run's name.
     """
     originals: dict[tuple[object, ...], Original] = {}
     points = []
@@ -282,8 +282,8 @@ def collect(reports: Mapping[str, Report], gaps: Iterable[Gap] = (), pages: Mapp
 def heading(comparison: Comparison) -> list[str]:
     """The names of the columns of `cells`."""
     which = ["original"] if len(comparison.originals) > 1 else []
-    cost = ["MACs gone", "parameters gone", "ONNX file", "faster", "training"]
-    return ["method", *which, "asked", "top-1", "change", *cost, *comparison.stages, "seeds"]
+    cost = ["MACs cut", "parameters cut", "ONNX file", "speedup", "training"]
+    return ["method", *which, "target", "top-1", "change", *cost, *comparison.stages, "seeds"]
 
 
 def cells(comparison: Comparison, row: Row) -> list[str]:
@@ -308,7 +308,7 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
 
 
 def asked(row: Row | Point) -> str:
-    """`50.0 %` of the MACs, which are not named, or `50.0 % of the parameters`."""
+    """The target: `50.0 %` for MACs, which are not named, or `50.0 % of the parameters`."""
     if not row.rate:
         return EMPTY
     return formatting.share(row.rate) + ("" if row.quantity == "macs" else f" of the {quantity(row.quantity)}")
@@ -324,9 +324,9 @@ def told(original: Original) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know about the table."""
+    """The notes below the table."""
     if not comparison.originals:
-        return ["No run is finished."]
+        return ["No run has finished."]
     return [*_about_originals(comparison), *_about_accuracy(comparison), *_about_terms(comparison), *_about_time(comparison)]
 
 
@@ -338,28 +338,28 @@ def _about_originals(comparison: Comparison) -> list[str]:
         f"Original {number}: {original.model} ({original.arch}), {original.data or 'without data'}: {told(original)}."
         for number, original in enumerate(comparison.originals, 1)
     ]
-    return [*listed, "The runs began with different originals: what is gone, the change and the speed-up are against its own."]
+    return [*listed, "The runs have different originals: reductions, change and speedup are relative to each run's own."]
 
 
 def _about_accuracy(comparison: Comparison) -> list[str]:
     sets = comparison.test_sets
     if not sets:
-        return ["Accuracy was not measured: give images with --data."]
-    where, found = f"on the same test images everywhere ({formatting.images(sets[0][1])})", []
+        return ["Accuracy was not measured: the runs had no --data."]
+    where, found = f"on the same test images in all runs ({formatting.images(sets[0][1])})", []
     if len(sets) > 1:
         where, names = "on each run's own test images", "; ".join(f"{data}, {formatting.images(n)}" for data, n in sets)
-        found = [f"Not on the same test images: top-1 of one set says nothing beside top-1 of another ({names})."]
+        found = [f"The test images differ: top-1 on one set is not comparable with top-1 on another ({names})."]
     return [
         *found,
-        f"Top-1 is measured {where}, at the end through ONNX Runtime: the mean over seeds +- their standard deviation, or a "
-        "single run with Wilson's 95 % interval; change is in points from the original. Columns behind tell what cutting alone "
-        "did.",
-        "In bold: the highest mean of a rate; where intervals overlap, that proves nothing.",
+        f"Top-1 of the final model is measured {where} with ONNX Runtime: the mean over seeds +- the standard deviation, or a "
+        "single run with Wilson's 95 % interval; change is in percentage points from the original. Columns named after a stage "
+        "are top-1 before fine-tuning.",
+        "Bold: the highest mean at each target; where intervals overlap, the difference may be due to chance.",
     ]
 
 
 def _about_terms(comparison: Comparison) -> list[str]:
-    """The settings in which the runs differ beside method and rate, so that one is not praised for its longer training."""
+    """The settings other than method and rate in which the runs differ, such as the number of epochs."""
     values: dict[str, list[str]] = {}
     for point in comparison.points:
         for name, value in point.settings.items():
@@ -367,21 +367,21 @@ def _about_terms(comparison: Comparison) -> list[str]:
             if name not in _OF_THE_ORIGINAL | _OF_THE_METHOD and shown not in values.setdefault(name, []):
                 values[name].append(shown)
     differing = [f"{name} ({' or '.join(found)})" for name, found in values.items() if len(found) > 1]
-    return [f"Not on equal terms, the runs differ in {', '.join(differing)}."] if differing else []
+    return [f"The runs have different settings: {', '.join(differing)}."] if differing else []
 
 
 def _about_time(comparison: Comparison) -> list[str]:
     setups = list(dict.fromkeys(formatting.timing(point.latency) for point in comparison.points if point.latency))
     if not setups:
         return []
-    return [f"Faster: the original's median latency over this one's, measured in turns, {' or '.join(setups)}."]
+    return [f"Speedup: median latency of the original over that of the run, measured interleaved, {' or '.join(setups)}."]
 
 
 # As files -------------------------------------------------------------------------------------------------------------
 
 
 def comparison_to_csv(comparison: Comparison) -> str:
-    """One line a finished run below the names of the columns; what was not measured is empty."""
+    """A header, and one line per finished run; what was not measured is empty."""
     file = io.StringIO()
     writer = csv.DictWriter(file, _columns(comparison), lineterminator="\n")
     writer.writeheader()
@@ -410,7 +410,7 @@ def _line(comparison: Comparison, point: Point) -> dict[str, object]:
 
 
 def comparison_to_json(comparison: Comparison) -> str:
-    """All points and gaps, and what the rows of the table say of them."""
+    """All points and gaps, and the rows of the table."""
     rows = [
         {"method": row.method, "name": row.name, "original": row.original, "quantity": row.quantity, "rate": row.rate}
         | {"seeds": len(row.points), "best": comparison.is_best(row), "runs": [point.run for point in row.points]}

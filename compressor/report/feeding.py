@@ -1,4 +1,4 @@
-"""The lines of Python that run `model.onnx` on one image file, filled in for a run."""
+"""Python code that runs `model.onnx` on one image file, with the preprocessing of the run filled in."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 
 from compressor.report.schema import Preprocessing, Report
 
-MOST_CLASSES = 20  # names that are written out
+MOST_CLASSES = 20  # that are listed in the code
 
 
 def feeding(report: Report) -> str:
-    """Python that needs Pillow, NumPy and ONNX Runtime; "" where the run had no data to tell how images are read."""
+    """The code, which needs Pillow, NumPy and ONNX Runtime; "" for a run without data, whose preprocessing is unknown."""
     how = report.preprocessing
     return "" if how is None else "\n".join([*_imports(how), "", *_image(how), *_array(how), *_run(how, report)])
 
 
 def _imports(how: Preprocessing) -> list[str]:
-    """Modules, and the names of the classes."""
+    """Imports, and the class names."""
     few = len(how.classes) <= MOST_CLASSES
     classes = repr(how.classes) if few else 'json.load(open("report.json"))["preprocessing"]["classes"]'
     modules = ["import numpy as np", "import onnxruntime", "from PIL import Image"]
@@ -24,7 +24,7 @@ def _imports(how: Preprocessing) -> list[str]:
 
 
 def _image(how: Preprocessing) -> list[str]:
-    """The image at its size."""
+    """Load, resize and crop the image."""
     height, width = how.size
     share = "" if math.isclose(how.crop, 1) else f" / {how.crop:g}"
     return [
@@ -38,7 +38,7 @@ def _image(how: Preprocessing) -> list[str]:
 
 
 def _array(how: Preprocessing) -> list[str]:
-    """The array, with one image in the batch."""
+    """Normalise it into a batch of one image."""
     mean, std = ([round(value, 6) for value in values] for values in (how.mean, how.std))
     order = "pixels.transpose(2, 0, 1)[None]" if how.mode == "RGB" else "pixels[None, None]"
     if how.mode == "L":
@@ -50,7 +50,7 @@ def _array(how: Preprocessing) -> list[str]:
 
 
 def _run(how: Preprocessing, report: Report) -> list[str]:
-    """The network's output, and the class that it means."""
+    """Run the model, and print the predicted class."""
     name = next(iter(report.inputs), "images")
     return [
         'session = onnxruntime.InferenceSession("model.onnx")',

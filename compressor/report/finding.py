@@ -1,6 +1,6 @@
-"""A report held against one budget: the figure, the limit, and which of the two is larger.
+"""A report checked against one budget: the measured value, the limit, and whether the budget is met.
 
-A gate that passes what it cannot see is none: what was not measured counts as missed.
+A budget on a metric that was not measured counts as missed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Status = Literal["ok", "off", "warn", "missed"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A budget held against a report. `value` and `limit` are None where something was not measured."""
+    """The result of checking a budget. `value` or `limit` is None if it was not measured."""
 
     budget: Budget
     value: float | None
     limit: float | None
-    text: str  # in words: one line of ASCII
+    text: str  # one line of ASCII
 
     @property
     def met(self) -> bool:
@@ -58,7 +58,7 @@ class Checked:
 
     @property
     def passed(self) -> bool:
-        """Whether no budget is missed whose miss is an error."""
+        """Whether no budget at level `error` is missed."""
         return not self.having("missed")
 
     @property
@@ -73,7 +73,7 @@ class Checked:
 
 
 def figure_beside(budget: Budget, report: Report, baseline: Report | None) -> float | None:
-    """The figure that the limit lies beside; 0 where it stands alone."""
+    """The value that the limit is relative to; 0 for an absolute limit."""
     if budget.limit.beside is None:
         return 0.0
     of, network = report, report.baseline
@@ -88,21 +88,21 @@ def figure_beside(budget: Budget, report: Report, baseline: Report | None) -> fl
 
 
 def latency_of(budget: Budget, report: Report) -> Latency | None:
-    """What a budget of latency is about."""
+    """The latency that a latency budget refers to; None for other budgets."""
     return timed_at(report.compressed, budget.batch) if budget.quantity.name == "latency" else None
 
 
 def alike(network: Profile, timed: Latency) -> float | None:
-    """The median of `network`, timed as `timed` was."""
+    """The median latency of `network` at the batch size, provider and threads of `timed`."""
     ways = summary.timings(network, replace(network, latency=[timed]))
     return next((other.median_ms for other, _ in ways if other), None)
 
 
 def clock_ratio(report: Report, baseline: Report | None, timed: Latency) -> float | None:
-    """How many times as long the same original took in this run as in the baseline's; None if that was another network.
+    """The original's latency in this run over that in the baseline; None if the originals are different networks.
 
-    An original is timed in turns with its small network, a baseline was on another day. Held against the baseline's latency
-    times this, a build does not fail because a machine is slower or busier than the last one.
+    The original is timed interleaved with the compressed network, but the baseline was timed on another day. The baseline's
+    latency is scaled by this ratio, so that a build does not fail because the machine is slower or busier than the last one.
     """
     if baseline is None or _costs(report.baseline) != _costs(baseline.baseline):
         return None

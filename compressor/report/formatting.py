@@ -1,6 +1,6 @@
-"""How numbers are written, so that the page, the Markdown, the terminal and the verdict say the same.
+"""Formatting of numbers, shared by the page, the Markdown, the terminal and the verdict.
 
-All text made here is plain ASCII: it also goes into build logs. Sizes count 1 MB = 10^6 bytes.
+All text is plain ASCII, because it also goes into build logs. 1 MB is 10^6 bytes.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from compressor.report.schema import Accuracy, Latency
 
-# Units that people write behind numbers, in capitals.
+# Units in budgets, in upper case.
 COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 BYTES = {**COUNTS, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 MILLISECONDS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
@@ -17,7 +17,7 @@ _STEPS = ["", "k", "M", "G", "T", "P"]
 
 
 def count(value: int) -> str:
-    """Three significant digits and a unit: `40.8 M`. Below a thousand the number itself."""
+    """Three significant digits and a unit: `40.8 M`. Numbers below a thousand are written in full."""
     number, step = _scaled(value)
     return f"{number} {step}".rstrip()
 
@@ -59,13 +59,13 @@ def points(difference: float) -> str:
 
 
 def _signed(value: float, decimals: int) -> str:
-    """What rounds to nothing has no sign."""
+    """A value that rounds to zero has no sign."""
     text = f"{value:+.{decimals}f}"
     return text if float(text) else text[1:]
 
 
 def times(ratio: float) -> str:
-    """How many times: `1.5x`; near and below one with the digits that tell it from one: `0.98x`."""
+    """A ratio: `1.5x`; with two decimals near and below one: `0.98x`."""
     decimals = 2 if ratio < 1.095 else 1 if ratio < 9.95 else 0
     return f"{ratio:.{decimals}f}x"
 
@@ -89,7 +89,7 @@ def duration(seconds: float) -> str:
 
 
 def percent(accuracy: float) -> str:
-    """A top-1 or top-5: `87.10 %`. Beside it belongs the number of images."""
+    """A top-1 or top-5: `87.10 %`. Always shown with the number of images."""
     return f"{100 * accuracy:.2f} %"
 
 
@@ -99,33 +99,33 @@ def interval(accuracy: Accuracy) -> str:
 
 
 def images(n: int) -> str:
-    """How many images an accuracy rests on: `n = 10,000`."""
+    """The number of images that an accuracy was measured on: `n = 10,000`."""
     return f"n = {n:,}"
 
 
 def timing(latency: Latency) -> str:
-    """What was timed where: `batch 1, CPU, 4 threads`."""
+    """How a latency was measured: `batch 1, CPU, 4 threads`."""
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
     return f"batch {latency.batch}, {latency.provider.upper()}, {threads}"
 
 
 def shape(sizes: Sequence[int]) -> str:
-    """`64x32x3x3`; a layer that is not there is `-`."""
+    """`64x32x3x3`; `-` for a layer that does not exist."""
     return "x".join(map(str, sizes)) or "-"
 
 
 def weights(shapes: Sequence[Sequence[int]]) -> str:
-    """`8x32x3x1 + 64x8x1x3`: the weights of layers that come one after the other."""
+    """`8x32x3x1 + 64x8x1x3`: the weight shapes of consecutive layers."""
     return " + ".join(map(shape, shapes))
 
 
 def inputs(shapes: Mapping[str, Sequence[int]]) -> str:
-    """`images 3x224x224`; several with commas between."""
+    """`images 3x224x224`; several are separated by commas."""
     return ", ".join(f"{name} {shape(sizes)}" for name, sizes in shapes.items())
 
 
 def shorten(text: str, length: int) -> str:
-    """The middle of a long name gives way to `...`: both ends of a layer's name say which it is."""
+    """Replace the middle of a long name by `...`, because both ends of a layer's name identify it."""
     if len(text) <= length:
         return text
     head = (length - 3) // 2
@@ -133,5 +133,5 @@ def shorten(text: str, length: int) -> str:
 
 
 def plain(text: str) -> str:
-    """A word of a report's, as it may stand in a build's log or labels: some services obey what looks like a command there."""
+    """A text of a report made safe for build logs and labels, where some CI services execute what looks like a command."""
     return shorten(re.sub(r"[^\w .,/()-]", "?", " ".join(text.split()), flags=re.ASCII), 80)

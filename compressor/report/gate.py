@@ -1,4 +1,4 @@
-"""Whether a report keeps to its budgets, and how that is told: each finding is one line of text."""
+"""Check a report against budgets; each finding is one line of text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from compressor.report.schema import Report
 
 
 def check(report: Report, budgets: Iterable[Budget], baseline: Report | None = None) -> Checked:
-    """Hold the report of a run against budgets, some of which may speak of the `baseline`."""
+    """Check the report of a run against budgets, some of which may refer to the `baseline`."""
     return Checked([_judge(budget, report, baseline) for budget in budgets])
 
 
 def measured(report: Report) -> dict[str, float]:
-    """Every figure of a report's compressed network that can be budgeted and was measured."""
+    """Every metric of the compressed network that can have a budget and was measured."""
     found = {name: quantity.figure(report, report.compressed, None) for name, quantity in QUANTITIES.items()}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -30,7 +30,7 @@ def _judge(budget: Budget, report: Report, baseline: Report | None) -> Finding:
     other = figure_beside(budget, report, baseline)
     if other is None:
         what = " in the same way" if quantity.name == "latency" else ""
-        todo = quantity.missing if beside == "original" else "give another --baseline"
+        todo = quantity.missing if beside == "original" else "use another --baseline"
         return Finding(budget, value, None, f"{budget.text}: the {beside} was not measured{what}; {todo}")
     asked = f"{_name(budget)} {quantity.written(value)} {quantity.relation} {_asked(budget, other)}"
     found = Finding(budget, value, budget.limit.figure(quantity, other), asked)
@@ -40,15 +40,15 @@ def _judge(budget: Budget, report: Report, baseline: Report | None) -> Finding:
     return replace(found, text=f"{asked}: {told}" if told else asked)
 
 
-# In words -------------------------------------------------------------------------------------------------------------
+# Text of a finding ----------------------------------------------------------------------------------------------------
 
 
 def _missing(budget: Budget, report: Report) -> str:
-    """What to do about a figure that is not there."""
+    """What to do about a metric that was not measured."""
     batches = sorted({latency.batch for latency in report.compressed.latency})
     if budget.batch is None or not batches:
         return budget.quantity.missing
-    return f"write latency@N with a batch that was timed: {', '.join(map(str, batches[:9]))}"
+    return f"use latency@N with a batch size that was timed: {', '.join(map(str, batches[:9]))}"
 
 
 def _name(budget: Budget) -> str:
@@ -67,7 +67,7 @@ def _asked(budget: Budget, other: float) -> str:
 
 
 def _beside(found: Finding, other: float) -> str:
-    """How the figure stands to the one that its limit lies beside."""
+    """The value relative to the one that its limit refers to."""
     quantity, beside = found.budget.quantity, found.budget.limit.beside
     assert found.value is not None
     if beside is None or not (other or quantity.is_share):
@@ -78,7 +78,7 @@ def _beside(found: Finding, other: float) -> str:
 
 
 def _excess(found: Finding) -> str:
-    """By how much the budget is missed: with three digits, however near the two lie."""
+    """By how much the budget is missed, with three significant digits."""
     if found.met or found.value is None or found.limit is None:
         return ""
     quantity, much = found.budget.quantity, abs(found.value - found.limit)
@@ -87,20 +87,18 @@ def _excess(found: Finding) -> str:
 
 
 def _slowest(found: Finding, report: Report) -> str:
-    """Of a latency that is missed: whether it may be the noise."""
+    """The 90th percentile of a missed latency, which shows how noisy the measurement is."""
     timed = latency_of(found.budget, report)
     return f"p90 {formatting.milliseconds(timed.p90_ms)}" if timed and not found.met else ""
 
 
 def _caveat(budget: Budget, report: Report, baseline: Report | None) -> str:
-    """What else is not the same in the report and the baseline."""
+    """Other differences between the report and the baseline."""
     if budget.limit.beside != "baseline" or baseline is None:
         return ""
     if timed := latency_of(budget, report):
         if scale := clock_ratio(report, baseline, timed):
-            return f"the baseline's time x {scale:.2f}, as the original's"
-        return "not scaled: the originals differ or were not timed alike"
+            return f"baseline latency scaled by {scale:.2f}, the ratio of the originals' latencies"
+        return "baseline latency not scaled: the originals differ or were not timed in the same way"
     now, then = report.compressed.accuracy, baseline.compressed.accuracy
-    return (
-        f"the baseline's {formatting.images(then.n)}" if budget.quantity.is_share and now and then and now.n != then.n else ""
-    )
+    return f"baseline {formatting.images(then.n)}" if budget.quantity.is_share and now and then and now.n != then.n else ""

@@ -1,6 +1,6 @@
-"""The report as one page that needs nothing else: no network, no scripts for its content, light, dark and on paper.
+"""The report as one self-contained HTML page, readable without network access and scripts, in light and dark mode and in print.
 
-The look is in page.css, the content in page.html.jinja; everything that is text is escaped there.
+The style is in page.css, the content in page.html.jinja, which escapes all text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def to_html(report: Report, drawn: Mapping[str, Sequence[Plot]] | None = None) -> str:
-    """The whole page. `drawn`: its plots, where they are at hand."""
+    """The whole page. `drawn`: its plots, if they exist already."""
     from compressor.report.plots import plots  # matplotlib takes a second to import, and only the page needs it
 
     page = _environment().get_template("page.html.jinja")
@@ -33,7 +33,7 @@ def to_html(report: Report, drawn: Mapping[str, Sequence[Plot]] | None = None) -
 
 
 def comparison_to_html(compared: Comparison, drawn: Sequence[Plot]) -> str:
-    """The page of several runs side by side, with the plots `drawn` of them."""
+    """The page that compares several runs, with its plots `drawn`."""
     page = _environment().get_template("comparison.html.jinja")
     return page.render(compared=compared, comparison=comparison, plots=drawn, how_to_read=HOW_TO_READ)
 
@@ -61,13 +61,13 @@ def _environment() -> Environment:
 
 
 def _cards(report: Report) -> list[summary.Row]:
-    """The four figures that are read first."""
+    """The four metrics at the top of the page."""
     macs, params, *_ = summary.cost_rows(report)
     return [macs, params, summary.accuracy_rows(report)[0], summary.latency_rows(report)[0]]
 
 
 def _typeset(text: str) -> str:
-    """Figures of ours with real arrows, minus and times signs, and per cent signs that stay with their number."""
+    """Numbers with typographic arrows, minus and times signs, and a no-break space before per cent signs."""
     text = text.replace(" %", "\N{NO-BREAK SPACE}%").replace("+-", "\N{PLUS-MINUS SIGN}")
     text = re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", text.replace("->", "\N{RIGHTWARDS ARROW}"))
     return re.sub(r"(?<=\d)x\b|(?<=\d)x(?=\d)", "\N{MULTIPLICATION SIGN}", text)

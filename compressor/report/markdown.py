@@ -1,6 +1,6 @@
-"""The report as a short Markdown page, for a pull request or a CI step summary.
+"""The report as a short Markdown page, for a pull request or a CI job summary.
 
-CI systems cut long summaries off, so tables are limited; the page and the JSON hold the rest. Names come from the
+CI systems truncate long summaries, so tables are limited; the HTML page and the JSON have the rest. Names come from the
 user's network and are escaped: a `|` or a `<` in one must not break the table.
 """
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 MOST_LAYERS = 60
 MOST_NOTES = 12  # of warnings, and of frozen channels
-MOST_CHARACTERS = 50_000  # of the figures in a step's summary, which may have 1 MiB in all
+MOST_CHARACTERS = 50_000  # of the metrics table in a step summary, which may have 1 MiB in all
 
 
 def to_markdown(report: Report) -> str:
-    """Verdict, before and after, asked and reached, stages, checks, warnings, changed layers, how to repeat."""
+    """Verdict, target, before and after, stages, checks, warnings, changed layers, how to reproduce the run."""
     sections = [
         _heading(report),
         _before_and_after(report),
@@ -72,15 +72,15 @@ def _stages(report: Report) -> str:
 
 
 def _checks(report: Report) -> str:
-    """All checks in one table: largest difference over largest output."""
+    """All checks in one table: largest difference divided by largest output."""
     done = summary.checks(report.verification)
     if not done:
-        return "### Verification\n\nNothing was checked."
+        return "### Verification\n\nNo checks were run."
     rows = (
         [_text(check.name), f"{check.difference:.1e}", f"{check.tolerance:.1e}", "yes" if check.passed else "**no**"]
         for check in done
     )
-    return "### Verification\n\n" + _table(["check", "difference", "allowed", "passed"], "lrrl", rows)
+    return "### Verification\n\n" + _table(["check", "difference", "tolerance", "passed"], "lrrl", rows)
 
 
 def _warnings(report: Report) -> str:
@@ -104,15 +104,15 @@ def _layers(report: Report) -> str:
         ]
         for layer in shown
     )
-    table = _table(["layer", "kind", "weight", "MACs", "parameters"], "llrrr", rows)
+    table = _table(["layer", "type", "weight", "MACs", "parameters"], "llrrr", rows)
     title = f"### Changed layers: {len(changed)} of {len(report.layers)}"
     if len(shown) == len(changed):
         return f"{title}\n\n{table}"
-    return f"{title}\n\nThe {len(shown)} that saved the most MACs; all are in `report.html`.\n\n{table}"
+    return f"{title}\n\nThe {len(shown)} layers with the largest reduction in MACs; `report.html` lists all.\n\n{table}"
 
 
 def _most_saving(layers: list[Layer]) -> list[Layer]:
-    """As many as the table may hold, in the order of the network."""
+    """As many layers as the table may have, in network order."""
     order = sorted(range(len(layers)), key=lambda i: layers[i].macs_after - layers[i].macs)
     return [layers[i] for i in sorted(order[:MOST_LAYERS])]
 
@@ -120,7 +120,7 @@ def _most_saving(layers: list[Layer]) -> list[Layer]:
 def _frozen(report: Report) -> str:
     if not report.frozen:
         return ""
-    return "### Left as they were\n\n" + _bullets([f"{_code(part.name)}: {_text(part.reason)}" for part in report.frozen])
+    return "### Not compressed\n\n" + _bullets([f"{_code(part.name)}: {_text(part.reason)}" for part in report.frozen])
 
 
 def _feeding(report: Report) -> str:
@@ -131,11 +131,11 @@ def _feeding(report: Report) -> str:
 def _repeat(report: Report) -> str:
     versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in report.versions.items())
     facts = f"Seed {report.seed}, {_text(report.device)}, {formatting.duration(report.seconds)}, {_text(report.created)}"
-    return f"### Repeat\n\n{_block(report.command)}\n\n{facts}. {versions}."
+    return f"### Reproduce\n\n{_block(report.command)}\n\n{facts}. {versions}."
 
 
 def comparison_to_markdown(compared: Comparison) -> str:
-    """The table of several runs, the plots that lie beside it as files, and what there is to know about both."""
+    """The table of several runs, links to the plot files next to it, and notes."""
     what = ""
     if len(compared.originals) == 1:
         (original,) = compared.originals
@@ -148,26 +148,26 @@ def comparison_to_markdown(compared: Comparison) -> str:
 
 
 def _compared(compared: Comparison, row: comparison.Row) -> list[str]:
-    """The cells of a row, those that tell of the best in bold."""
+    """The cells of a row; bold in the best row."""
     best = comparison.BOLD if compared.is_best(row) else set()
     named = zip(comparison.heading(compared), map(_text, comparison.cells(compared, row)), strict=True)
     return [*(f"**{cell}**" if name in best else cell for name, cell in named), _text(row.note)]
 
 
 def check_to_markdown(report: Report, checked: "Checked") -> str:
-    """What a check found, for the summary of a build's step: the verdict, each budget, and what was before and after."""
+    """The result of a check for a CI step summary: the verdict, each budget, and the metrics before and after."""
     title = f"### {_text(formatting.shorten(report.name, 200))}: {checked.verdict}"
     states = {"missed": "**missed**", "warn": "warning"}
     rows = ([states.get(found.status, found.status), _code(found.budget.text), _text(found.text)] for found in checked.findings)
-    table = _table(["", "budget", "found"], "lll", rows)
+    table = _table(["", "budget", "result"], "lll", rows)
     figures_of_both = _before_and_after(report)
     if len(figures_of_both) > MOST_CHARACTERS:
-        figures_of_both = "The figures before and after are in `report.html`."
+        figures_of_both = "The metrics before and after are in `report.html`."
     return f"{title}\n\n{table}\n\n{figures_of_both}\n\n"
 
 
 def _table(header: list[str], align: str, rows: Iterable[list[str]]) -> str:
-    """`align` holds one letter a column: l or r."""
+    """`align` has one letter per column: l or r."""
     rule = [{"l": ":---", "r": "---:"}[side] for side in align]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows])
 
@@ -179,7 +179,7 @@ def _bullets(items: list[str]) -> str:
 
 
 def _text(text: str) -> str:
-    """On one line, with nothing in it that Markdown or HTML would take for markup; `snake_case` is safe as it is."""
+    """On one line, with Markdown and HTML markup escaped; `snake_case` needs no escape."""
     return re.sub(r"[\\`*\[\]<|~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
 
 

@@ -1,8 +1,8 @@
-"""Accuracy against cost: which networks of a comparison are worth having, and which another one beats in both.
+"""Accuracy against cost: which networks of a comparison are on the Pareto front, and which are dominated.
 
-MACs and the size of the ONNX file are counted, so networks of different originals stand on one axis. Times of different
-sessions do not: there the cost is the share of the original's time, both measured in turns, and each original has its own axis.
-Accuracies on different test images are never put on one axis.
+MACs and the size of the ONNX file are counted, so networks of different originals share an axis. Latencies of different
+sessions are not comparable: their cost is the share of the original's latency, measured interleaved, with one axis per
+original. Accuracies on different test images never share an axis.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from compressor.report import formatting
 from compressor.report.comparison import EMPTY, Comparison, Original, Point, Row, Spread, asked
 
 HOW_TO_READ = (
-    "The line is the Pareto front: nothing else here is at least as accurate and at least as cheap as a network on it. All "
-    "others are pale; where intervals overlap, that proves nothing. Latency is a network's median time as a share of its "
-    "original's, both measured in turns, because times of different sessions cannot be compared."
+    "The line is the Pareto front: no other network is at least as accurate and at least as cheap as a network on it. "
+    "Dominated networks are pale; where intervals overlap, the difference may be due to chance. Latency is the median latency "
+    "as a share of the original's, measured interleaved, because latencies of different sessions are not comparable."
 )
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One network in a plot. Several of one `line` belong to one method, at rising cost."""
+    """One network in a plot. Marks of one `line` belong to one method, at increasing cost."""
 
     line: str
     asked: str
     cost: float
     top1: Spread
-    seeds: int  # 0: the original, which no run made
-    number: str = ""  # of an original, where there are several
-    front: bool = False  # whether no other network is as accurate at less cost, or more accurate at the same
+    seeds: int  # 0: the original
+    number: str = ""  # of an original, if there are several
+    front: bool = False  # whether it is on the Pareto front
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One kind of cost and all networks of which it is known; the original is among them."""
+    """One cost metric and all networks for which it was measured, including the original."""
 
     cost: str  # macs, size_bytes, latency_left
     label: str
@@ -53,7 +53,7 @@ class Tradeoff:
 
 
 def tradeoffs(compared: Comparison) -> list[Tradeoff]:
-    """One for each set of test images; none where no accuracy was measured."""
+    """One for each set of test images; none if no accuracy was measured."""
     found = []
     for number, (data, n) in enumerate(compared.test_sets, 1):
         rows = [row for row in compared.rows if row.top1 and (compared.originals[row.original].data, row.top1.n) == (data, n)]
@@ -71,9 +71,9 @@ def _axes(compared: Comparison, rows: Sequence[Row]) -> Iterator[Axis]:
     for original in own:
         setups = (point.latency for row in rows if row.original == original for point in row.points)
         for setup in dict.fromkeys(formatting.timing(latency) for latency in setups if latency):
-            whose = "the original's" if len(compared.originals) == 1 else f"original {original + 1}'s"
+            whose = "the original" if len(compared.originals) == 1 else f"original {original + 1}"
             timed = [row for row in rows if row.original == original and _timed_as(row, setup)]
-            yield _axis(compared, timed, [original], "latency_left", f"latency, share of {whose}\n{setup}", _percent)
+            yield _axis(compared, timed, [original], "latency_left", f"latency, relative to {whose}\n{setup}", _percent)
 
 
 def _percent(cost: float) -> str:
@@ -94,7 +94,7 @@ _COSTS: dict[str, tuple[Callable[[Point], float | None], Callable[[Original], fl
 def _axis(
     compared: Comparison, rows: Sequence[Row], own: Sequence[int], cost: str, label: str, written: Callable[[float], str]
 ) -> Axis:
-    """The networks of `rows` and the originals `own`, those on the front marked. Without marks where no run has this cost."""
+    """The networks of `rows` and the originals `own`, with those on the front marked. No marks if no run has this cost."""
     of_run, of_original = _COSTS[cost]
     known = [(row, row.mean(of_run), row.top1) for row in rows]
     marks = [Mark(line(compared, row), asked(row), x, y, len(row.points)) for row, x, y in known if x is not None and y]
@@ -112,14 +112,14 @@ def _axis(
 
 
 def line(compared: Comparison, row: Row) -> str:
-    """What a plot calls the row: its method, unless it is not alone of it at its rate."""
+    """The label of a row in plots: its method, and the original if there are several."""
     uncut = not row.rate and all(point.macs_left == 1 for point in row.points)
-    name = f"{row.name}, uncut" if uncut else row.name
-    return f"{name}, of original {row.original + 1}" if len(compared.originals) > 1 else name
+    name = f"{row.name}, unpruned" if uncut else row.name
+    return f"{name}, original {row.original + 1}" if len(compared.originals) > 1 else name
 
 
 def front(networks: Iterable[tuple[float, float]]) -> list[bool]:
-    """Of each (cost, accuracy): whether no other one is as good in both and better in one (the Pareto front)."""
+    """For each (cost, accuracy): whether it is on the Pareto front: no other is as good in both and better in one."""
     found = list(networks)
 
     def beaten(cost: float, accuracy: float) -> bool:

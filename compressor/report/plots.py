@@ -1,7 +1,7 @@
 """The plots of the page, as SVG that takes its colours from the page.
 
-Matplotlib draws with stand-in colours, which become CSS variables afterwards: so one drawing serves light, dark and
-print. Text stays text (it can be searched and follows the page's font). Every plot carries its figures as CSV.
+Matplotlib draws with placeholder colours, which are replaced by CSS variables, so that one drawing works in light and dark mode
+and in print. Text stays text (it is searchable and uses the page's font). Every plot includes its data as CSV.
 """
 
 import csv
@@ -26,7 +26,7 @@ from compressor.report.comparison import Comparison
 from compressor.report.pareto import Axis, Mark, Tradeoff, tradeoffs
 from compressor.report.schema import Layer, Report
 
-HALF = (460, 290)  # width and height of a plot that shares its row, in pixels of the page at full size
+HALF = (460, 290)  # width and height of a plot that shares its row, in CSS pixels at full size
 WHOLE = (1040, 320)
 
 INK, BEFORE, AFTER = "#010101", "#020202", "#030303"
@@ -37,10 +37,10 @@ _PAGE_COLOURS = {
     AFTER: "var(--after)",
     **{colour: f"var(--series-{i})" for i, colour in enumerate(SERIES, 1)},
 }
-_STYLE: dict[Any, Any] = {  # matplotlib names every key it knows in its type, a list that grows
+_STYLE: dict[Any, Any] = {  # matplotlib's own type lists every key, which changes between versions
     "svg.fonttype": "none",
     "text.usetex": False,
-    "text.parse_math": False,  # a `$` in a layer's name is a `$`
+    "text.parse_math": False,  # a `$` in a layer's name is no formula
     "font.family": ["DejaVu Sans"],  # comes with matplotlib: only its widths are used, the page sets the font
     "font.size": 12,
     "text.color": INK,
@@ -60,13 +60,13 @@ _STYLE: dict[Any, Any] = {  # matplotlib names every key it knows in its type, a
     "lines.linewidth": 2,
 }
 Table = list[Sequence[object]]  # the first row holds the names of the columns
-PALE = 0.35  # opacity of a network that another one beats
+PALE = 0.35  # opacity of a dominated network
 MOST_NAMES = 40  # more layers than this are numbered instead
 
 
 @dataclass(frozen=True)
 class Plot:
-    """`svg` is an element to put into a page; `alt` says in words what it shows; `csv` holds its figures."""
+    """`svg` is an element for an HTML page; `alt` describes the plot in words; `csv` has its data."""
 
     name: str
     title: str
@@ -77,7 +77,7 @@ class Plot:
 
 
 def plots(report: Report) -> dict[str, list[Plot]]:
-    """The plots by the section of the page they belong to. What was not measured has no plot."""
+    """The plots by section of the page. What was not measured has no plot."""
     with matplotlib.rc_context(_STYLE):
         sections = {
             "overview": [what_is_left(report), stages(report)],
@@ -88,7 +88,7 @@ def plots(report: Report) -> dict[str, list[Plot]]:
 
 
 def what_is_left(report: Report) -> Plot:
-    """A bar for every cost: after over before."""
+    """A bar for every cost metric: after over before."""
     rows = [row for row in (*summary.cost_rows(report), *summary.latency_rows(report)) if row.left is not None]
     names = [f"{row.name}, {row.detail}" if row.name == "Latency" else row.name for row in rows]
     left = [100 * (row.left or 0) for row in rows]
@@ -108,11 +108,11 @@ def what_is_left(report: Report) -> Plot:
     alt = "; ".join(f"{name} {value:.0f} %" for name, value in zip(names, left, strict=True))
     cells = ([row.label, row.before, row.after, row.left] for row in rows)
     table: Table = [["cost", "before", "after", "left"], *cells]
-    return _plot("what-is-left", "What is left of the cost", alt, HALF, draw, table)
+    return _plot("what-is-left", "Cost relative to the original", alt, HALF, draw, table)
 
 
 def stages(report: Report) -> Plot | None:
-    """Top-1 at every stage with its interval."""
+    """Top-1 at every stage, with its interval."""
     measured = [(stage, stage.accuracy) for stage in report.stages if stage.accuracy]
     if not measured:
         return None
@@ -130,7 +130,7 @@ def stages(report: Report) -> Plot | None:
             axes.annotate(f"{value:.2f}", (place, value), above_or_below, textcoords="offset points", ha="center")
         axes.set_xticks(list(places), [formatting.shorten(stage.name, 13) for stage, _ in measured])
         axes.margins(x=0.1, y=0.2)
-        axes.set_ylabel("top-1, %")
+        axes.set_ylabel("top-1 accuracy, %")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.grid(axis="y", alpha=0.12, color=INK)
 
@@ -151,7 +151,7 @@ def losses(report: Report) -> Plot | None:
     rows = ([epoch.epoch, epoch.lr, *(epoch.losses.get(name) for name in names)] for epoch in report.epochs)
     table: Table = [["epoch", "lr", *names], *rows]
     alt = "; ".join(f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in lines.items())
-    return _plot("losses", "Losses", alt, HALF, lambda axes: _draw_lines(axes, lines, "loss"), table)
+    return _plot("losses", "Training loss", alt, HALF, lambda axes: _draw_lines(axes, lines, "loss"), table)
 
 
 def accuracy_by_epoch(report: Report) -> Plot | None:
@@ -164,7 +164,7 @@ def accuracy_by_epoch(report: Report) -> Plot | None:
     rows = ([epoch.epoch, epoch.held_out_top1, epoch.train_top1] for epoch in report.epochs)
     table: Table = [["epoch", "held_out_top1", "train_top1"], *rows]
     alt = "; ".join(f"{name} from {line[0][1]:.2f} % to {line[-1][1]:.2f} %" for name, line in lines.items())
-    return _plot("accuracy", "Accuracy by epoch", alt, HALF, lambda axes: _draw_lines(axes, lines, "top-1, %"), table)
+    return _plot("accuracy", "Accuracy per epoch", alt, HALF, lambda axes: _draw_lines(axes, lines, "top-1 accuracy, %"), table)
 
 
 def _draw_lines(axes: Axes, lines: dict[str, list[tuple[int, float]]], label: str) -> None:
@@ -182,23 +182,21 @@ def _draw_lines(axes: Axes, lines: dict[str, list[tuple[int, float]]], label: st
 
 
 def widths(report: Report) -> Plot | None:
-    """Output channels of every layer, before and after; none when only something else than widths changed."""
+    """Output channels of every layer, before and after; None if no number of channels changed."""
     before = [_width(layer.shape) for layer in report.layers]
     after = [_width(layer.shape_after) for layer in report.layers]
     if before == after:
         return None
-    return _layer_plot("widths", "Width of each layer", "output channels", report.layers, before, after)
+    return _layer_plot("widths", "Output channels per layer", "output channels", report.layers, before, after)
 
 
 def ranks(report: Report) -> Plot | None:
-    """The rank of every layer that was factored, beside the highest that its weights can have."""
+    """The rank of every factored layer, and the full rank of its weights."""
     factored = [layer for layer in report.layers if layer.rank is not None]
     if not factored:
         return None
     before = [min(layer.shape[0], math.prod(layer.shape[1:])) for layer in factored]
-    return _layer_plot(
-        "ranks", "Rank of each factored layer", "rank", factored, before, [layer.rank or 0 for layer in factored]
-    )
+    return _layer_plot("ranks", "Rank per factored layer", "rank", factored, before, [layer.rank or 0 for layer in factored])
 
 
 def macs(report: Report) -> Plot | None:
@@ -207,7 +205,7 @@ def macs(report: Report) -> Plot | None:
     after = [layer.macs_after for layer in report.layers]
     if not report.layers:
         return None
-    return _layer_plot("macs", "MACs of each layer", "MACs, one image", report.layers, before, after)
+    return _layer_plot("macs", "MACs per layer", "MACs, one image", report.layers, before, after)
 
 
 def _width(shape: list[int]) -> int:
@@ -220,9 +218,7 @@ def _layer_plot(name: str, title: str, label: str, layers: list[Layer], before: 
         width = 0.74 if len(layers) <= MOST_NAMES else 1.0
         axes.bar(places, before, color=BEFORE, alpha=0.45, width=width, label="before")
         axes.bar(places, after, color=AFTER, width=width, label="after")
-        _name_places(
-            axes, [layer.name for layer in layers], "layers in the order of the network; the table below has their names"
-        )
+        _name_places(axes, [layer.name for layer in layers], "layers in network order; the table below lists their names")
         axes.set_ylabel(label)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.count(round(value))))
         axes.grid(axis="y", alpha=0.12, color=INK)
@@ -230,12 +226,12 @@ def _layer_plot(name: str, title: str, label: str, layers: list[Layer], before: 
 
     rows = ([layer.name, layer.kind, *pair] for layer, *pair in zip(layers, before, after, strict=True))
     table: Table = [["layer", "kind", "before", "after"], *rows]
-    alt = f"{len(layers)} layers, together {formatting.count(sum(before))} before and {formatting.count(sum(after))} after"
+    alt = f"{len(layers)} layers, in total {formatting.count(sum(before))} before and {formatting.count(sum(after))} after"
     return _plot(name, title, alt, WHOLE, draw, table)
 
 
 def _name_places(axes: Axes, names: Sequence[str], otherwise: str) -> None:
-    """Names below the places 0, 1, ..., or the label `otherwise` where they are too many."""
+    """Names as ticks at 0, 1, ..., or the axis label `otherwise` if there are too many."""
     if len(names) <= MOST_NAMES:
         axes.set_xticks(
             range(len(names)), [formatting.shorten(name, 26) for name in names], rotation=60, ha="right", rotation_mode="anchor"
@@ -247,31 +243,31 @@ def _name_places(axes: Axes, names: Sequence[str], otherwise: str) -> None:
 
 
 def by_group(name: str, title: str, label: str, groups: Sequence[str], lines: Mapping[str, Sequence[float]]) -> Plot:
-    """What `lines` say of each group of channels, in the order of the network."""
+    """One line per entry of `lines`, with a value for each channel group, in network order."""
 
     def draw(axes: Axes) -> None:
         places = range(len(groups))
         for (line, values), colour in zip(lines.items(), itertools.cycle(SERIES), strict=False):
             axes.plot(places, values, color=colour, marker="o", markersize=4, label=line)
-        _name_places(axes, groups, "groups in the order of the network; the table has their names")
+        _name_places(axes, groups, "channel groups in network order; the table lists their names")
         axes.set_ylabel(label)
         axes.grid(axis="y", alpha=0.12, color=INK)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), handlelength=1, borderaxespad=0)
 
     table: Table = [["group", *lines], *zip(groups, *lines.values(), strict=True)]
-    worst = (f"{line}: at worst {min(values):.2f} ({groups[values.index(min(values))]})" for line, values in lines.items())
+    worst = (f"{line}: minimum {min(values):.2f} ({groups[values.index(min(values))]})" for line, values in lines.items())
     with matplotlib.rc_context(_STYLE):
         return _plot(name, title, "; ".join(worst), WHOLE, draw, table)
 
 
 def accuracy_and_cost(compared: Comparison) -> list[Plot]:
-    """For each set of test images, top-1 against every cost, side by side, with the Pareto front of each."""
+    """For each set of test images, one plot: a panel of top-1 against each cost, with its Pareto front."""
     with matplotlib.rc_context(_STYLE):
         return [_tradeoff(found) for found in tradeoffs(compared)]
 
 
 def _tradeoff(found: Tradeoff) -> Plot:
-    """Panels of one height, three in a row, and a key of the lines beside them."""
+    """Panels of one height, three in a row, with a legend to the right."""
     columns = min(len(found.axes), 3)
     rows = math.ceil(len(found.axes) / columns)
     figure = Figure(figsize=(WHOLE[0] / 72, rows * WHOLE[1] / 72), layout="constrained")
@@ -283,7 +279,7 @@ def _tradeoff(found: Tradeoff) -> Plot:
         else:
             _draw_front(axes, axis, styles)
     for left in panels[:, 0]:
-        left.set_ylabel("top-1, %")
+        left.set_ylabel("top-1 accuracy, %")
     named = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside right center", handlelength=2, fontsize=11)
     table: Table = [["cost", "value", "top1", "low", "high", "n", "line", "asked", "seeds", "pareto_front"]]
@@ -296,13 +292,13 @@ def _tradeoff(found: Tradeoff) -> Plot:
 
 
 def _line_styles(lines: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each line; on paper, markers tell them apart."""
+    """Colour and marker of each line; markers distinguish lines in black-and-white print."""
     styles = itertools.cycle(zip(2 * SERIES, "os^vDPXpdh<>", strict=True))
     return dict(zip(sorted(set(lines)), styles, strict=False))
 
 
 def _draw_front(axes: Axes, axis: Axis, styles: Mapping[str, tuple[str, str]]) -> None:
-    """The front as a staircase; what is beaten is pale, and the rows of a method are joined by a thin line."""
+    """The front as a step line; dominated networks are pale, and the rows of a method are joined by a thin line."""
     marks = sorted(axis.marks, key=lambda mark: (mark.cost, mark.top1.mean))
     best = [mark for mark in marks if mark.front]
     steps = [mark.cost for mark in best], [100 * mark.top1.mean for mark in best]
@@ -340,9 +336,9 @@ def _front_in_words(axis: Axis) -> str:
 
 
 def as_file(plot: Plot) -> str:
-    """The plot as an SVG file of its own, light or dark as its reader prefers."""
+    """The plot as a standalone SVG file, in the light or dark mode of the viewer."""
     css = resources.files("compressor.report").joinpath("page.css").read_text(encoding="utf-8")
-    colours = css.partition("* {")[0]  # the page's, which come first
+    colours = css.partition("* {")[0]  # the colour variables, at the top of the file
     text = "text { fill: currentColor; font-family: ui-sans-serif, system-ui, sans-serif; }"
     style = f"<style>{colours}svg {{ background: var(--panel); color: var(--ink); }} {text}</style>"
     return plot.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1)
@@ -366,10 +362,10 @@ def _finished(figure: Figure, name: str, title: str, alt: str, table: Table, *, 
 
 
 def _svg(figure: Figure, name: str, alt: str) -> str:
-    """An `<svg>` without size and fonts of its own, and with the page's colours."""
+    """An `<svg>` element without its own size and fonts, with the colours of the page."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        # Scripts that matplotlib's own font lacks are drawn by the browser.
+        # The browser draws the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
     root = ElementTree.fromstring(file.getvalue())
@@ -382,7 +378,7 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
 
 
 def _adopt(element: ElementTree.Element, used: set[str]) -> None:
-    """Within a page an element needs no namespace, takes colours and fonts from the page, and no name twice."""
+    """Prepare an element for an HTML page: no namespace, colours and fonts of the page, and no unused ids."""
     element.tag = _local(element.tag)
     attributes = {_local(key): value for key, value in element.attrib.items()}
     if attributes.get("id") not in used:
@@ -393,7 +389,7 @@ def _adopt(element: ElementTree.Element, used: set[str]) -> None:
     element.attrib.clear()
     element.attrib.update(attributes)
     if element.tag == "style":
-        element.text = ""  # it would hold for the whole page
+        element.text = ""  # it would apply to the whole page
 
 
 def _local(name: str) -> str:

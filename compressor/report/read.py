@@ -1,6 +1,6 @@
-"""The report as JSON: put into words, read back with exact complaints, and described by a JSON Schema.
+"""The report as JSON: written, read with error messages that name the key, and described by a JSON Schema.
 
-All three follow the type hints of the dataclasses in schema.py, so a new figure is added in one place.
+All three follow the type hints of the dataclasses in schema.py, so a new field is added in one place.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from compressor.files import read_text
 from compressor.report.schema import VERSION, Latency, Report, Stage
 
 LARGEST = 1e100
-SHORTEST = 1e-9  # ms; what is shown are ratios of times
+SHORTEST = 1e-9  # ms; the report divides by latencies
 _JSON_TYPE = {str: "string", float: "number", int: "integer", bool: "boolean", NoneType: "null"}
 _WORDS = {str: "a string", float: "a number", int: "a whole number", bool: "true or false", NoneType: "null"}
 
@@ -24,12 +24,12 @@ _WORDS = {str: "a string", float: "a number", int: "a whole number", bool: "true
 def to_json(report: Report) -> str:
     """The report as indented JSON text.
 
-    Raises CompressError when a figure is NaN or infinite: JSON has no word for these, and no measurement gives them.
+    Raises CompressError if a number is NaN or infinite, which JSON cannot represent.
     """
     data = dataclasses.asdict(report)
     for path, value in _leaves(data, ""):
         if isinstance(value, float) and not math.isfinite(value):
-            raise CompressError(f"the report cannot be written: {path} is {value}, which is not a measurement")
+            raise CompressError(f"the report cannot be written: {path} is {value}, which JSON cannot represent")
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -42,9 +42,9 @@ def _leaves(value: object, path: str) -> list[tuple[str, object]]:
 
 
 def read_report(path: Path) -> Report:
-    """The report of a run's directory, or of a report.json.
+    """Read the report of a run, given by its directory or its report.json.
 
-    Raises UsageError when there is none or it cannot be read; the message names the file.
+    Raises UsageError if it does not exist or cannot be read; the message names the file.
     """
     file = report_file(path)
     try:
@@ -52,7 +52,7 @@ def read_report(path: Path) -> Report:
     except FileNotFoundError:
         raise UsageError(f"{file} does not exist: give the directory of a finished run, or its report.json") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{file} cannot be read as a report: it is no text file") from None
+        raise UsageError(f"{file} cannot be read as a report: it is not a text file") from None
     except OSError as error:
         raise UsageError(f"{file} cannot be read as a report: {error.strerror}") from None
     except UsageError as error:
@@ -64,14 +64,14 @@ def report_file(path: Path) -> Path:
 
 
 def from_json(text: str) -> Report:
-    """Read what `to_json` wrote. Texts come back printable, in one line each: logs, pages and terminals are where they go.
+    """Read the output of `to_json`. Texts are made printable on one line, because they go to logs, pages and terminals.
 
-    Raises UsageError naming the place: `baseline.accuracy.top1: expected a number, found "x"`.
+    Raises UsageError naming the key: `baseline.accuracy.top1: expected a number, found "x"`.
     """
     try:
         data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
     except RecursionError:
-        raise UsageError("not a report: its objects lie too deep in one another") from None
+        raise UsageError("not a report: its objects are nested too deeply") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"not a report: {error.msg} (line {error.lineno}, column {error.colno})") from None
     if not isinstance(data, dict):
@@ -81,7 +81,7 @@ def from_json(text: str) -> Report:
 
 
 def stage_from(data: object) -> Stage:
-    """A stage as `dataclasses.asdict` gives it. Raises UsageError naming the place."""
+    """A stage from the output of `dataclasses.asdict`. Raises UsageError naming the key."""
     return cast(Stage, _read(Stage, data, "stage"))
 
 
@@ -90,17 +90,17 @@ def _refuse_constant(word: str) -> NoReturn:
 
 
 def _finite(word: str) -> float:
-    """Raises UsageError for a number that is infinite, or would be when two are multiplied."""
+    """Raises UsageError for a number that is infinite, or so large that a product could be."""
     value = float(word)
     if abs(value) > LARGEST:
-        raise UsageError(f"not a report: {word[:40]} is not a measurement")
+        raise UsageError(f"not a report: {word[:40]} is out of range")
     return value
 
 
 def _whole(word: str) -> int:
-    """Raises UsageError for one above any count of operations: floats, or whole numbers of 64 bits, could not hold it."""
+    """Raises UsageError for an integer that does not fit into 64 bits."""
     if len(word) > 20 or abs(int(word)) >= 2**63:
-        raise UsageError(f"not a report: {word[:20]}... is not a measurement")
+        raise UsageError(f"not a report: {word[:20]}... is out of range")
     return int(word)
 
 
@@ -110,12 +110,12 @@ def _check_version(data: dict[str, Any]) -> None:
     if data["version"] != VERSION:
         raise UsageError(
             f"the report has version {_found(data['version'])}, this release reads version {VERSION}; "
-            "read it with the release that wrote it, or make the run again"
+            "read it with the release that wrote it, or rerun the compression"
         )
 
 
 def _read(kind: Any, value: Any, path: str) -> Any:
-    """`value` as an instance of the type `kind`; `path` is where it stands."""
+    """`value` as an instance of the type `kind`; `path` is its key in the report."""
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(cast(type, kind), _expect(dict, "an object", value, path), path)
     if get_origin(kind) is list:
@@ -150,7 +150,7 @@ def _read_dataclass(kind: type, value: dict[str, Any], path: str) -> Any:
 
 
 def _read_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
-    """Plain types are told apart by the JSON type; beside them a union here only ever holds one other type and null."""
+    """Plain types are distinguished by the JSON type; any other union here is one other type or null."""
     if type(value) in kinds:
         return printable(value) if isinstance(value, str) else value
     others = [kind for kind in kinds if kind is not NoneType]
@@ -162,7 +162,7 @@ def _read_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _expect(kind: type, words: str, value: Any, path: str) -> Any:
-    """Exactly this type: `True` is no number here, although Python takes it for one."""
+    """Exactly this type: `True` is not accepted as a number, although bool is a subclass of int."""
     if type(value) is not kind:
         raise UsageError(f"{path}: expected {words}, found {_found(value)}")
     return printable(value) if isinstance(value, str) else value

@@ -1,6 +1,6 @@
-"""What a report holds: the one truth behind `report.json`, `report.md`, `report.html` and the terminal tables.
+"""The contents of a report: the single source of `report.json`, `report.md`, `report.html` and the terminal tables.
 
-Every figure here was measured in the run the report belongs to; what was not measured is `None`, never a guess.
+Every value was measured in the run that the report belongs to; what was not measured is `None`, never an estimate.
 Units: MACs are multiply-adds for one image; sizes are bytes; latencies are milliseconds for one batch; accuracies and
 shares are fractions between 0 and 1.
 """
@@ -12,7 +12,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 (and top-5) of `n` images never used for training or choosing; `low`..`high` is Wilson's 95 % interval."""
+    """Top-1 (and top-5) on `n` images that are not used for training or selection; `low`..`high` is Wilson's 95 % interval."""
 
     top1: float
     low: float
@@ -24,7 +24,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Latency:
-    """ONNX Runtime's time for one batch, after `warmup` runs: median and 90th percentile of `runs` runs."""
+    """Latency of one batch in ONNX Runtime: median and 90th percentile of `runs` runs, after `warmup` runs."""
 
     batch: int
     median_ms: float
@@ -37,20 +37,20 @@ class Latency:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a network costs and how good it is."""
+    """Cost and accuracy of a network."""
 
     macs: int
     params: int
     weight_bytes: int
     size_bytes: int | None = None  # of the ONNX file
-    peak_activation_bytes: int | None = None  # largest sum of live activations in one forward of one image
-    accuracy: Accuracy | None = None  # measured through ONNX Runtime on the written file where there is one
+    peak_activation_bytes: int | None = None  # largest sum of live activations in a forward pass of one image
+    accuracy: Accuracy | None = None  # measured with ONNX Runtime on the exported file, if there is one
     latency: list[Latency] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The network at one point of the run: original, cut, recalibrated, fine-tuned, ONNX."""
+    """The network at one stage of the run: original, cut (pruned), recalibrated, fine-tuned, ONNX."""
 
     name: str
     macs: int
@@ -58,13 +58,13 @@ class Stage:
     accuracy: Accuracy | None
     seconds: float  # since the previous stage
     note: str = ""
-    size_bytes: int | None = None  # of its ONNX file, where several steps each wrote one
-    latency: list[Latency] = field(default_factory=list)  # of that file; all of a report were timed in turns
+    size_bytes: int | None = None  # of its ONNX file, in a pipeline where every step writes one
+    latency: list[Latency] = field(default_factory=list)  # of that file; all stages were timed interleaved
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of training. `losses` are the method's named terms, averaged over the epoch."""
+    """One epoch of training. `losses` are the named loss terms of the method, averaged over the epoch."""
 
     epoch: int  # counted from 1
     lr: float
@@ -77,7 +77,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer with weights. Shapes are of its weight; `macs` for one image."""
+    """One layer with weights. Shapes are those of its weight; `macs` are for one image."""
 
     name: str
     kind: str
@@ -87,16 +87,16 @@ class Layer:
     macs_after: int
     params: int
     params_after: int
-    group: str = ""  # the coupled group its output channels belong to, how it was factored, or why it was left as it was
-    factors: list[list[int]] = field(default_factory=list)  # weights of the chain that took its place, in order
-    rank: int | None = None  # of that chain
-    ms: float | None = None  # that ONNX Runtime takes for the layer alone, for one image on one thread
+    group: str = ""  # channel group of its output channels, how it was factored, or why it was not compressed
+    factors: list[list[int]] = field(default_factory=list)  # weight shapes of the low-rank layers that replace it, in order
+    rank: int | None = None  # of those low-rank layers
+    ms: float | None = None  # latency of the layer alone in ONNX Runtime, for one image on one thread
     ms_after: float | None = None
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Channels that could not be cut, and why."""
+    """A layer that was not compressed, or not completely, and the reason."""
 
     name: str
     reason: str
@@ -104,21 +104,21 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Target:
-    """What was asked and what was reached, both as the share of the original `quantity` that is gone."""
+    """Target and achieved reduction, both as the share of the original `quantity` that is removed."""
 
     quantity: str  # macs, params, size, filters, weights
     asked: float
     reached: float
-    text: str  # the request as the user wrote it
-    note: str = ""  # why the two differ, when they do
-    macs_at_asked: float | None = None  # share of the MACs gone if each layer gave exactly the filters asked, as papers count
+    text: str  # the target as the user wrote it
+    note: str = ""  # why target and result differ, if they do
+    macs_at_asked: float | None = None  # share of MACs removed with fractional channel counts, as papers count
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close the compressed network's answers are to the original's, on the same `n` inputs."""
+    """Agreement of the compressed network with the original, on the same `n` inputs."""
 
-    agreement: float  # share of equal top-1 predictions
+    agreement: float  # share of inputs with the same top-1 prediction
     mean_kl: float  # mean KL(original ‖ compressed) of the softmax outputs, nats
     n: int
     inputs: str  # which inputs: "test images" or "random inputs"
@@ -126,21 +126,21 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Verification:
-    """The checks that had to pass before anything was published: largest difference over largest output."""
+    """The checks that must pass before results are published: largest difference divided by largest output."""
 
-    masked: float | None  # compact against masked
+    masked: float | None  # compact network against its dense equivalent
     masked_tolerance: float
-    onnx: dict[str, float]  # ONNX Runtime against torch, by batch size
+    onnx: dict[str, float]  # ONNX Runtime against PyTorch, by batch size
     onnx_tolerance: float
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """What the teacher's answers took of the training."""
+    """Cost of the teacher's forward passes during training."""
 
-    ms: float  # of one batch, the median of the first
-    share: float  # of the time of training
-    kept: bool  # whether each image was answered once, and the answer kept
+    ms: float  # per batch, median of the first batches
+    share: float  # of the training time
+    kept: bool  # whether the teacher's outputs were computed once per image and cached
 
 
 @dataclass(frozen=True)
@@ -148,16 +148,16 @@ class Preprocessing:
     """How an image becomes an input of `model.onnx`: resized to cover `size` / `crop`, center-cropped to `size`, normalized."""
 
     size: list[int]  # height and width
-    crop: float  # share of the resized image that is kept; an image that has the size already stays as it is
-    mode: str  # as Pillow calls it: RGB, or L for grey
+    crop: float  # share of the resized image that is kept; an image that already has this size is not changed
+    mode: str  # Pillow mode: RGB, or L for grey
     mean: list[float]  # per channel, of pixels from 0 to 1
     std: list[float]
-    classes: list[str]  # what each output stands for
+    classes: list[str]  # class name of each output
 
 
 @dataclass(frozen=True)
 class Change:
-    """Compressed over original; for accuracy the difference in top-1 (compressed - original)."""
+    """Compressed divided by original; for accuracy the difference in top-1 (compressed - original)."""
 
     macs: float
     params: float
@@ -169,16 +169,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run."""
+    """The report of a run."""
 
     name: str
-    verdict: str  # one line: the result in a nutshell
+    verdict: str  # the result in one line
     model: str
     arch: str
     data: str | None
     input_shape: list[int]  # [channels, height, width] of one image, or of the first input
     method: str
-    settings: dict[str, str | float | int | bool | None]  # everything that was decided, the method's own settings too
+    settings: dict[str, str | float | int | bool | None]  # all settings of the run, including those of the method
     seed: int
     target: Target
     baseline: Profile
@@ -197,6 +197,6 @@ class Report:
     created: str  # ISO 8601, UTC
     seconds: float
     inputs: dict[str, list[int]] = field(default_factory=dict)  # name in model.onnx -> shape of one sample
-    teaching: Teaching | None = None  # where a student learned from a teacher
-    preprocessing: Preprocessing | None = None  # where data were given
+    teaching: Teaching | None = None  # if a student was trained with a teacher
+    preprocessing: Preprocessing | None = None  # if the run had data
     version: int = VERSION

@@ -1,6 +1,6 @@
-"""What a reader wants to know first: the verdict, what was before and is after, and whether the checks passed.
+"""The summary of a report: the verdict, the metrics before and after, and whether the checks passed.
 
-The page, the Markdown and the terminal all print the rows that are made here, so they cannot disagree.
+The page, the Markdown and the terminal all print these rows, so they cannot disagree.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from typing import Literal
 from compressor.report import formatting
 from compressor.report.schema import Accuracy, Change, Latency, Layer, Profile, Report, Stage, Target, Teaching, Verification
 
-FASTER = 1.05  # a smaller gain is lost in the noise of timing
-SMALLER = 0.01  # a smaller change of a file is one of names in it
+FASTER = 1.05  # a smaller speedup is within measurement noise
+SMALLER = 0.01  # a smaller change in file size comes from names stored in it
 NOT_MEASURED = "not measured"
 
 Tone = Literal["good", "bad", "plain"]
@@ -20,9 +20,9 @@ _SPEED_TONES: dict[str, Tone] = {"faster": "good", "no faster": "plain", "slower
 
 @dataclass(frozen=True)
 class Row:
-    """One figure before and after, ready to print.
+    """One metric before and after, formatted.
 
-    `detail` says how it was measured; the spreads stand beside their figures (a 95 % interval, a 90th percentile);
+    `detail` describes how it was measured; the spreads are printed next to their values (a 95 % interval, a 90th percentile);
     `left` is after over before.
     """
 
@@ -38,13 +38,13 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Name and detail in one."""
+        """Name and detail."""
         return f"{self.name}, {self.detail}" if self.detail else self.name
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check that ran: the largest difference over the largest output, and what was allowed."""
+    """A check that was run: the largest difference divided by the largest output, and the tolerance."""
 
     name: str
     difference: float
@@ -52,12 +52,12 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """A difference that is not a number fails."""
+        """A NaN fails."""
         return self.difference <= self.tolerance
 
 
 def compare(baseline: Profile, compressed: Profile) -> Change:
-    """What changed. Where a batch size was timed in several ways, its entry is of the one listed first."""
+    """The changes. If a batch size was timed with several providers or threads, its entry is the one listed first."""
     speedups: dict[str, float] = {}
     for before, after in timings(baseline, compressed):
         if before:
@@ -73,7 +73,7 @@ def compare(baseline: Profile, compressed: Profile) -> Change:
 
 
 def timings(baseline: Profile, compressed: Profile) -> list[tuple[Latency | None, Latency]]:
-    """Before (None where it was not timed in the same way) and after; the smallest batch first."""
+    """Before (None if it was not timed in the same way) and after; the smallest batch first."""
     before = {_setup(latency): latency for latency in baseline.latency}
     pairs = [(before.get(_setup(after)), after) for after in compressed.latency]
     return sorted(pairs, key=lambda pair: pair[1].batch)
@@ -84,7 +84,7 @@ def _setup(latency: Latency) -> tuple[int, str, int]:
 
 
 def verdict(baseline: Profile, compressed: Profile, verification: Verification) -> str:
-    """The result in one line. What was not measured and what was not gained is said as plainly as the rest.
+    """The result in one line, including what was not measured and what did not improve.
 
     40.8 M -> 20.3 M MACs (-50.2 %), top-1 87.96 % -> 87.10 % (-0.86, n = 10,000),
     CPU 1.93 ms -> 1.31 ms at batch 1 (1.5x), checks passed
@@ -100,7 +100,7 @@ def verdict(baseline: Profile, compressed: Profile, verification: Verification) 
 
 
 def _cost_verdict(baseline: Profile, compressed: Profile) -> str:
-    """MACs; or the size of the ONNX file, where that alone has changed."""
+    """MACs; or the size of the ONNX file, if only that has changed."""
     before, after = baseline.size_bytes, compressed.size_bytes
     if baseline.macs == compressed.macs and before and after and abs(after / before - 1) > SMALLER:
         return f"{formatting.size(before)} -> {formatting.size(after)} ONNX file ({formatting.change(after / before)})"
@@ -143,14 +143,14 @@ def speed(ratio: float) -> str:
 
 
 def checks(verification: Verification) -> list[Check]:
-    """The checks that ran."""
+    """The checks that were run."""
     found = [
         Check(f"ONNX Runtime against PyTorch, batch {batch}", difference, verification.onnx_tolerance)
         for batch, difference in verification.onnx.items()
     ]
     if verification.masked is None:
         return found
-    masked = Check("compact network against the dense one it stands for", verification.masked, verification.masked_tolerance)
+    masked = Check("compact network against its dense equivalent", verification.masked, verification.masked_tolerance)
     return [masked, *found]
 
 
@@ -163,19 +163,17 @@ def checks_verdict(verification: Verification) -> str:
 
 
 def asked_and_reached(target: Target) -> str:
-    """`asked for 50.0 % of the MACs removed (macs=50%), reached 50.2 %`, and why the two differ."""
-    asked = f"asked for {formatting.share(target.asked)} of the {quantity(target.quantity)} removed"
+    """`target: 50.0 % of the MACs removed (macs=50%), reached 50.2 %`, and why the two differ."""
+    asked = f"target: {formatting.share(target.asked)} of the {quantity(target.quantity)} removed"
     note = f": {target.note}" if target.note else ""
     papers = ""
     if target.macs_at_asked is not None:
-        papers = (
-            f"; counted as papers do, with widths that are not whole, {formatting.share(target.macs_at_asked)} of the MACs go"
-        )
+        papers = f"; {formatting.share(target.macs_at_asked)} of the MACs with fractional channel counts, as papers count"
     return f"{asked} ({target.text}), reached {formatting.share(target.reached)}{note}{papers}"
 
 
 def quantity(name: str) -> str:
-    """What a target is about, in words."""
+    """The quantity of a target, in words."""
     return {"macs": "MACs", "params": "parameters", "size": "ONNX file's size", "rank": "ranks"}.get(name, name)
 
 
@@ -185,7 +183,7 @@ def rows(report: Report) -> list[Row]:
 
 
 def cost_rows(report: Report) -> list[Row]:
-    """What is counted and needs no clock."""
+    """The metrics that are counted: all but accuracy and latency."""
     before, after = report.baseline, report.compressed
     peaks = before.peak_activation_bytes, after.peak_activation_bytes
     return [
@@ -234,7 +232,7 @@ def accuracy_rows(report: Report) -> list[Row]:
 
 
 def _accuracy_tone(before: Accuracy, after: Accuracy) -> Tone:
-    """Intervals that overlap do not tell which network is better."""
+    """Plain if the intervals overlap."""
     if after.high < before.low:
         return "bad"
     return "good" if after.low > before.high else "plain"
@@ -269,27 +267,27 @@ def _latency(before: Latency | None, after: Latency) -> Row:
 
 
 def notes(report: Report) -> list[str]:
-    """What a reader must know about the rows: what the numbers in brackets are, how the time was taken, fidelity."""
-    found = [f"Fidelity: {fidelity(report)}."]
+    """The notes below the rows: agreement with the original, the numbers in brackets, how latency was measured."""
+    found = [f"Agreement with the original: {fidelity(report)}."]
     if report.baseline.accuracy or report.compressed.accuracy:
-        found.append("In brackets: Wilson's 95 % interval of the top-1, in per cent.")
+        found.append("In brackets: Wilson's 95 % confidence interval of top-1, in per cent.")
     if report.compressed.latency:
         after = report.compressed.latency[0]
-        found.append(f"Latency: ONNX Runtime, median of {after.runs} runs after {after.warmup} to warm up, whole batch.")
+        found.append(f"Latency: ONNX Runtime, time per batch, median of {after.runs} runs after {after.warmup} warm-up runs.")
     return found
 
 
 def fidelity(report: Report) -> str:
-    """How often both networks answer alike, and how far their probabilities are apart."""
+    """Share of equal top-1 predictions, and divergence of the predicted probabilities."""
     if report.fidelity is None:
         return NOT_MEASURED
     measured = report.fidelity
     alike = f"{formatting.percent(measured.agreement)} of {measured.n:,} {measured.inputs}"
-    return f"same top-1 answer as the original on {alike}; mean KL divergence {measured.mean_kl:.3g} nats"
+    return f"same top-1 prediction on {alike}; mean KL divergence {measured.mean_kl:.3g} nats"
 
 
 def stage_heading(report: Report) -> list[str]:
-    """The names of the columns of `stage_rows`; files and times have one where some stage has them."""
+    """The names of the columns of `stage_rows`; ONNX file and latency only if some stage has them."""
     size = ["ONNX file"] if any(stage.size_bytes is not None for stage in report.stages) else []
     latency = ["latency"] if _stage_setup(report) else []
     return ["stage", "MACs", "parameters", *size, *latency, "top-1 [95 %]", "n", "time", "note"]
@@ -301,10 +299,10 @@ def stage_rows(report: Report) -> list[list[str]]:
 
 
 def stage_note(report: Report) -> str:
-    """What a reader must know about the times of the stages; empty where there are none."""
+    """The note on the latencies of the stages; empty if there are none."""
     if not (setup := _stage_setup(report)):
         return ""
-    return f"Latency of stages: {formatting.timing(setup)}, measured in turns; in brackets how many times as fast as the first."
+    return f"Latency of stages: {formatting.timing(setup)}, measured interleaved; in brackets the speedup over the first stage."
 
 
 def _stage_cost(report: Report, stage: Stage) -> list[str]:
@@ -329,12 +327,12 @@ def _stage_accuracy(stage: Stage) -> list[str]:
 
 
 def _stage_setup(report: Report) -> Latency | None:
-    """How the stages were timed, at the smallest batch; None where none was."""
+    """The latency setup of the stages, at the smallest batch; None if no stage was timed."""
     return min((latency for stage in report.stages for latency in stage.latency), key=lambda one: one.batch, default=None)
 
 
 def _timed(stage: Stage, setup: Latency) -> Latency | None:
-    """What `stage` takes where all else is as in `setup`."""
+    """The latency of `stage` measured with the same setup as `setup`."""
     return next((latency for latency in stage.latency if _setup(latency) == _setup(setup)), None)
 
 
@@ -352,17 +350,17 @@ def training(report: Report) -> str:
 def _teaching(cost: Teaching | None) -> str:
     if cost is None:
         return ""
-    once = ", each image once" if cost.kept else ""
-    return f"; the teacher took {formatting.milliseconds(cost.ms)} a batch, {formatting.share(cost.share)} of the time{once}"
+    once = ", computed once per image and cached" if cost.kept else ""
+    return f"; teacher: {formatting.milliseconds(cost.ms)} per batch, {formatting.share(cost.share)} of the time{once}"
 
 
 def weights_after(layer: Layer) -> str:
-    """The shape of a layer's weights, or those of the chain that took its place."""
+    """The shape of a layer's weights, or of the low-rank layers that replace it."""
     return formatting.weights(layer.factors or [layer.shape_after])
 
 
 def changed_layers(report: Report) -> list[Layer]:
-    """The layers that lost something, in the order of the network."""
+    """The layers whose shape, MACs or parameters changed, in network order."""
     return [
         layer
         for layer in report.layers

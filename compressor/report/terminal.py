@@ -1,4 +1,4 @@
-"""The report for the terminal: a few narrow tables that fit 80 columns, and plain lines in a build log."""
+"""The report for the terminal: narrow tables that fit 80 columns, and plain lines in a build log."""
 
 import re
 
@@ -11,12 +11,12 @@ from compressor.report import comparison, summary
 from compressor.report.comparison import Comparison
 from compressor.report.schema import Report
 
-SHOWN = ("method", "original", "asked", "top-1", "change", "MACs gone", "ONNX file", "faster")  # of a comparison
+SHOWN = ("method", "original", "target", "top-1", "change", "MACs cut", "ONNX file", "speedup")  # of a comparison
 _STYLE = {"good": "green", "bad": "red", "plain": ""}
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Verdict, before and after, asked and reached, stages, warnings."""
+    """Verdict, before and after, target, stages, warnings."""
     _print_line(Text(report.name, "bold"), console)
     _print_line(Text(report.verdict), console)
     console.print()
@@ -24,7 +24,7 @@ def print_report(report: Report, console: Console) -> None:
     for note in summary.notes(report):
         _print_line(Text(note, "dim"), console)
     asked = summary.asked_and_reached(report.target)
-    _print_line(Text(f"Target: {asked}."), console)
+    _print_line(Text(f"{asked[:1].upper()}{asked[1:]}."), console)
     if report.stages:
         console.print()
         console.print(_stages(report))
@@ -40,7 +40,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def print_comparison(compared: Comparison, console: Console) -> None:
-    """The table of several runs without its widest columns, what is missing, and what there is to know."""
+    """The table of several runs without its widest columns, notes, and missing runs."""
     names = comparison.heading(compared)
     shown = [place for place, name in enumerate(names) if name in SHOWN]
     table = _table(*(names[place] for place in shown))
@@ -57,7 +57,7 @@ def print_comparison(compared: Comparison, console: Console) -> None:
 
 
 def _print_line(text: Text, console: Console) -> None:
-    """Wrapped for a person, whole in a log, where a search should find it."""
+    """Wrapped in a terminal, but one line in a log, so that a search finds it."""
     console.print(text, soft_wrap=not console.is_terminal)
 
 
@@ -86,7 +86,7 @@ def _stages(report: Report) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    """The first column holds names, the others figures."""
+    """The first column has names, the others numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", overflow="fold")

@@ -1,8 +1,8 @@
-"""The report's three files in a run's directory, and those of several runs side by side.
+"""Write the report files of a run, and those of a comparison.
 
-write_reports(report, directory)         what a run leaves
-write_pages(path, directory)             a run's pages made anew, and its plots as CSV
-compare_runs(paths, directory)           finished runs side by side
+write_reports(report, directory)         the report files of a run
+write_pages(path, directory)             rewrite the pages of a run, and its plots as CSV
+compare_runs(paths, directory)           compare finished runs
 """
 
 import os
@@ -19,9 +19,9 @@ from compressor.report.schema import Report
 
 
 def write_reports(report: Report, directory: Path) -> None:
-    """Write report.json, report.md and report.html. Each file is written whole or not at all.
+    """Write report.json, report.md and report.html. Each file is written atomically.
 
-    Raises OutputError when the directory cannot be made or written to.
+    Raises OutputError if the directory cannot be created or written to.
     """
     texts = {
         "report.json": to_json(report),
@@ -32,17 +32,17 @@ def write_reports(report: Report, directory: Path) -> None:
 
 
 def write_pages(path: Path, directory: Path | None) -> tuple[Report, Path]:
-    """Write report.md and report.html of the run at `path` anew, and every plot's figures as plots/NAME.csv.
+    """Rewrite report.md and report.html of the run at `path`, and write the data of every plot to plots/NAME.csv.
 
-    They go into `directory`, or into the run's own; report.json is never written. Returns the report, and where its pages are.
-    Raises UsageError when there is no report to read, OutputError when a directory cannot be written to or is another run's.
+    They go into `directory`, or the run's own; report.json is never written. Returns the report and the directory of its pages.
+    Raises UsageError if there is no report, OutputError if the directory cannot be written to or belongs to another run.
     """
     from compressor.report.plots import plots
 
     report, own = read_report(path), path if path.is_dir() else path.parent
     directory = own if directory is None else directory
     if (directory / "report.json").exists() and not (directory / "report.json").samefile(report_file(path)):
-        raise OutputError(f"{directory} holds the report of another run, which would lose its page: give another --out.")
+        raise OutputError(f"{directory} contains the report of another run, whose page would be lost: use another --out.")
     sections = plots(report)
     texts = {"report.md": to_markdown(report), "report.html": to_html(report, sections)}
     _write_all(texts | {f"plots/{plot.name}.csv": plot.csv for found in sections.values() for plot in found}, directory)
@@ -50,10 +50,10 @@ def write_pages(path: Path, directory: Path | None) -> tuple[Report, Path]:
 
 
 def compare_runs(paths: Sequence[Path], directory: Path) -> Comparison:
-    """Put finished runs side by side, and write what `write_comparison` writes.
+    """Compare finished runs, and write the files of `write_comparison`.
 
-    A run given twice counts once; runs in directories of one name are called by as much of their path as tells them apart.
-    Raises UsageError when one is no finished run, OutputError when the directory cannot be written to.
+    Duplicate paths count once; runs whose directories have the same name are named by as much of the path as is needed.
+    Raises UsageError if one is not a finished run, OutputError if the directory cannot be written to.
     """
     given: dict[Path, Path] = {}
     for path in paths:
@@ -67,7 +67,7 @@ def compare_runs(paths: Sequence[Path], directory: Path) -> Comparison:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """Of each report the last part of its directory, and as many before it as tell it from the others."""
+    """For each report the name of its directory, with as many parent directories as make it unique."""
     whole = [(file.parent if file.name == "report.json" else file).parts for file in files]
 
     def name(own: tuple[str, ...]) -> str:
@@ -78,9 +78,9 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def write_comparison(compared: Comparison, directory: Path) -> None:
-    """Write comparison.md, .html, .csv and .json, and each plot as .svg and .csv. Each file is written whole.
+    """Write comparison.md, .html, .csv and .json, and each plot as .svg and .csv. Each file is written atomically.
 
-    Raises OutputError when the directory cannot be made or written to.
+    Raises OutputError if the directory cannot be created or written to.
     """
     from compressor.report.plots import accuracy_and_cost, as_file
 
@@ -97,11 +97,11 @@ def write_comparison(compared: Comparison, directory: Path) -> None:
 
 
 def _write_all(texts: Mapping[str, str], directory: Path) -> None:
-    """Each text into the file of its name."""
+    """Write each text to the file of its name."""
     for name, text in texts.items():
         _write(directory / name, text)
 
 
 def _write(path: Path, text: str) -> None:
-    # A path that is no valid text in the command line's encoding becomes \udc.., which is also how JSON writes it.
+    # A path that is not valid in the encoding of the command line has surrogates; \udc.. is also how JSON writes them.
     write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", errors="backslashreplace"))

@@ -1,4 +1,4 @@
-"""A whole run of each command: open, compress, prove, publish.
+"""The run of each command: open, compress, verify, publish.
 
 Imports: network, channels, data, report, onnx, tasks, checkpoint, training, recovery, methods.
 """

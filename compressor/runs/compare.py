@@ -1,10 +1,10 @@
-"""Several methods at several rates on one model: the same images, epochs and seeds for all, and one table of what came out.
+"""Several methods at several rates on one model: the same images, epochs and seeds for all, and one table of the results.
 
-    OUT/METHOD-RATE-seedN/     a run as `prune` makes it, for each method, rate and seed
-    OUT/dense-seedN/           the uncut network, trained alike
-    OUT/comparison.*           the table and the plot, written anew after every run
+    OUT/METHOD-RATE-seedN/     a run of `prune` for each method, rate and seed
+    OUT/dense-seedN/           the unpruned network, trained with the same recipe
+    OUT/comparison.*           the table and the plot, rewritten after every run
 
-A run that is finished is not made again, one that was interrupted is taken up, and one that fails is a row that says why.
+Finished runs are kept, an interrupted run is resumed, and a run that fails is a row of the table with the reason.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from compressor.training.recipe import Recipe
 from compressor.training.train import classify, seed_all
 
 LOG, MODEL = "log.jsonl", "model.sha256"
-FAULT = 5  # the exit status of what nobody raised on purpose
+FAULT = 5  # the exit status of unexpected exceptions
 
 
-DENSE = "dense"  # what the uncut network is called where methods are
+DENSE = "dense"  # stands for the method in runs of the unpruned network
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of the comparison. `rate` 0: nothing is cut."""
+    """One run of the comparison. `rate` is 0 for the unpruned network."""
 
     method: str
     rate: float
@@ -66,7 +66,7 @@ class Trial:
         return "interrupted" if place.can_resume else "finished" if place.is_finished else "to do"
 
     def gap(self, error: Exception | None = None) -> Gap:
-        """Why there is no result: an error, or that its turn has not come."""
+        """Why there is no result: an error, or the run has not started yet."""
         gap = Gap(self.method, self.rate, self.seed, self.name)
         if error is None:
             return gap
@@ -76,7 +76,7 @@ class Trial:
 
 
 class Series:
-    """One comparison. What can be checked without opening the model is checked here; `run()` goes through all runs once."""
+    """One comparison. What can be checked without opening the model is checked here; `run()` runs everything once."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Series:
         residual: Residual = "coupled",
         dense: bool | None = None,
     ) -> None:
-        """`settings`: those of each method, by its name. `dense`: with the uncut reference; None: where there is training."""
+        """`settings`: those of each method, by its name. `dense`: with the unpruned baseline; None: if there are epochs."""
         self.order, self.out, self.force = order, order.out, order.force
         self.settings, self.residual = settings or {}, residual
         for name, values in {"--methods": methods, "--rates": rates, "--seeds": seeds}.items():
@@ -97,11 +97,11 @@ class Series:
                 raise UsageError(f"{name} is empty: name at least one.")
         for name in self.settings:
             if name not in methods:
-                raise UsageError(f"--set {name}....: {name} is none of --methods{did_you_mean(name, methods) or '.'}")
+                raise UsageError(f"--set {name}....: {name} is not in --methods{did_you_mean(name, methods) or '.'}")
         self.trials = list(self._trials(methods, rates, seeds, order.recipe.epochs > 0 if dense is None else dense))
 
     def _trials(self, methods: Sequence[str], rates: Sequence[float], seeds: Sequence[int], dense: bool) -> Iterator[Trial]:
-        """All runs; seed by seed, so that soon there is a table without gaps."""
+        """All runs, seed by seed, so that the table soon has no gaps for the first seed."""
         for seed in dict.fromkeys(seeds):
             if dense:
                 yield Trial(DENSE, 0.0, seed, self._fine_tuning(seed))
@@ -121,7 +121,7 @@ class Series:
         return replace(self.order, recipe=replace(self.order.recipe, seed=seed), out=self.out / name, resume=not self.force)
 
     def run(self) -> Comparison:
-        """Make the runs that are missing. Raises a CompressError for what would stop them all; what fails alone is a gap."""
+        """Run what is missing. Raises a CompressError for errors that would stop every run; a single failure is a gap."""
         self._check()
         journal = Journal(self.order.console, self.out / LOG)
         reports: dict[str, Report] = {}
@@ -129,13 +129,13 @@ class Series:
         left = [trial for trial in self.trials if self.force or trial.state != "finished"]
         for trial in self.trials:
             if trial not in left:
-                reports[trial.name] = trial.job.run()  # which reads its report
+                reports[trial.name] = trial.job.run()  # it is finished: this reads its report
         compared = self._write(reports, gaps)
-        journal.say(f"{len(self.trials)} runs, {len(reports)} finished; after an interruption the same command goes on")
+        journal.say(f"{len(self.trials)} runs, {len(reports)} finished; if interrupted, repeat the command to continue")
         for number, trial in enumerate(left, 1):
             journal.say(f"\n{number}/{len(left)}: {trial.name}")
             try:
-                seed_all(0)  # a model that is named alone has random weights: the same ones in every run
+                seed_all(0)  # a model given by name has random weights: the same in every run
                 reports[trial.name] = trial.job.run()
             except Exception as error:
                 gaps[trial.name] = trial.gap(error)
@@ -145,19 +145,19 @@ class Series:
         return compared
 
     def _check(self) -> None:
-        """Raise a CompressError when a finished run is of other settings, or when model and images cannot be had."""
+        """Raise a CompressError when a finished run has other settings, or the model or the images cannot be opened."""
         for trial in self.trials:
             try:
                 trial.place.check(force=self.force, resume=not self.force)
             except UsageError as error:
-                raise type(error)(str(error).removeprefix("--resume: ")) from None  # nobody has asked for that by name
+                raise type(error)(str(error).removeprefix("--resume: ")) from None  # --resume was not given
         seed_all(0)
         opened = open_both(self.order.source, self.order.images, self.order.inputs, self.order.recipe.seed)
         record, now = self.out / MODEL, f"{opened.loaded.sha256}\n"
         if not self.force and record.exists() and record.read_bytes() != now.encode():
             raise UsageError(
-                f"{self.out} was begun with another file than the {self.order.source.model} of now, and one table is of one "
-                "model: --force starts anew, --out DIR goes elsewhere."
+                f"{self.out} was started with another file than the present {self.order.source.model}, and a comparison is "
+                "of one model: --force starts over, --out DIR chooses another directory."
             )
         write_text(record, now)
 
@@ -170,13 +170,13 @@ class Series:
 
 
 class FineTuning(Run):
-    """A run that cuts nothing: the uncut network, trained as the pruned ones are. The mark that pruning is held against."""
+    """A run that prunes nothing: the unpruned network, trained like the pruned ones, as the baseline."""
 
     method = DENSE
 
     def _check(self) -> None:
         if not self.recipe.epochs or self.images.spec is None:
-            raise UsageError("--dense trains the uncut network: give --data and at least one of --epochs, or --no-dense.")
+            raise UsageError("--dense trains the unpruned network: give --data and --epochs of at least 1, or --no-dense.")
 
     @property
     def wishes(self) -> dict[str, Setting]:
@@ -210,11 +210,11 @@ def compare(
     device: str = "auto",
     force: bool = False,
 ) -> Comparison:
-    """Prune `model` (as on the command line) with each method at each rate and seed into `out`, and compare what comes out.
+    """Prune `model` (as on the command line) with each method at each rate and seed into `out`, and compare the results.
 
-    `settings` are those of each method, by its name; `dense` says whether the whole network is trained alike beside them, by
-    default where there are epochs. The seed of `recipe` is replaced. A run that fails is in `failures` of what is returned;
-    what would stop them all is raised, a CompressError.
+    `settings` are those of each method, by its name; `dense` also trains the unpruned network as a baseline, by default if
+    there are epochs. The seed of `recipe` is replaced. A run that fails is in `failures` of the result; an error that would
+    stop every run is raised, a CompressError.
     """
     order = Order(
         Source(model, arch, arch_args or {}),

@@ -1,7 +1,7 @@
-"""A run of `compress distill`: who teaches whom, and with which method.
+"""A run of `compress distill`: the teacher, the student, and the distillation method.
 
-The student is what the user gives, or the teacher itself, narrowed to the asked rate: then it is cut as `compress prune` does,
-and begins with the teacher's weights. Without a teacher, networks of the student's build teach each other, and one is kept.
+The student is given by the user, or it is the teacher pruned to the target rate, as by `compress prune`, and starts from the
+teacher's weights. Without a teacher, networks of the student's architecture teach each other, and one of them is kept.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all
 
-GIVEN = "a student as it is"
-NARROWING = "magnitude"  # the method that makes a student of a teacher
+GIVEN = "a given student"
+NARROWING = "magnitude"  # the method that prunes the teacher to a student
 FROM_NEW_WEIGHTS = 0.05, 5e-4  # learning rate and weight decay of SGD
 FROM_TRAINED_WEIGHTS = 0.02, 1e-4
 
 
 @dataclass(frozen=True)
 class Wish:
-    """The student, and what is to be done. `goal` is of a student that is made of the teacher: None when one is given."""
+    """The student, and the method. `goal` is for a student pruned from the teacher: None when a student is given."""
 
     student: Source | None = None
     goal: Goal | None = None
     method: str = "kd"
     settings: Mapping[str, Value] = field(default_factory=dict)
-    fresh: bool = False  # whether a student that is given starts from new weights
+    fresh: bool = False  # whether a given student is initialized at random
     taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
@@ -70,16 +70,18 @@ class Wish:
     def __post_init__(self) -> None:
         if self.student is not None and (self.goal or self.keep or self.round_to):
             raise UsageError(
-                "--rate, --target, --keep and --round-to make a student of the teacher: leave them or --student away."
+                "--rate, --target, --keep and --round-to are for a student pruned from the teacher: omit them, or --student."
             )
         if self.goal is not None and self.goal.quantity == "weights":
-            raise UsageError(f"--target {self.goal.text} is for `compress prune`: here, ask for macs, params, size or filters.")
+            raise UsageError(f"--target {self.goal.text} is for `compress prune`: use macs, params, size or filters.")
         if self.fresh and self.student is None:
-            raise UsageError("--fresh gives a student new weights: name the student with --student, --model or --student-arch.")
+            raise UsageError(
+                "--fresh initializes a given student at random: give it with --student, --model or --student-arch."
+            )
 
 
 class Distilling(Run):
-    """One distillation run. The source of `order` is the teacher, where there is one, and else the student."""
+    """One distillation run. The source of `order` is the teacher, or without one the student."""
 
     does = "distill"
     entry: Entry
@@ -88,18 +90,18 @@ class Distilling(Run):
         self.entry = catalogue.find(wish.method, "distill")
         self.teacher = None if order.source is wish.student else order.source
         self.wish, self.method, self.repair = wish, self.entry.name, wish.repair
-        self.student: Loaded | None = None  # what the user gave as one
+        self.student: Loaded | None = None  # as given by the user
         self.paper: Distillation | None = None
         super().__init__(replace(order, recipe=self._suited(order.recipe)))
 
     def _suited(self, recipe: Recipe) -> Recipe:
-        """With the learning rate and weight decay for new weights, or for trained ones, where none are asked for."""
+        """With the default learning rate and weight decay for new or for trained weights, unless they are given."""
         usual = recipe.with_sgd(*(FROM_NEW_WEIGHTS if self._new else FROM_TRAINED_WEIGHTS))
-        return replace(usual, teacher="none")  # the method says what is learned from whom
+        return replace(usual, teacher="none")  # the method defines the distillation
 
     @property
     def _new(self) -> bool:
-        """Whether the student begins with new weights."""
+        """Whether the student starts from random weights."""
         student = self.wish.student
         if student is None or not student.is_named:
             return self.wish.fresh
@@ -110,7 +112,7 @@ class Distilling(Run):
         if self.entry.teacher_is == "needed" and not is_one:
             raise UsageError(f"--method {name} needs a teacher: give one with --teacher.")
         if self.entry.teacher_is == "none" and is_one:
-            raise UsageError(f"--method {name} has networks teach each other: leave --teacher away, and give --model.")
+            raise UsageError(f"--method {name} trains networks that teach each other: omit --teacher, and give --model.")
         check_needs(self.entry, self.recipe.epochs, self.images.spec)
 
     @property
@@ -137,14 +139,14 @@ class Distilling(Run):
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """`teacher` is the file here, and what a recipe calls so is left away."""
+        """`teacher` is the teacher's file here; the setting of that name in a recipe is left out."""
         settings = {**super().settings, "teacher": None}
         if self.teacher is not None:
             settings["teacher"] = settings.pop("model")
         return settings
 
     def _open(self, journal: Journal) -> Opened:
-        """A student that is code has random weights: those of this run's seed."""
+        """A student built from code has random weights, drawn with this run's seed."""
         seed_all(self.recipe.seed)
         return super()._open(journal)
 
@@ -155,7 +157,10 @@ class Distilling(Run):
     # The student ------------------------------------------------------------------------------------------------------
 
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
-        """What makes the student: a cut of the teacher, or nothing. Raises a CompressError."""
+        """The method that makes the student: it prunes the teacher, or leaves a given student unchanged.
+
+        Raises a CompressError.
+        """
         wish = self.wish
         if self.teacher is None:
             self.student = opened.loaded
@@ -171,7 +176,7 @@ class Distilling(Run):
         return Method(Job(network, opened.inputs, None, Goal("macs", GIVEN, share=0.0), self._task())).to(device)
 
     def _opened_student(self, source: Source, opened: Opened) -> Loaded:
-        """Raises a CompressError that names the student, when it cannot be read or does not answer as the teacher does."""
+        """Raises a CompressError that names the student if it cannot be read or predicts other classes than the teacher."""
         classes = _classes(opened.loaded.model, opened)
         if source.is_named and "num_classes" not in source.arch_args and accepts(source.model, "num_classes"):
             source = replace(source, arch_args={**source.arch_args, "num_classes": classes})
@@ -183,8 +188,8 @@ class Distilling(Run):
             raise type(error)(f"the student: {told}") from error
         if (found := _classes(loaded.model, opened)) != classes:
             raise UsageError(
-                f"The student {source.model} answers {found} classes, and the teacher {classes}: give a student for {classes}, "
-                f"as with --student-arch-arg num_classes={classes}."
+                f"The student {source.model} predicts {found} classes, but the teacher {classes}: give a student for {classes} "
+                f"classes, for example with --student-arch-arg num_classes={classes}."
             )
         opened.notes.extend(f"the student: {note}" for note in loaded.notes)
         return loaded
@@ -192,10 +197,10 @@ class Distilling(Run):
     def _task(self) -> Classify:
         return Classify(self.recipe.label_smoothing)
 
-    # The lesson -------------------------------------------------------------------------------------------------------
+    # Training ---------------------------------------------------------------------------------------------------------
 
     def _trainer(self, method: Method, opened: Opened, stages: Stages, place: RunDirectory, journal: Journal) -> Method:
-        """The paper, which teaches the student that `method` made; its teacher is made ready before, if it needs that."""
+        """The distillation method, for the student that `method` made; its teacher is prepared first, if it needs that."""
         wish, job = self.wish, method.job
         if self.student is not None and (self.teacher is not None or wish.fresh):
             stages.add("student", method.model)
@@ -219,7 +224,7 @@ class Distilling(Run):
     def _make_ready(
         self, paper: Distillation, opened: Opened, device: torch.device, place: RunDirectory, journal: Journal
     ) -> None:
-        """The training before the training, or what an earlier run left of it beside the teacher."""
+        """Train the teacher for the method, or load what an earlier run saved next to the teacher's file."""
         first = paper.first()
         if first is None or opened.data is None:
             return
@@ -229,11 +234,11 @@ class Distilling(Run):
                 _take_up(first, kept)
             distributed.synchronise(first)
             journal.event("taken up", file=str(kept))
-            journal.say(f"the teacher was made ready by an earlier run: {kept}")
+            journal.say(f"using the teacher that an earlier run prepared: {kept}")
             return
         share = paper.earlier
         recipe = replace(self.recipe, epochs=max(1, round(self.recipe.epochs * share)), warmup=self.recipe.warmup * share)
-        journal.say(f"the teacher is made ready: epochs 1 to {recipe.epochs}")
+        journal.say(f"preparing the teacher: epochs 1 to {recipe.epochs}")
         training = Training(first, opened.data, recipe, device, place.earlier)
         if self.resume:
             training.resume()
@@ -242,7 +247,7 @@ class Distilling(Run):
             _keep(first, kept, journal)
 
     def _kept(self, first: Method, opened: Opened) -> Path | None:
-        """The file beside the teacher's in which what was made of it is kept: named after all that has a say in it."""
+        """The file for the prepared teacher, next to the teacher's own: its name has a hash of everything that affects it."""
         if self.source.is_named or opened.data is None:
             return None
         content = hashlib.sha256()
@@ -262,7 +267,7 @@ class Distilling(Run):
         return path.with_name(f"{path.name}.{self.entry.name}-{content.hexdigest()[:12]}.safetensors")
 
     def _identity(self, opened: Opened) -> str | None:
-        """Of the teacher and of the student that was given."""
+        """Of the teacher and of the given student."""
         teacher = super()._identity(opened)
         return teacher if self.teacher is None or self.student is None else f"{teacher} {self.student.sha256}"
 
@@ -276,7 +281,7 @@ class Distilling(Run):
         if not isinstance(method, FilterPruning):
             share = 1 - compressed.macs / baseline.macs
             return Target("macs", share, share, GIVEN)
-        assert method.removed is not None, "the student was cut"
+        assert method.removed is not None, "the student was pruned"
         removed, goal = method.removed, method.job.goal
         return reporting.target_of_cut(goal, removed.channels, removed.mask, baseline, compressed, self.wish.round_to)
 
@@ -300,7 +305,7 @@ def _created(entry: Entry, job: Job, settings: Mapping[str, Value]) -> Distillat
 
 
 def _classes(model: nn.Module, opened: Opened) -> int:
-    """How many classes a network on the CPU answers."""
+    """The number of classes that a network on the CPU predicts."""
     with torch.no_grad():
         return logits_of(opened.inputs.call(model.eval(), opened.inputs.random(1, like=model))).shape[-1]
 
@@ -310,18 +315,18 @@ def _take_up(first: Method, kept: Path) -> None:
     try:
         first.load_state_dict(load_file(kept))
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{kept} is damaged ({in_one_line(error)}). Delete it: it is made again.") from None
+        raise CheckpointError(f"{kept} is damaged ({in_one_line(error)}). Delete it: the next run regenerates it.") from None
 
 
 def _keep(first: Method, kept: Path, journal: Journal) -> None:
-    """Where the teacher lies on a disk that cannot be written to, the next run does it all again."""
+    """Save the prepared teacher. If its directory cannot be written to, the next run prepares it again."""
     packed = save({name: tensor.detach().cpu().contiguous() for name, tensor in first.state_dict().items()})
     try:
         write_whole(kept, lambda path: path.write_bytes(packed))
     except OutputError as error:
-        journal.say(f"what was made of the teacher was not kept: {error}")
+        journal.say(f"the prepared teacher was not saved: {error}")
     else:
-        journal.say(f"what was made of the teacher is kept for later runs: {kept}")
+        journal.say(f"the prepared teacher is saved for later runs: {kept}")
 
 
 def distill(
@@ -350,11 +355,11 @@ def distill(
     force: bool = False,
     resume: bool = False,
 ) -> Report:
-    """Have `teacher` (a checkpoint, `torchvision:NAME`, ... as on the command line) teach a student, into the directory `out`.
+    """Distil `teacher` (a checkpoint, `torchvision:NAME`, ... as on the command line) into a student, in the directory `out`.
 
-    Without `student` and `student_arch` the student is the teacher narrowed by `rate` (share of its MACs, 0.5 by default) or to
-    `target` (such as "params<=5M"). Without `teacher`, networks of the student's build teach each other. Returns the report;
-    raises a CompressError.
+    Without `student` and `student_arch` the student is the teacher pruned by `rate` (fraction of its MACs to remove, 0.5 by
+    default) or to `target` (such as "params<=5M"). Without `teacher`, networks of the student's architecture teach each other.
+    Returns the report; raises a CompressError.
     """
     given = student_source(student, student_arch, student_arch_args or {})
     goal = parse_goal(rate, target)
@@ -374,23 +379,25 @@ def distill(
 
 
 def first_network(teacher: Source | None, student: Source | None) -> Source:
-    """What the answers are compared with: the teacher, or without one the student itself. Raises UsageError."""
+    """The network that the result is compared with: the teacher, or without one the student. Raises UsageError."""
     source = teacher or student
     if source is None:
-        raise UsageError("Nobody teaches and nobody learns: give --teacher t.pt, or --model s.pt with a method without one.")
+        raise UsageError(
+            "There is no teacher and no student: give --teacher t.pt, or --model s.pt with a method that needs none."
+        )
     return source
 
 
 def student_source(
     student: str | None, arch: str | None, arch_args: Mapping[str, object], trust_pickle: bool = False
 ) -> Source | None:
-    """The student that is given: a file with weights and the code that builds it, or that code alone, or none.
+    """The given student: a file of weights and the code that builds it, or the code alone; None without either.
 
     Raises UsageError.
     """
     if student is None and arch is None:
         if arch_args:
-            raise UsageError("--student-arch-arg is for the code that --student-arch names: give that, too.")
+            raise UsageError("--student-arch-arg is an argument of the code that --student-arch names: give both.")
         return None
     if student is None:
         return Source(str(arch), None, arch_args, code=True)
@@ -398,9 +405,9 @@ def student_source(
 
 
 def parse_goal(rate: float | None, target: str | None) -> Goal | None:
-    """What is asked of a student that is made of the teacher. Raises UsageError."""
+    """The target for a student that is pruned from the teacher. Raises UsageError."""
     if rate is not None and target is not None:
-        raise UsageError("--rate and --target say the same in two ways: give one.")
+        raise UsageError("--rate and --target were both given: give one of the two.")
     if rate is not None:
         return parse_rate(rate)
     return None if target is None else parse_target(target)

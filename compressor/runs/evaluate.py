@@ -1,4 +1,4 @@
-"""What a model costs, how good it is and how fast, as `compress eval` tells it; nothing is changed."""
+"""Cost, accuracy and latency of a model, for `compress eval`; nothing is changed."""
 
 from __future__ import annotations
 
@@ -74,17 +74,17 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
     data = images.open(own[0][0] if fixed and own[0] else None, seed=0)
     given = Inputs.of(data.shape) if data is not None else asked
     if given is None and not fixed:
-        raise UsageError(f"{path} takes images of several sizes: say with --input 3x224x224 which to measure, or give --data.")
+        raise UsageError(f"{path} has a dynamic input shape: give one, as in --input 3x224x224, or give --data.")
     shapes = own if given is None else [entry.shape for entry in given.each]
     if given is None and sum(map(math.prod, own)) > LARGEST_INPUT:
         raise UsageError(
-            f"{path} says that it takes images of {', '.join(map(formatting.shape, own))}, which would fill the memory: "
-            "say with --input what they are, if it is true."
+            f"{path} declares images of {', '.join(map(formatting.shape, own))}, which would fill the memory: "
+            "if that is their shape, give it with --input."
         )
     if len(shapes) != len(own) or (fixed and shapes != own):
         raise UsageError(
-            f"{path} takes images of {', '.join(map(formatting.shape, own))}, and was to be given "
-            f"{', '.join(map(formatting.shape, shapes))}: set --size, or leave --input away."
+            f"{path} takes images of {', '.join(map(formatting.shape, own))}, but was given "
+            f"{', '.join(map(formatting.shape, shapes))}: set --size, or omit --input."
         )
     whole = [next((kind for kind in WHOLE if entry.type == f"tensor({kind})"), None) for entry in entries]
     inputs = Inputs(tuple(Input(shape, dtype=kind) for shape, kind in zip(shapes, whole, strict=True)))
@@ -102,7 +102,7 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
 
 
 def _accuracy(predict: Predict, data: Data | None, device: torch.device) -> Accuracy | None:
-    """On the test images. Raises DataError when the network is not for as many classes as `data` has."""
+    """On the test images. Raises DataError when the network does not predict the number of classes of `data`."""
     if data is None:
         return None
     check_classes(data, predict(torch.zeros(1, *data.shape)).shape[-1])

@@ -1,4 +1,4 @@
-"""A model as an ONNX file that was checked, for `compress export`."""
+"""Export of a model to a checked ONNX file, for `compress export`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compressor.runs.sources import Images, Source, open_both
 
 @dataclass(frozen=True)
 class Exported:
-    """A network that was written as ONNX; by batch size, how far its answers are from PyTorch's, where that was seen now."""
+    """A network that was exported to ONNX. `differences`, by batch size, are from PyTorch; empty for a copied file."""
 
     arch: str
     inputs: dict[str, list[int]]  # name -> shape of one sample
@@ -25,7 +25,7 @@ class Exported:
 
 
 def export_checked(source: Source, asked: Inputs | None, out: Path) -> Exported:
-    """Write a model as ONNX and check it; of a run, the file that was checked when it was made. Raises a CompressError."""
+    """Export a model to ONNX and check it; of a run, copy the file that was checked already. Raises a CompressError."""
     run = Path(source.model)
     if (run / "report.json").is_file() and source.arch is None and asked is None:
         report = read_report(run)
@@ -33,7 +33,7 @@ def export_checked(source: Source, asked: Inputs | None, out: Path) -> Exported:
         return Exported(report.arch, report.inputs, [f"a copy of {run / 'model.onnx'}, checked when it was made"], {})
     opened = open_both(source, Images(), asked)
     model, inputs = opened.loaded.model, opened.inputs
-    count_macs(model, inputs)  # says in one line when the model does not run on such images
+    count_macs(model, inputs)  # a one-line error if the model does not run on such images
     differences: dict[str, float] = {}
 
     def write(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One group of coupled channels cut alone, really and verified, and what the network then answers: rows of a table."""
+"""Ablation of one group of coupled channels: it alone is pruned, verified, and evaluated; the results are rows of a table."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from compressor.tasks import metrics
 
 HELD_OUT_IMAGES, RANDOM_INPUTS = 2000, 64
 RANDOM_BATCH = 8
-DIGITS = 6  # of what is written down
+DIGITS = 6  # decimal places in the table
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the networks are asked: batches with one tensor for each input, and the labels [n] where there are any."""
+    """What the networks are evaluated on: batches with one tensor for each input, and the labels [n] if there are any."""
 
     batches: list[list[Tensor]]
     targets: Tensor | None
@@ -36,7 +36,7 @@ class Sample:
 
     @staticmethod
     def take(opened: Opened, count: int | None, device: torch.device, seed: int) -> Sample:
-        """`count` held-out images, spread evenly; without data random inputs. Raises DataError when none are held out."""
+        """`count` held-out images, evenly spaced; random inputs without data. Raises DataError when none are held out."""
         data = opened.data
         if data is None:
             count = count or RANDOM_INPUTS
@@ -48,7 +48,7 @@ class Sample:
             )
         if not data.counts.get("held_out"):
             raise DataError(
-                f"{data.spec} holds out no images, and test images must not choose: have it return held-out images."
+                f"{data.spec} has no held-out images, and test images must not be used: have it return held-out images."
             )
         read = list(data.batches("held_out", batch_size=EVALUATION_BATCH, device=device, limit=count or HELD_OUT_IMAGES))
         return Sample([[batch.images] for batch in read], torch.cat([batch.targets for batch in read]).cpu(), "held-out images")
@@ -58,25 +58,25 @@ class Sample:
         return f"{sum(len(tensors[0]) for tensors in self.batches):,} {self.name}"
 
     def ask(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """The scores [n, classes] on the CPU; one row a pixel where a network classifies pixels. Raises UsageError."""
+        """The logits [n, classes] on the CPU; one row per pixel if the network classifies pixels. Raises UsageError."""
         with torch.inference_mode():
             answers = [logits_of(inputs.call(model.eval(), tensors)).float().cpu() for tensors in self.batches]
         if answers[0].dim() < 2 or len({answer.shape[1:] for answer in answers}) > 1:
-            raise UsageError("The network does not answer with scores for classes: its sensitivity cannot be measured.")
+            raise UsageError("The network does not output logits of classes: its sensitivity cannot be measured.")
         return torch.cat([answer.movedim(1, -1).flatten(0, -2) for answer in answers])
 
 
 class Bench:
-    """The network, and what it answers as long as nothing is cut."""
+    """The network, and its logits without pruning."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, channels: Channels, sample: Sample) -> None:
         self.model, self.inputs, self.channels, self.sample = model, inputs, channels, sample
         self.before = sample.ask(model, inputs)  # [n, classes]
 
     def rows(self, group: Group, scores: Scores, rates: Sequence[float]) -> list[Row]:
-        """The original, and the network without the weakest channels of one group at each rate. `scores` [group.size].
+        """A row for the original, and one for each rate, with the lowest-scored channels of one group pruned.
 
-        Empty when the group cannot be cut.
+        `scores` [group.size]. Empty when the group cannot be pruned.
         """
         order = np.argsort(scores, kind="stable")
         rows = [self._row(group, 0.0, np.ones(group.size, bool), self.before)]
@@ -90,7 +90,7 @@ class Bench:
         return rows
 
     def _cut(self, group: Group, kept: Mask) -> nn.Module | None:
-        """The verified network of which one group keeps `kept` [group.size] alone; None when it cannot be cut."""
+        """The verified network in which one group keeps only `kept` [group.size]; None when it cannot be pruned."""
         removed = remove(self.model, self.channels, lambda channels: channels.join({group.name: kept}), self.inputs)
         return None if removed.mask.all() else removed.model
 

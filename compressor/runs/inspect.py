@@ -1,4 +1,4 @@
-"""What could be cut from a model, what goes with it, and what must stay, for `compress inspect`."""
+"""Which channels of a model can be pruned, which are coupled, and which are frozen, for `compress inspect`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from compressor.training.method import Job
 def look(
     source: Source, asked: Inputs | None, residual: Residual, heads: Heads = "width", graph: Path | None = None
 ) -> dict[str, Any]:
-    """What `compress inspect` shows, as plain values; with `graph`, the drawing goes there. Raises a CompressError."""
+    """What `compress inspect` shows, as plain values; the diagram is written to `graph`. Raises a CompressError."""
     if graph is not None and graph.suffix not in FORMATS:
         known = ", ".join(FORMATS)
-        raise UsageError(f"--graph {graph}: the ending says how it is written, and can be {known} (Mermaid, Graphviz).")
+        raise UsageError(f"--graph {graph}: the file name must end in one of {known} (Mermaid, Graphviz).")
     opened = open_both(source, Images(), asked)
     channels = analyse(opened.loaded.model, opened.inputs, residual, heads)
     whole = channels.all_kept()
@@ -48,7 +48,7 @@ def look(
 
 
 def _groups(channels: Channels, drawing: Drawing) -> list[dict[str, Any]]:
-    """Each group, with the shares of the whole that go when all of it goes, and the first of those that are like it."""
+    """Each group, with the shares of MACs and parameters that are removed with all of it, and the first group like it."""
     first_alike = {name: node.names[0] for node in drawing.nodes for name in node.names}
     share = shares(channels)
     return [

@@ -1,6 +1,6 @@
-"""What is told while a run goes on: progress on the terminal, and one line of JSON an event in `log.jsonl`.
+"""Progress of a run: on the terminal, and in `log.jsonl` as one line of JSON per event.
 
-On a terminal an epoch is a progress bar with the loss terms and the time left; anywhere else it is one plain line.
+On a terminal an epoch is a progress bar with the loss terms and the time left; elsewhere it is one plain line.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from compressor.report.schema import Epoch
 
 
 class Journal:
-    """Says and writes down what happens. Without a console it is silent, without a file it writes nothing.
+    """Prints and logs what happens. Without a console it prints nothing, without a file it logs nothing.
 
-    `check` raises when the file may no longer be written to, because its directory was taken away.
+    `check` raises when the file may no longer be written to, because its directory was removed.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Journal:
                 _drop_half_line(file)
                 file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
-            raise OutputError(f"{self.file} cannot be written: {error.strerror}. Give another place with --out.") from error
+            raise OutputError(f"{self.file} cannot be written: {error.strerror}. Give another directory with --out.") from error
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -99,7 +99,7 @@ class Journal:
 
 
 def _drop_half_line(file: BinaryIO) -> None:
-    """Take away what a process that was killed, or a full disk, has left of the last line."""
+    """Remove an incomplete last line, left by a process that was killed or by a full disk."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 1))
     if file.read() not in (b"", b"\n"):

@@ -1,4 +1,4 @@
-"""A run of `compress lowrank`: what is to go, and which method factors the layers."""
+"""A run of `compress lowrank`: how much to remove, and which method factors the layers."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import classify, seed_all
 
-WITHOUT_IMAGES = "svd"  # the method that needs weights alone
+WITHOUT_IMAGES = "svd"  # the method that needs only the weights
 
 
 @dataclass(frozen=True)
 class Wish:
-    """How much is to go, and with which method."""
+    """How much to remove, and with which method."""
 
     goal: Goal
     method: str = "svd"
     settings: Mapping[str, Value] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
     round_to: int | None = None
-    repair: bool = True  # refit the last layer of each chain, where that helps
+    repair: bool = True  # re-estimate the last layer of each chain by least squares, if that helps
 
     def __post_init__(self) -> None:
         if self.goal.quantity in ("filters", "weights"):
-            raise UsageError(f"--target {self.goal.text} is for `compress prune`: here, ask for macs, params or size.")
+            raise UsageError(f"--target {self.goal.text} is for `compress prune`: use macs, params or size.")
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to must be 1 or more; found {self.round_to}.")
 
@@ -92,7 +92,7 @@ class Factoring(Run):
         return Factoring(order, self.wish if blind else replace(self.wish, method=WITHOUT_IMAGES, settings={}))
 
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
-        """Raises Infeasible when the wish cannot be met."""
+        """Raises Infeasible when the target cannot be met."""
         wish, model, clock = self.wish, opened.loaded.model, Clock(place.times)
         job = Job(
             model,
@@ -145,8 +145,8 @@ def lowrank(
 ) -> Report:
     """Factor the layers of `model` (a checkpoint, `torchvision:NAME`, ... as on the command line) into the directory `out`.
 
-    One of `rate` (share of MACs to remove), `target` (such as "params<=5M"), `energy` (share that each layer keeps) and `rank`
-    says how much. `inputs` is what --input says. Returns the report; raises a CompressError.
+    Give one of `rate` (fraction of the MACs to remove), `target` (such as "params<=5M"), `energy` (fraction of its energy that
+    each layer keeps) and `rank`. `inputs` is as --input. Returns the report; raises a CompressError.
     """
     order = Order(
         Source(model, arch, arch_args or {}),
@@ -163,11 +163,11 @@ def lowrank(
 
 
 def parse_goal(rate: float | None, target: str | None, energy: float | None, rank: int | None) -> Goal:
-    """The goal that the one given option means. Raises UsageError unless it is exactly one."""
+    """The goal that is given by one of the options. Raises UsageError unless it is exactly one."""
     if sum(option is not None for option in (rate, target, energy, rank)) != 1:
         raise UsageError(
-            "Say how much is to go by one option: --rate 0.5 (share of the MACs), --target params=80%, "
-            "--energy 0.9 (share that each layer keeps) or --rank 64."
+            "Give exactly one of --rate 0.5 (fraction of the MACs to remove), --target params=80%, "
+            "--energy 0.9 (fraction of its energy that each layer keeps) and --rank 64."
         )
     if rate is not None:
         return parse_rate(rate)

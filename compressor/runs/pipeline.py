@@ -1,11 +1,11 @@
-"""Several commands, one after the other, as one file says: prune, then distil into what is left, then quantize, then check.
+"""The steps of a settings file, in order: for example prune, distil into the pruned network, quantize, check.
 
-    OUT/1-prune/, OUT/2-distill/ ...    a run each, which takes what the one before it made
-    OUT/                                the network that came out, and one report from the original to it
+    OUT/1-prune/, OUT/2-distill/ ...    a run each, which starts from the result of the one before
+    OUT/                                the final network, and one report from the original to it
     OUT/pipeline.json                   what each step was made from
 
-A step whose settings, files and predecessors are those of its last run is not made again, and one that was interrupted is taken
-up. So the same command, given again, does what is left to do, and nothing where all is done.
+A step is skipped if its settings, files and predecessors are those of its last run, and resumed if it was interrupted. So the
+same command, repeated, runs only what is not finished.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 RECORD = "pipeline.json"
 RUNS = ("prune", "lowrank", "distill", "quantize")  # steps that make a network
-OF_THE_FILE = ("key", "ema", "trust_pickle")  # options that say how the original is read, and no run of ours
+OF_THE_FILE = ("key", "ema", "trust_pickle")  # options for reading the original, which a run directory does not need
 
 Settings = dict[str, str | list[str]]
 Told = Callable[[str], object]
-# A command, its settings by the names of its parameters, and who takes its run where it shall not be carried out.
-# Returns the exit status; what went wrong has been told.
+# A command, its settings by the names of its parameters, and a function that receives the run if it shall not be executed.
+# Returns the exit status; errors have been printed.
 Perform = Callable[[str, Mapping[str, object], "Callable[[Run], object] | None"], int]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step as it is performed. `place` is None where it makes no network."""
+    """One step, ready to run. `place` is None if it makes no network."""
 
     command: str
     settings: Settings
     number: int
     place: Path | None = None
-    after: Path | None = None  # the run that it begins with; None: the original
+    after: Path | None = None  # the run that it starts from; None: the original
 
     @property
     def name(self) -> str:
@@ -57,34 +57,34 @@ class Step:
 
 @dataclass(frozen=True)
 class Foretold:
-    """What is known of a step before it is carried out."""
+    """What is known of a step before it runs."""
 
     step: str
     state: str  # done, interrupted, to do
     method: str
-    foreseen: Foreseen | None  # None where it makes no network
+    foreseen: Foreseen | None  # None if it makes no network
 
 
 class Pipeline:
-    """The steps of a file, put together; `run` goes through them, `foretell` says what they would come to."""
+    """The chained steps of a settings file; `run` runs them, `foretell` predicts their results."""
 
     def __init__(
         self, steps: Sequence[tuple[str, Settings, frozenset[str]]], out: Path, config: str, model: str | None = None
     ) -> None:
-        """`steps`: a command, all its settings, and the names of those that its step itself says. `model` is the original,
-        and `config` the file that says all this.
+        """`steps`: a command, all its settings, and the names of those that are given in the step itself. `model` is the
+        original, and `config` the text of the settings file.
 
         Raises UsageError for steps that cannot follow each other.
         """
         if not steps:
             raise UsageError('A pipeline needs steps: write [[steps]] with do = "prune" and rate = 0.5 into compress.toml.')
         if not any(command in RUNS for command, _, _ in steps):
-            raise UsageError(f"A pipeline needs a step that makes a network smaller: {', '.join(RUNS)}.")
+            raise UsageError(f"A pipeline needs a step that compresses the network: {', '.join(RUNS)}.")
         self.out, self.config, self.model = out, config, model
         self.steps = list(self._chained(steps))
 
     def _chained(self, steps: Sequence[tuple[str, Settings, frozenset[str]]]) -> Iterator[Step]:
-        """Each step begins with what the last one made, unless it says otherwise."""
+        """Each step starts from the result of the one before, unless it has a model of its own."""
         last: Path | None = None
         for number, (command, settings, own) in enumerate(steps, 1):
             _check_complete(number, command, settings, self.model, last)
@@ -94,14 +94,15 @@ class Pipeline:
                 yield Step(command, begin(last, settings, own), number, place, last)
                 last = place
             elif last is None:
-                raise UsageError(f"Step {number}, {command}, has no run before it: put it behind {', '.join(RUNS)}.")
+                raise UsageError(f"Step {number}, {command}, has no run before it: put it after one of {', '.join(RUNS)}.")
             elif command == "export":
                 yield Step(command, {"model": str(self.out), "out": settings["out"], "force": "true"}, number)
             else:
                 yield Step(command, {**settings, "report": str(self.out)}, number)
 
     def _taught(self, last: Path | None, settings: Settings, own: frozenset[str]) -> Settings:
-        """A distillation: the original teaches what the last step made, or where networks teach each other, that is one."""
+        """A distillation: the teacher is the original, and the student the last step's result; without a teacher, that result
+        is one of the networks that teach each other."""
         taught = catalogue.find(str(settings.get("method", "kd")), "distill").teacher_is != "none"
         given = dict(settings)
         if taught and self.model is not None:
@@ -113,10 +114,10 @@ class Pipeline:
             given["student"] = student
         return given
 
-    # What would be done -----------------------------------------------------------------------------------------------
+    # Dry run ----------------------------------------------------------------------------------------------------------
 
     def foretell(self, perform: Perform) -> tuple[int, list[Foretold]]:
-        """Each step, whether it is done, and what it would come to. Returns the exit status, 0 where nothing is wrong."""
+        """Each step, its state, and its predicted result. Returns the exit status, 0 without errors."""
         told: list[Foretold] = []
         with tempfile.TemporaryDirectory() as folder:
             for step in self.steps:
@@ -137,17 +138,17 @@ class Pipeline:
             return "done"
         return "interrupted" if self._record.get(step.name, {}).get("begun") == self._print(step) else "to do"
 
-    # Doing it ---------------------------------------------------------------------------------------------------------
+    # Run --------------------------------------------------------------------------------------------------------------
 
     def run(self, perform: Perform, told: Told, *, force: bool = False) -> int:
-        """Go through all steps. Returns the exit status of the first that fails, or 0. Raises a CompressError."""
+        """Run all steps. Returns the exit status of the first that fails, or 0. Raises a CompressError."""
         if force:
             (self.out / RECORD).unlink(missing_ok=True)
         for step in self.steps:
             if step.place is None:
                 self._put_together(perform, told)
             if self._is_done(step):
-                told(f"{step.name}: done, and nothing has changed since")
+                told(f"{step.name}: up to date")
                 continue
             told(f"\n{step.name}")
             status = self._write(step, perform) if step.place is None else self._perform(step, perform)
@@ -157,10 +158,10 @@ class Pipeline:
         return 0
 
     def _write(self, step: Step, perform: Perform) -> int:
-        """Export or check. A check is never done: what it tells is for whoever asks now."""
+        """Export or check. A check always runs: its output is for the present caller."""
         status = perform(step.command, step.settings, None)
         if status == 0 and step.command == "export":
-            self._note(step.name, {"done": self._print(step)})  # the file that was written has a say in it, too
+            self._note(step.name, {"done": self._print(step)})  # the written file is part of the hash
         return status
 
     def _perform(self, step: Step, perform: Perform) -> int:
@@ -175,7 +176,7 @@ class Pipeline:
         return status
 
     def _put_together(self, perform: Perform, told: Told) -> None:
-        """Make the results of the whole, from the original to the last run so far, unless they are there."""
+        """Write the results of the whole pipeline, from the original to the last run so far, unless they are up to date."""
         runs = [step for step in self.steps if step.place is not None and self._is_done(step)]
         made_from = _hash([self._record[step.name]["done"] for step in runs])
         if self._record.get("whole") == {"done": made_from} and (self.out / "report.json").is_file():
@@ -189,7 +190,7 @@ class Pipeline:
         put_together(parts, first[0], self.config)
         self._note("whole", {"done": made_from})
 
-    # What each step was made from -------------------------------------------------------------------------------------
+    # Which steps are up to date ---------------------------------------------------------------------------------------
 
     def _is_done(self, step: Step) -> bool:
         done = self._record.get(step.name, {}).get("done")
@@ -197,7 +198,7 @@ class Pipeline:
         return done is not None and is_there and done == self._print(step)
 
     def _print(self, step: Step) -> str:
-        """A hash of all that has a say in what the step makes. Where OUT lies has none."""
+        """A hash of everything that affects the step's result. The location of OUT does not."""
         files = {name: _contents(value) for name, value in step.settings.items()}
         places = {str(place) for place in (self.out, step.after) if place is not None}
         settings = {name: value for name, value in step.settings.items() if isinstance(value, list) or value not in places}
@@ -211,7 +212,7 @@ class Pipeline:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError):
-            raise UsageError(f"{file} is damaged: delete it, and all steps are made again.") from None
+            raise UsageError(f"{file} is damaged: delete it, and all steps are rerun.") from None
         return found if isinstance(found, dict) and all(isinstance(entry, dict) for entry in found.values()) else {}
 
     def _note(self, name: str, entry: dict[str, str]) -> None:
@@ -219,19 +220,19 @@ class Pipeline:
 
 
 def _continued(last: Path | None, settings: Settings, own: frozenset[str]) -> Settings:
-    """A step that goes on with the last one's network, unless it names another. How to read the original is of no use then."""
+    """A step that starts from the last one's network, unless it has its own; options for reading the original are dropped."""
     if last is None or "model" in own:
         return settings
     return {name: value for name, value in settings.items() if name not in OF_THE_FILE} | {"model": str(last)}
 
 
 def _check_complete(number: int, command: str, settings: Settings, model: str | None, last: Path | None) -> None:
-    """Raise UsageError when a step lacks what it cannot do without."""
+    """Raise UsageError when a step lacks a required setting."""
     given = {"model", "teacher_", "student", "student_arch"} & settings.keys()
     if command in RUNS and last is None and model is None and not given:
-        raise UsageError(f'Step {number}, {command}, has no model to begin with: write model = "model.pt" above the steps.')
+        raise UsageError(f'Step {number}, {command}, has no model to start from: write model = "model.pt" above the steps.')
     if command == "export" and "out" not in settings:
-        raise UsageError(f'Step {number}, export, must say where to: write out = "model.onnx".')
+        raise UsageError(f'Step {number}, export, has no output file: write out = "model.onnx".')
 
 
 def _foreseeing(foreseen: list[tuple[str, Foreseen]], into: Path) -> Callable[[Run], object]:
@@ -239,7 +240,7 @@ def _foreseeing(foreseen: list[tuple[str, Foreseen]], into: Path) -> Callable[[R
 
 
 def _contents(value: str | list[str]) -> list[str]:
-    """Hashes of what lies at the places that a setting names: `model.pt`, `imagefolder:photos`, `code.py:function`."""
+    """Hashes of the files and directories that a setting names: `model.pt`, `imagefolder:photos`, `code.py:function`."""
     texts = value if isinstance(value, list) else [value]
     names = {part for text in texts for part in (text, text.partition(":")[2], text.rpartition(":")[0]) if part}
     found = {Path(name) for name in names if _exists(Path(name))}
@@ -249,12 +250,12 @@ def _contents(value: str | list[str]) -> list[str]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # too long for a name, or no name at all
+    except (OSError, ValueError):  # too long for a file name, or not one at all
         return False
 
 
 def _content(path: Path) -> str:
-    """Of a file and of a run's results all bytes; of other directories, which may be large, their files' names and sizes."""
+    """Of a file and of a run's network all bytes; of other directories, which may be large, their files' names and sizes."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

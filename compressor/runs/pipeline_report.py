@@ -1,7 +1,7 @@
-"""The report of a whole pipeline: from the original to what its last step made, everything measured anew side by side.
+"""The report of a whole pipeline, from the original to the result of the last step.
 
-Each step has a report of its own, against what it was given. Times of different runs cannot be compared, so here the original
-and the ONNX file of every step take turns once more.
+Each step has a report of its own, relative to its input. Latencies of different runs cannot be compared, so here the original
+and the ONNX files of all steps are measured again, interleaved.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from compressor.tasks import metrics
 
 @dataclass(frozen=True)
 class Part:
-    """A step that has been carried out."""
+    """A step that has been run."""
 
     command: str
     place: Path
@@ -59,9 +59,9 @@ class Part:
 
 
 def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
-    """Write the results of the whole into the directory of `first`, a run that knows the original and its images.
+    """Write the results of the whole pipeline into the directory of `first`, a run that knows the original and its images.
 
-    `config` is the text of the file that names the steps. Raises a CompressError.
+    `config` is the text of the settings file. Raises a CompressError.
     """
     place = RunDirectory(first.out, config)
     with place.claimed(force=True, resume=False):
@@ -117,7 +117,7 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
 def _stages(
     parts: Sequence[Part], reports: Sequence[Report], files: Sequence[Path], times: Sequence[list[Latency]]
 ) -> list[Stage]:
-    """A row for the original, and one a step."""
+    """A row for the original, and one per step."""
     sizes = [file.stat().st_size for file in files]
     rows = [replace(reports[0].stages[0], size_bytes=sizes[0], latency=times[0])]
     for part, report, size, latency in zip(parts, reports, sizes[1:], times[1:], strict=True):
@@ -129,13 +129,13 @@ def _stages(
 
 
 def _epochs(reports: Sequence[Report]) -> list[Epoch]:
-    """All epochs of all steps, counted on."""
+    """All epochs of all steps, numbered consecutively."""
     rows = [epoch for report in reports for epoch in report.epochs]
     return [replace(row, epoch=number) for number, row in enumerate(rows, 1)]
 
 
 def _layers(reports: Sequence[Report]) -> list[Layer]:
-    """What has become of each layer of the original; layers that took the place of one count as that one."""
+    """What each layer of the original became; layers that replaced one count as that layer."""
     layers = {layer.name: layer for layer in reports[0].layers}
     for report in reports[1:]:
         heirs: dict[str, list[Layer]] = {}
@@ -149,7 +149,7 @@ def _layers(reports: Sequence[Report]) -> list[Layer]:
 
 
 def _after(layer: Layer, heirs: Sequence[Layer]) -> Layer:
-    """`layer` as a later step left it."""
+    """`layer` after a later step."""
     macs, params = sum(heir.macs_after for heir in heirs), sum(heir.params_after for heir in heirs)
     layer = replace(layer, macs_after=macs, params_after=params)
     if len(heirs) > 1:
@@ -165,12 +165,12 @@ def _prefixes(name: str) -> list[str]:
 
 
 def _is_origin(note: str) -> bool:
-    """Whether it tells that a step began with a run: here it was the last step's."""
+    """Whether a note says that the step started from a run: here that was the last step's."""
     return note.startswith(("a run of ", "the student: a run of "))
 
 
 def _verification(reports: Sequence[Report]) -> Verification:
-    """Of all steps the worst cut, and of the last the ONNX file."""
+    """The largest difference that pruning made in any step, and the ONNX check of the last step."""
     cuts = [report.verification.masked for report in reports if report.verification.masked is not None]
     return replace(reports[-1].verification, masked=max(cuts, default=None))
 

@@ -1,4 +1,4 @@
-"""A run of `compress prune`: which channels are to go, and which method takes them away."""
+"""A run of `compress prune`: which channels to remove, and with which method."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import classify, seed_all
 
-WITHOUT_IMAGES = "magnitude"  # the method that needs weights alone
+WITHOUT_IMAGES = "magnitude"  # the method that needs only the weights
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What to cut, and with which method."""
+    """What to prune, and with which method."""
 
     goal: Goal
     method: str = "magnitude"
@@ -47,7 +47,7 @@ class Wish:
     round_to: int | None = None
     most: float = 0.95
     sensitivity: Path | None = None
-    repair: bool = True  # refit what reads cut channels, where that helps
+    repair: bool = True  # re-estimate the consumers of pruned channels by least squares, if that helps
 
     def __post_init__(self) -> None:
         if not 0 < self.most < 1:
@@ -57,11 +57,11 @@ class Wish:
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to must be 1 or more; found {self.round_to}.")
         if self.sensitivity is not None and self.residual == "scatter":
-            raise UsageError("--sensitivity is measured on coupled groups, and --residual scatter cuts others: leave one away.")
+            raise UsageError("--sensitivity is measured with --residual coupled, not scatter: omit one of the two.")
         if self.sensitivity is not None and self.heads == "whole":
-            raise UsageError("--sensitivity is measured with --heads width: leave one of the two away.")
+            raise UsageError("--sensitivity is measured with --heads width, not whole: omit one of the two.")
         if self.sensitivity is not None and self.goal.quantity == "filters":
-            raise UsageError(f"--target {self.goal.text} cuts every layer alike, whatever --sensitivity says: leave one away.")
+            raise UsageError(f"--target {self.goal.text} prunes every layer alike, without --sensitivity: omit one of the two.")
 
 
 class Pruning(Run):
@@ -77,9 +77,9 @@ class Pruning(Run):
 
     def _check(self) -> None:
         if self.entry.weights and self.wish.goal.quantity != "weights":
-            raise UsageError(f"--method {self.wish.method} sets single weights to zero: say how many by --target weights=70%.")
+            raise UsageError(f"--method {self.wish.method} sets single weights to zero: give --target weights=70%.")
         if self.wish.goal.quantity == "weights" and not self.entry.weights:
-            raise UsageError(f"--target {self.wish.goal.text} asks for zeros among the weights, which --method srwp makes.")
+            raise UsageError(f"--target {self.wish.goal.text} sets single weights to zero: give --method srwp.")
         check_needs(self.entry, self.recipe.epochs, self.images.spec, instead=WITHOUT_IMAGES)
 
     @property
@@ -111,7 +111,7 @@ class Pruning(Run):
         return Pruning(order, self.wish if blind else replace(self.wish, method=WITHOUT_IMAGES, settings={}))
 
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
-        """Raises Infeasible when the wish cannot be met."""
+        """Raises Infeasible when the target cannot be met."""
         task = classify(self.recipe, opened.loaded.model, device)
         return prepared(self.wish, opened, place.original, task, self.recipe.seed, journal, device)
 
@@ -127,9 +127,9 @@ class Pruning(Run):
 def prepared(
     wish: Wish, opened: Opened, original: Path, task: Classify, seed: int, journal: Journal, device: torch.device
 ) -> Method:
-    """The method that cuts as is wished; what cuts before training has cut by now. `original` is the model's ONNX file.
+    """The method, which has pruned the model already if it prunes before training. `original` is the model's ONNX file.
 
-    Raises Infeasible when the wish cannot be met.
+    Raises Infeasible when the target cannot be met.
     """
     model = opened.loaded.model
     channels = hold(analyse(model, opened.inputs, wish.residual, wish.heads), list(wish.keep))
@@ -154,7 +154,7 @@ def prepared(
 
 
 def _curves(file: Path | None, channels: Channels, journal: Journal) -> Mapping[str, Curve] | None:
-    """What each group loses, where it was measured. Raises UsageError."""
+    """The measured loss of each group, if a table is given. Raises UsageError."""
     if file is None:
         return None
     curves = read_curves(file, channels)
@@ -163,9 +163,9 @@ def _curves(file: Path | None, channels: Channels, journal: Journal) -> Mapping[
 
 
 def _check_wish(goal: Goal, channels: Channels) -> None:
-    """Raise Infeasible when nothing can be cut."""
+    """Raise Infeasible when no channel can be pruned."""
     if not channels.atoms and goal.quantity != "weights":
-        raise Infeasible("Nothing can be cut from this model: see `compress inspect` for what is frozen, and why.")
+        raise Infeasible("No channel of this model can be pruned: `compress inspect` lists the frozen layers, with the reason.")
 
 
 def prune(
@@ -193,9 +193,9 @@ def prune(
 ) -> Report:
     """Prune `model` (a checkpoint, `torchvision:NAME`, ... as on the command line) into the directory `out`.
 
-    One of `rate` (share of MACs to remove) and `target` (such as "params<=5M") says how much. `inputs` is what --input says:
-    the shape of one sample, several shapes, or name -> shape. `sensitivity` is the table of `measure_sensitivity`. Returns the
-    report; raises a CompressError.
+    Give one of `rate` (fraction of the MACs to remove) and `target` (such as "params<=5M"). `inputs` is as --input: the shape
+    of one sample, several shapes, or name -> shape. `sensitivity` is the table of `measure_sensitivity`. Returns the report;
+    raises a CompressError.
     """
     if (rate is None) == (target is None):
         raise UsageError("give either rate or target.")

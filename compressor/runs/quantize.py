@@ -1,9 +1,9 @@
-"""A run of `compress quantize`: the network stays, and its ONNX file is rewritten in fewer bits.
+"""A run of `compress quantize`: post-training quantization of the ONNX file; the network itself is unchanged.
 
     original ─export─> ONNX ─quantize─> INT8 or FP16 ─check─> published
 
-It is a run like any other, with a directory and a report. What is for PyTorch in it, model.safetensors and plan.json, holds the
-network in float32, as it came.
+It is a run like any other, with a directory and a report. Its files for PyTorch, model.safetensors and plan.json, hold the
+unchanged network in float32.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from compressor.training.goal import Goal
 from compressor.training.method import Job, Made, Method
 from compressor.training.recipe import Recipe
 
-BITS = {"int8": 8, "fp16": 16}  # of the 32 that a weight has
+BITS = {"int8": 8, "fp16": 16}  # per weight, in place of 32
 TOLERANCE = {
-    "int8": torch.finfo(torch.float32).max,  # any finite answer: how good they are, accuracy and fidelity tell
-    "fp16": 0.02,  # largest difference over largest output; a rounding is 0.0005, and layers add theirs up
+    "int8": torch.finfo(torch.float32).max,  # any finite output: accuracy and agreement measure the quality
+    "fp16": 0.02,  # largest difference over largest output; one rounding is 0.0005, and those of all layers add up
 }
-LOOKED_AT = 8  # images at a time: more would only take more memory
-MUCH = 0.01  # of the top-1: a loss that calls for a remedy
+LOOKED_AT = 8  # batch size of calibration: a larger one would only take more memory
+MUCH = 0.01  # loss of top-1 that is warned about
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class Wish:
 
     to: Precision = "int8"
     keep: tuple[str, ...] = ()  # patterns of layers to leave in float32
-    calibrate: int = 512  # training images that say which range activations have
+    calibrate: int = 512  # number of training images for calibration
     ranges: Ranges = "minmax"
     reduce_range: bool = False
 
     def __post_init__(self) -> None:
         if self.to not in BITS:
-            raise UsageError(f"--to {self.to} is not known: give {' or '.join(BITS)}.")
+            raise UsageError(f"--to {self.to} is unknown: use {' or '.join(BITS)}.")
         if self.calibrate < 1:
-            raise UsageError(f"--calibrate is the number of training images to look at, 1 or more; found {self.calibrate}.")
+            raise UsageError(f"--calibrate is a number of training images, 1 or more; found {self.calibrate}.")
         if self.to == "fp16" and (self.reduce_range or self.ranges != "minmax"):
             option = "--reduce-range" if self.reduce_range else f"--ranges {self.ranges}"
-            raise UsageError(f"{option} is about whole numbers, and --to fp16 has none: leave it away, or give --to int8.")
+            raise UsageError(f"{option} is for INT8, not for --to fp16: omit it, or give --to int8.")
 
     @property
     def name(self) -> str:
@@ -73,7 +73,7 @@ class Wish:
 
 
 class Unchanged(Method):
-    """Leaves its network as it is, and tells what has become of the ONNX file."""
+    """Leaves its network unchanged, and reports on the layers of the ONNX file."""
 
     told = Made()
 
@@ -82,7 +82,7 @@ class Unchanged(Method):
 
 
 class Quantizing(Run):
-    """One such run."""
+    """One quantization run."""
 
     does = "quantize"
     rewrites = True
@@ -93,9 +93,9 @@ class Quantizing(Run):
 
     def _check(self) -> None:
         if self.recipe.epochs:
-            raise UsageError("compress quantize trains nothing: train before, with `compress prune` for one.")
+            raise UsageError("compress quantize does not train: fine-tune before, for example with `compress prune`.")
         if self.wish.ranges != "minmax" and self.images.spec is None:
-            raise UsageError(f"--ranges {self.wish.ranges} is about what activations have on images: give --data.")
+            raise UsageError(f"--ranges {self.wish.ranges} needs images for calibration: give --data.")
 
     @property
     def wishes(self) -> dict[str, Setting]:
@@ -110,7 +110,7 @@ class Quantizing(Run):
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """Without those of training."""
+        """Without the training recipe."""
         training = {field.name for field in fields(Recipe)} - {"seed"}
         return {name: value for name, value in super().settings.items() if name not in training}
 
@@ -120,17 +120,17 @@ class Quantizing(Run):
 
     @property
     def _goal(self) -> Goal:
-        """The share of the bits that go."""
+        """The share of the bits that are removed."""
         return Goal("size", f"--to {self.wish.to}", share=1 - BITS[self.wish.to] / 32)
 
     def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
-        why = "names, scales and what stays in float32 take their place, too"
+        why = "names, scales and the layers in float32 take up space, too"
         return reporting.target(self._goal, baseline, compressed, why)
 
     def _write(
         self, small: nn.Module, method: Method, opened: Opened, stages: Stages, before: Path, after: Path
     ) -> tuple[dict[str, float], Fidelity | None]:
-        """The float file is checked against PyTorch, the one made of it against the same network by a measure of its own."""
+        """Both the float32 file and the quantized one are checked against PyTorch, each with its own tolerance."""
         assert isinstance(method, Unchanged)
         images, seed = some_images(opened.data), self.recipe.seed
         differences = check_onnx(small, before, opened.inputs, images=images, tolerance=ONNX_TOLERANCE)
@@ -153,27 +153,27 @@ class Quantizing(Run):
         except VerificationFailed as error:
             first, *_ = str(error).splitlines()
             raise VerificationFailed(
-                f"{first}\nIn {self.wish.name} it does not: --keep PATTERN leaves layers in float32."
+                f"{first}\n{self.wish.name} is too imprecise for this network: keep layers in float32 with --keep PATTERN."
             ) from error
         return differences, stages.written(small, before, after, seed, self.wish.name)
 
     def _looked_at(self, data: Data | None) -> Batches | None:
-        """Training images as they are, neither moved nor mirrored."""
+        """Training images for calibration, without augmentation."""
         if data is None:
             return None
         seed, limit = self.recipe.seed, self.wish.calibrate
         return data.batches("train", batch_size=LOOKED_AT, device="cpu", augment=False, seed=seed, limit=limit)
 
     def _told(self, layers: Mapping[str, Sequence[NodeProto]], kept: Mapping[str, str], data: Data | None) -> Made:
-        """What becomes of each layer. Raises Infeasible when nothing does."""
+        """The precision of each layer. Raises Infeasible when no layer is quantized."""
         linear_alone = self.wish.to == "int8" and data is None
         remarks = dict(kept)
         for layer, nodes in layers.items():
             left = linear_alone and all(node.op_type not in quantizer.LINEAR for node in nodes)
-            remarks.setdefault(layer, "float32: there are no images to quantize it by" if left else self.wish.name)
+            remarks.setdefault(layer, "float32: no images for calibration" if left else self.wish.name)
         if self.wish.name not in remarks.values():
-            remedy = "give --data" if linear_alone else "keep fewer"
-            without = " without images, with which only linear layers are quantized" if linear_alone else ""
+            remedy = "give --data" if linear_alone else "give fewer --keep"
+            without = " (without images, only linear layers are)" if linear_alone else ""
             raise Infeasible(f"No layer of this network can be quantized{without}: {remedy}.")
         return Made(remarks=remarks, frozen=[Frozen(layer, reason) for layer, reason in kept.items()])
 
@@ -190,14 +190,16 @@ class Quantizing(Run):
         return replace(report, stages=rows, warnings=[*opened.notes, *self._warnings(report, share)])
 
     def _warnings(self, report: Report, share: float) -> list[str]:
-        """What a reader must not overlook; `share` is how much of the file is quantized."""
+        """Warnings for the report; `share` is the quantized share of the file."""
         name, change = self.wish.name, report.change
         found = [
-            f"{name} is model.onnx alone, {share:.1%} of its weights and constants; model.safetensors with plan.json holds the "
-            "network in float32, and so count MACs, parameters, weights and peak activations"
+            f"only model.onnx is {name} ({share:.1%} of its weights and constants); model.safetensors with plan.json is the "
+            "float32 network, on which MACs, parameters, weights and peak activations are counted"
         ]
         if self.wish.to == "int8" and report.data is None:
-            found.append("without --data only linear layers are in INT8: convolutions are slower than in float32 that way")
+            found.append(
+                "without --data only linear layers are in INT8: with dynamic ranges, convolutions are slower than in float32"
+            )
         if change.top1 is not None and change.top1 < -MUCH:
             found.append(
                 f"top-1 fell by {-100 * change.top1:.2f} points: leave layers in float32 (--keep PATTERN, the first and the "
@@ -216,9 +218,9 @@ def _check_keep(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def _kept(layers: Iterable[str], patterns: Sequence[str]) -> dict[str, str]:
-    """The layers to leave in float32, and why."""
+    """The layers to keep in float32, and why."""
     chosen = {layer: next((pattern for pattern in patterns if fnmatch(layer, pattern)), None) for layer in layers}
-    return {layer: f"kept as asked (--keep {pattern})" for layer, pattern in chosen.items() if pattern is not None}
+    return {layer: f"excluded by --keep {pattern}" for layer, pattern in chosen.items() if pattern is not None}
 
 
 def quantize(
@@ -239,9 +241,9 @@ def quantize(
     force: bool = False,
     resume: bool = False,
 ) -> Report:
-    """Write `model` (a run directory, a checkpoint, ... as on the command line) in INT8 or FP16 into the directory `out`.
+    """Quantize `model` (a run directory, a checkpoint, ... as on the command line) to INT8 or FP16, in the directory `out`.
 
-    With `data`, `calibrate` training images say which range activations have; without, only linear layers become INT8. `keep`
+    With `data`, `calibrate` training images calibrate the activation ranges; without, only linear layers become INT8. `keep`
     are patterns of layers that stay in float32. Returns the report; raises a CompressError.
     """
     order = Order(

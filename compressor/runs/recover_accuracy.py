@@ -1,9 +1,9 @@
-"""What a cut costs, or a factoring, is made up for without training, as far as that goes.
+"""Recovery of accuracy after pruning or factoring, without training.
 
-A network that was changed carries the statistics of another one: they are measured anew, and what reads something else than
-before is refitted, in a factored layer the last of its chain. One that was trained until its weak channels were zero has
-statistics of its own, and needs new ones only where constants went with the channels. Held-out images decide; what is kept is
-measured on the test images.
+The batch-norm statistics of a pruned or factored network are those of the original: they are re-estimated (recalibrated), and
+the consumers of pruned channels, or the last layer of each factored chain, are re-estimated by least squares (repaired). A
+network that was trained until its weak channels were zero has statistics of its own, and needs new ones only if constants were
+removed with the channels. Held-out images decide what is kept; the result is measured on the test images.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from compressor.training.method import Method
 from compressor.training.train import HELD_OUT_BATCH, top1
 
 RECALIBRATION_IMAGES = 2048
-REPAIR_IMAGES, REPAIR_PIXELS = 512, 64 * 224 * 224  # so many training images, fewer where they are large
+REPAIR_IMAGES, REPAIR_PIXELS = 512, 64 * 224 * 224  # number of training images, fewer if they are large
 
 
 def recover(method: Method, stages: Stages, journal: Journal, seed: int, *, trained: bool, repair: bool) -> None:
-    """Measure the network that `method` has made, before it was `trained` or after, and make it better where that works."""
+    """Measure the network that `method` has made, before or after training (`trained`), and recover accuracy if possible."""
     stages.add("cut" if isinstance(method.made().step, Cut) else "factored", method.model)
     if stages.data is not None:
         recovery = _Recovery(method, stages.data, stages, journal, seed)
@@ -53,17 +53,17 @@ class _Recovery:
             self.stages.add("recalibrated", self.small, note=_statistics_of(images))
         repaired = self.repaired(bare) if repair and self.data.counts["held_out"] else []
         if repaired:
-            self.keep_if_better("repaired", repaired, "refitted to what the original gives")
+            self.keep_if_better("repaired", repaired, "least squares against the original's feature maps")
 
     def repaired(self, fitted: nn.Module) -> list[nn.Module]:
-        """The network as it was cut, refitted: with the statistics that come of that, and with new ones; or none."""
+        """The pruned network with layers re-estimated by least squares, with unchanged and with new statistics; or none."""
         job, made = self.method.job, self.method.made()
         cut = made.step if isinstance(made.step, Cut) else Cut()
         images = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // (self.data.shape[1] * self.data.shape[2])))
         try:
             done = refit(frozen(job.model, self.device), fitted, cut, self.some(images), job.inputs, made.last)
-        except (RuntimeError, ValueError) as error:  # a network may do what nobody thought of; the run need not end for that
-            self.journal.say(f"repaired: left away ({first_line(error)})")
+        except (RuntimeError, ValueError) as error:  # unusual networks may not support it, but the run can continue
+            self.journal.say(f"repaired: skipped ({first_line(error)})")
             return []
         if not done.layers:
             return []
@@ -71,24 +71,24 @@ class _Recovery:
         return [fitted, anew] if self.recalibrated(anew) else [fitted]
 
     def keep_if_better(self, name: str, others: Sequence[nn.Module], note: str) -> None:
-        """Go on with the best of `others`, unless the network as it is does better on held-out images."""
+        """Continue with the best of `others`, unless the present network is better on held-out images."""
         held_out = self.data.batches("held_out", batch_size=HELD_OUT_BATCH, device=self.device)
         before, *after = (top1(model, held_out) or 0.0 for model in (self.small, *others))
         best = after.index(max(after))
         count = self.data.counts["held_out"]
         told = f"{note}; {formatting.percent(before)} -> {formatting.percent(after[best])} of {count:,} held-out images"
         if after[best] < before:
-            self.journal.say(f"{name}: left away, for it does not help ({told})")
+            self.journal.say(f"{name}: discarded, because it does not help ({told})")
             return
         self.small.load_state_dict(others[best].state_dict())
         self.stages.add(name, self.small, note=told)
 
     def recalibrated(self, model: nn.Module) -> int:
-        """On how many images the statistics of `model` were measured anew; 0 when it has none, or they are to stay."""
+        """The number of images on which the statistics of `model` were re-estimated; 0 if it has none, or they are kept."""
         return recalibrate(model, self.some(RECALIBRATION_IMAGES)) if self.method.recalibrates else 0
 
     def some(self, images: int) -> Batches:
-        """So many training images as they are."""
+        """So many training images, without augmentation."""
         return self.data.batches("train", batch_size=128, device=self.device, seed=self.seed, augment=False, limit=images)
 
 

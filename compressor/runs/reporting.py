@@ -1,4 +1,4 @@
-"""What came out of a run, as parts of its report: what was asked and reached, each layer before and after, on what it ran."""
+"""The results of a run, as parts of its report: the target and what was reached, each layer before and after, the device."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def profile(model: nn.Module, inputs: AnyInputs, onnx: Path, accuracy: Accuracy 
 
 
 def check_cost(compressed: Profile, planned: Mapping[str, float]) -> None:
-    """What the budget was met with must agree with the network that came out. Raises VerificationFailed."""
+    """Check that the network has the cost by which the target was met. Raises VerificationFailed."""
     for name, word in (("macs", "MACs"), ("params", "parameters")):
         counted = getattr(compressed, name)
         if name in planned and abs(planned[name] - counted) > max(1.0, 1e-6 * counted):
             raise VerificationFailed(
-                f"the small network has {counted} {word}, but {planned[name]:.0f} were planned.\nNothing was written."
+                f"The compressed network has {counted} {word}, but {planned[name]:.0f} were planned.\nNothing was written."
             )
 
 
 def check_not_met(goal: Goal, model: nn.Module, inputs: AnyInputs, onnx: Path) -> None:
-    """Raise Infeasible when the original, with its ONNX file, meets the goal."""
+    """Raise Infeasible when the original, with its ONNX file, already meets the goal."""
     counts: dict[str, tuple[Callable[[], int], str]] = {
         "macs": (lambda: count_macs(model, inputs), " MACs"),
         "params": (lambda: count_params(model), " parameters"),
@@ -65,11 +65,11 @@ def check_not_met(goal: Goal, model: nn.Module, inputs: AnyInputs, onnx: Path) -
         return
     count, unit = counts[goal.quantity]
     if (found := count()) <= goal.limit:
-        raise Infeasible(f"{goal.text} is met by the model as it is, with {formatting.count(found)}{unit}: ask for less.")
+        raise Infeasible(f"The model already meets {goal.text}, with {formatting.count(found)}{unit}: set a lower target.")
 
 
 def overhead(goal: Goal, model: nn.Module, onnx: Path) -> float:
-    """Bytes of the original's ONNX file beside its weights, which a goal of size must know."""
+    """Bytes of the original's ONNX file besides its weights, which a size goal needs."""
     return onnx.stat().st_size - weight_bytes(model) if goal.quantity == "size" else 0.0
 
 
@@ -81,7 +81,7 @@ def target(
     reached: float | None = None,
     macs_at_asked: float | None = None,
 ) -> Target:
-    """What was asked and reached; `why` says why they differ, if they do. `reached` is of what a profile does not tell."""
+    """The target and what was reached; `why` explains a difference. `reached` is for quantities that no profile has."""
     before = {"macs": baseline.macs, "params": baseline.params, "size": baseline.size_bytes or 0}
     after = {"macs": compressed.macs, "params": compressed.params, "size": compressed.size_bytes or 0}
     asked = goal.asked(before.get(goal.quantity, 1))
@@ -98,7 +98,7 @@ def target(
 def target_of_cut(
     goal: Goal, channels: Channels, mask: Mask, baseline: Profile, compressed: Profile, round_to: int | None
 ) -> Target:
-    """The same for channels that were cut; `mask` are those that stay."""
+    """The same for pruned channels; `mask` are the remaining ones."""
     why = _why_not(goal, channels, round_to)
     if goal.quantity != "filters":
         return target(goal, baseline, compressed, why)
@@ -108,14 +108,14 @@ def target_of_cut(
 
 def _why_not(goal: Goal, channels: Channels, round_to: int | None) -> str:
     if goal.quantity == "filters":
-        return "each layer gives a whole number of filters"
+        return "filters are removed in whole numbers"
     if channels.held:
-        return "1 group had to stay whole" if len(channels.held) == 1 else f"{len(channels.held)} groups had to stay whole"
+        return "1 group is frozen" if len(channels.held) == 1 else f"{len(channels.held)} groups are frozen"
     return "whole channels only" if round_to == 1 else f"widths are multiples of {round_to or 'up to 8'}"
 
 
 def layers(model: nn.Module, small: nn.Module, inputs: AnyInputs, made: Made) -> list[Layer]:
-    """Every layer that multiplies, before and after; what took a layer's place counts for that layer."""
+    """Every layer with MACs, before and after; modules that replaced a layer count as that layer."""
     macs, after = layer_macs(model, inputs), dict(small.named_modules())
     weights = {name: weight for name, module in model.named_modules() if (weight := _weight(module)) is not None}
     chained = made.step.parts if isinstance(made.step, Chains) else {}
@@ -165,12 +165,12 @@ def _by_layer(layers: Sequence[str], counts: Mapping[str, int]) -> dict[str, int
 
 
 def frozen(made: Made) -> list[Frozen]:
-    """What could not be cut, or factored, and why."""
+    """What could not be pruned or factored, and why."""
     return [Frozen(row.name, row.reason) for row in made.frozen]
 
 
 def preprocessing(data: Data | None, plan: Plan | None) -> Preprocessing | None:
-    """How images become inputs: as `data` reads them, or else as the run did whose plan this is."""
+    """How images become inputs: as `data` reads them, or without data as in the run whose plan this is."""
     if data is not None:
         channels, *size = data.shape
         crop = 1.0 if max(size) <= SMALL else CROP_SHARE
@@ -180,7 +180,7 @@ def preprocessing(data: Data | None, plan: Plan | None) -> Preprocessing | None:
 
 
 def described(opened: Opened, file: Path) -> Preprocessing | None:
-    """Write into an ONNX file how images become its inputs, as far as that is known."""
+    """Write the preprocessing of images into the metadata of an ONNX file, if it is known."""
     how = preprocessing(opened.data, opened.loaded.plan)
     if how is not None:
         describe(file, {"preprocessing": json.dumps(asdict(how))})
@@ -188,12 +188,12 @@ def described(opened: Opened, file: Path) -> Preprocessing | None:
 
 
 def warnings(made: Made, target: Target, change: Change) -> list[str]:
-    """What a reader must not overlook."""
+    """Warnings for the report."""
     found = list(made.warnings)
     if target.quantity == "weights":
-        found.append("single weights are zero: without a runtime for sparse weights the network is as slow and large as before")
+        found.append("unstructured sparsity: without a runtime for sparse weights the network is as slow and large as before")
     if target.note:
-        found.append(f"asked for {target.asked:.1%} fewer {target.quantity}, reached {target.reached:.1%}: {target.note}")
+        found.append(f"target: {target.asked:.1%} fewer {target.quantity}, reached {target.reached:.1%}: {target.note}")
     for batch, ratio in change.latency.items():
         if ratio < FASTER:
             found.append(f"no faster at batch {batch}: {change.macs - 1:+.0%} MACs, {1 / ratio - 1:+.0%} time")
@@ -201,7 +201,7 @@ def warnings(made: Made, target: Target, change: Change) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that has a say in the figures."""
+    """Of everything that affects the results."""
     import onnx
     import onnxruntime
 
@@ -216,7 +216,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What trained and measured; with several processes, the device of one."""
+    """The device of training and evaluation; with several processes, that of one."""
     several = f"{distributed.count()} processes, each on " if distributed.count() > 1 else ""
     if device.type == "cuda":
         return several + torch.cuda.get_device_name(device)

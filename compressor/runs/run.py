@@ -1,9 +1,9 @@
-"""A whole run, from a model as it lies on the disk to a verified network with a report.
+"""A whole run, from a model on disk to a verified network with a report.
 
     original ─method─> cut ─> recalibrated ─> repaired ─> fine-tuned ─export─> ONNX ─check─> published
 
-Nothing is published before every check has passed: results are made in `state/new/` and put in place together at the end.
-What a command does with the model is a method, which it prepares; all else is the same for all of them.
+Nothing is published before every check has passed: results are written to `state/new/` and moved into place together at the
+end. What a command does to the model is its method; everything else is the same for all commands.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ from compressor.training.recipe import Recipe
 from compressor.training.train import Precision, Training
 
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime against torch, both in float32
-CHECKED_IMAGES = 16  # test images on which the ONNX file is compared with the network, beside random ones
+CHECKED_IMAGES = 16  # test images on which the ONNX file is compared with the network, besides random ones
 
 
 @dataclass(frozen=True)
 class Order:
-    """What every run is given: the model, its images, how to train, and where and how it is carried out."""
+    """What every run is given: the model, its images, how to train, and where and how to run."""
 
     source: Source
     images: Images
@@ -74,14 +74,14 @@ class Order:
     device: str = "auto"
     inputs: Inputs | None = None
     console: Console | None = None
-    force: bool = False  # replace what lies there
-    resume: bool = False  # go on with what lies there
-    command: str | None = None  # what asked for it; None: this process's command line
+    force: bool = False  # replace an existing run
+    resume: bool = False  # continue an interrupted run
+    command: str | None = None  # the command line for the report; None: that of this process
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What a run would make of its network, in MACs for one image and parameters."""
+    """The predicted result of a run, in MACs for one image and parameters."""
 
     macs: int
     macs_after: int
@@ -98,13 +98,13 @@ class Foreseen:
 
 
 class Run(ABC):
-    """Abstract. One run of one command; `run()` goes through it once."""
+    """Abstract. One run of one command; call `run()` once."""
 
     does: str | None = None  # the command, as a step of a pipeline names it
     method: str  # its name
-    entry: Entry | None = None  # its description, of one that has a file
-    repair: bool = False  # whether what reads cut channels is refitted, where that helps
-    rewrites: bool = False  # whether the ONNX file computes with other numbers than the network it is of
+    entry: Entry | None = None  # its entry in the catalogue, if it has one
+    repair: bool = False  # whether the consumers of pruned channels are re-estimated by least squares, if that helps
+    rewrites: bool = False  # whether the ONNX file has another precision than the network
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -118,43 +118,46 @@ class Run(ABC):
 
     @abstractmethod
     def _check(self) -> None:
-        """Raise UsageError for what cannot be meant, before anything is opened."""
+        """Raise UsageError for options that do not fit together, before anything is opened."""
 
     @property
     @abstractmethod
     def wishes(self) -> dict[str, Setting]:
-        """What this command was asked for, under the names of its options."""
+        """The settings of this command, under the names of its options."""
 
     @abstractmethod
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
-        """The method, ready to be trained; `place.original` is written. What cuts before training has cut by now."""
+        """The method, ready for training. It has pruned the model already if it prunes before training.
+
+        `place.original` has been written.
+        """
 
     def _trainer(self, method: Method, opened: Opened, stages: Stages, place: RunDirectory, journal: Journal) -> Method:
-        """What trains the network that `method` made: itself, as a rule."""
+        """What trains the network that `method` made: usually `method` itself."""
         return method
 
     def _plan(self, opened: Opened) -> Plan:
-        """How the network that is compressed is built, and what was done to it before."""
+        """How the network to compress is built, and what was done to it before."""
         return opened.loaded.plan or Plan(opened.loaded.arch, opened.loaded.arch_args, opened.inputs)
 
     def _identity(self, opened: Opened) -> str | None:
-        """What tells the networks of this run from all others; None where they come from no file."""
+        """The hash that identifies the networks of this run; None if they come from no file."""
         return opened.loaded.sha256
 
     def _teaching(self, history: list[Epoch]) -> Teaching | None:
-        """What a teacher took of the time of training."""
+        """The share of the training time that a teacher took."""
         return None
 
     @abstractmethod
     def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
-        """What was asked and reached."""
+        """The target, and what was reached."""
 
     def _write(
         self, small: nn.Module, method: Method, opened: Opened, stages: Stages, before: Path, after: Path
     ) -> tuple[dict[str, float], Fidelity | None]:
-        """Make the ONNX file `after` of the small network, check and measure it; `before` is the original's.
+        """Write the ONNX file `after` of the compressed network, check and measure it; `before` is the original's.
 
-        Returns what `check_onnx` found, and how close the file answers to the original. Raises VerificationFailed.
+        Returns the differences of `check_onnx`, and the agreement with the original. Raises VerificationFailed.
         """
         export_onnx(small, opened.inputs, after)
         differences = check_onnx(small, after, opened.inputs, images=some_images(opened.data), tolerance=ONNX_TOLERANCE)
@@ -162,18 +165,18 @@ class Run(ABC):
 
     @property
     def counts_bytes(self) -> bool:
-        """Whether it was asked for a size of the ONNX file, so that the original's must be there."""
+        """Whether the target is a size of the ONNX file, so that the original's file is needed."""
         return False
 
     def _stand_in(self) -> Run:
-        """A run that comes to a network of the same cost by weights alone, without images or training."""
+        """A run that gives a network of the same cost from the weights alone, without images or training."""
         return self
 
     # The run, step by step --------------------------------------------------------------------------------------------
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """Everything that was decided, under the names of the command line's options."""
+        """All settings, under the names of the command line's options."""
         return {
             "do": self.does,
             **self.source.settings,
@@ -184,9 +187,9 @@ class Run(ABC):
         }
 
     def run(self) -> Report:
-        """Do it all. Raises a CompressError; what was published before stays as it was.
+        """Run everything. Raises a CompressError; earlier published results are then unchanged.
 
-        Of several processes the first does so; the others train with it, and return its report.
+        Of several processes the first does all this; the others train with it, and return its report.
         """
         with distributed.ending_together(), _memory_in_plain_words(), blaming(self.entry):
             return distributed.agreed(self._lead()) if distributed.is_first() else self._follow()
@@ -204,7 +207,7 @@ class Run(ABC):
         return read_report(self.out)
 
     def _follow(self) -> Report:
-        """Make the network that the first process makes, as it does, and train it with it."""
+        """Make the same network as the first process, and train it together with it."""
         word: Any = distributed.agreed(None)  # the weights to begin with
         if isinstance(word, Report):  # there was nothing left to do
             return word
@@ -218,9 +221,9 @@ class Run(ABC):
         return distributed.agreed(word)  # type: ignore[no-any-return]  # it is the report now
 
     def foresee(self, into: Path | None = None) -> Foreseen:
-        """What would come out, told by weights alone: nothing is trained or published.
+        """The predicted result, from the weights alone: nothing is trained or published.
 
-        With `into`, the network that would come out is put there, as `load_model` reads it. Raises a CompressError.
+        With `into`, the predicted network is written there, in the format of `load_model`. Raises a CompressError.
         """
         run, silent = self._stand_in(), Journal()
         opened = replace(run._open(silent), data=None)
@@ -235,7 +238,7 @@ class Run(ABC):
 
     @contextmanager
     def _scratch(self, opened: Opened) -> Iterator[RunDirectory]:
-        """The directory of a run that leaves nothing behind."""
+        """A temporary run directory."""
         with tempfile.TemporaryDirectory() as folder:
             place = RunDirectory(Path(folder), "")
             place.new.mkdir(parents=True)
@@ -247,11 +250,11 @@ class Run(ABC):
         """Write all results into `place.new`, the report last."""
         began = time.perf_counter()
         device = pick_device(distributed.local(self.device_name))
-        Precision(self.recipe.amp, device)  # tells at once, and not after minutes, that the device cannot compute so
+        Precision(self.recipe.amp, device)  # fails now, not after minutes, if the device does not support it
         opened = self._begin(journal)
         model, inputs = opened.loaded.model, opened.inputs
         export_original(opened, place)
-        distributed.agreed(model.state_dict())  # random weights are others in each process
+        distributed.agreed(model.state_dict())  # random weights differ between processes
         method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, self._identity(opened))
         stages.original(model)
@@ -266,7 +269,7 @@ class Run(ABC):
     def _compress(
         self, method: Method, opened: Opened, stages: Stages, place: RunDirectory, journal: Journal
     ) -> tuple[nn.Module, list[Epoch]]:
-        """The small network, on the CPU, and its epochs of training. Methods cut before they train, or after."""
+        """The compressed network, on the CPU, and its epochs of training. Methods prune before they train, or after."""
         changed_first = method.made().difference is not None
         if changed_first:
             recover(method, stages, journal, self.recipe.seed, trained=False, repair=self.repair)
@@ -293,7 +296,7 @@ class Run(ABC):
     def _prove(
         self, opened: Opened, small: nn.Module, method: Method, stages: Stages, history: list[Epoch], new: Path
     ) -> Report:
-        """Write the small network as ONNX, check it, measure it, and report. Raises VerificationFailed."""
+        """Export the compressed network to ONNX, check it, measure it, and report. Raises VerificationFailed."""
         inputs, model = opened.inputs, opened.loaded.model
         before, after = new / "original.onnx", new / "model.onnx"
         differences, fidelity = self._write(small, method, opened, stages, before, after)
@@ -339,10 +342,10 @@ class Run(ABC):
         )
 
     def _begin(self, journal: Journal) -> Opened:
-        """The model and its images, known to fit."""
+        """The model and its images, checked to fit."""
         opened = self._open(journal)
         model = opened.loaded.model
-        count_macs(model, opened.inputs)  # says in one line when the model does not run on such images
+        count_macs(model, opened.inputs)  # a one-line error if the model does not run on such images
         check_answers(model, opened.data)
         model.requires_grad_(True)
         return opened
@@ -361,21 +364,21 @@ class Run(ABC):
 
 
 def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None = None) -> None:
-    """Raise UsageError when a method lacks the images or the epochs that it needs. `instead` names one that needs none."""
+    """Raise UsageError when a method lacks the images or epochs that it needs. `instead` names a method that needs none."""
     if entry.trains and (epochs == 0 or spec is None):
-        other = f", or take --method {instead}, which needs neither" if instead else ""
-        raise UsageError(f"--method {entry.name} works while it trains: give it --data and at least one of --epochs{other}.")
+        other = f", or use --method {instead}, which needs neither" if instead else ""
+        raise UsageError(f"--method {entry.name} needs training: give --data and --epochs of at least 1{other}.")
     if entry.looks and spec is None:
-        other = f", or take --method {instead}, which needs none" if instead else ""
-        raise UsageError(f"--method {entry.name} looks at training images: give it --data{other}.")
+        other = f", or use --method {instead}, which needs none" if instead else ""
+        raise UsageError(f"--method {entry.name} needs training images: give --data{other}.")
     if entry.alone and epochs and (found := distributed.count()) > 1:
-        raise UsageError(f"--method {entry.name} trains in one process, and {found} were started: run it without torchrun.")
+        raise UsageError(f"--method {entry.name} supports only one process, but {found} were started: run it without torchrun.")
     if epochs and spec is None:
         raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
 
 
 def export_original(opened: Opened, place: RunDirectory) -> None:
-    """Write `place.original`, with what the small network's file says of images, so that bytes beside weights are the same."""
+    """Write `place.original`, with the metadata of the compressed network's file, so that their sizes are comparable."""
     export_onnx(opened.loaded.model, opened.inputs, place.original)
     reporting.described(opened, place.original)
 
@@ -392,7 +395,7 @@ def some_images(data: Data | None) -> Tensor | None:
 
 
 def _in_one(setting: Setting) -> str | float | int | bool | None:
-    """A setting as a report holds it: a list becomes one text."""
+    """A setting as in a report: a list becomes one string."""
     return ", ".join(map(str, setting)) if isinstance(setting, list) else setting
 
 
@@ -402,6 +405,6 @@ def _memory_in_plain_words() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UsageError(
-            f"The GPU's memory is full ({str(error).splitlines()[0][:120]}).\n"
-            "Lower --batch-size (--accumulate makes up for it), or use --device cpu."
+            f"The GPU is out of memory ({str(error).splitlines()[0][:120]}).\n"
+            "Lower --batch-size (and raise --accumulate to compensate), or use --device cpu."
         ) from error

@@ -1,12 +1,12 @@
-"""A run's directory: who may write there, what is kept until the run is done, and how the results are put in place.
+"""The directory of a run: its lock, the state of a run in progress, and the publication of the results.
 
-    runs/NAME/         the results of the run that was finished last, and nothing else of ours
+    runs/NAME/         the results of the last finished run
     runs/NAME/state/   the run in progress: its settings, its log, the newest training state, and in `new/` its results
 
-A finished run moves its results up, the report last: a directory with a `report.json` holds a whole run. A run that replaces
-another leaves the old results alone until its own are complete; then all old files go before the first new one comes, so that
-nobody finds the plan of one run beside the weights of another. A run that fails leaves nothing behind, or just what `--resume`
-needs. All this holds when the process is killed between any two steps, and when the power fails.
+A finished run moves its results up, the report last: a directory with a `report.json` holds a complete run. A run that replaces
+another keeps the old results until its own are complete; then all old files are removed before the first new one is moved, so
+that the plan of one run is never next to the weights of another. A run that fails leaves no files, or only those that
+`--resume` needs. All this holds if the process is killed between any two steps, and after a power failure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from compressor.errors import OutputError, UsageError
 from compressor.files import sync, write_text, write_whole
 from compressor.runs.settings import first_change
 
-# The report last: where it is, all the rest is.
+# The report comes last: if it exists, all other files do.
 NETWORK = ("model.onnx", "model.safetensors", "plan.json")
 RESULTS = (
     *NETWORK,
@@ -38,42 +38,42 @@ RESULTS = (
 class RunDirectory:
     """The directory `out`, for a run whose settings are `config` (the text of its config.toml)."""
 
-    _claim: os.stat_result  # of the lock, once it is ours
+    _claim: os.stat_result  # of the lock file, once it is locked
 
     def __init__(self, out: Path, config: str) -> None:
         self.out, self.config = out, config
         self.state = out / "state"
         self.new = self.state / "new"
-        self.original = self.new / "original.onnx"  # the model as it came
+        self.original = self.new / "original.onnx"  # the uncompressed model
         self.training = self.state / "training.pt"
-        self.earlier = self.state / "earlier.pt"  # of a training before the training
+        self.earlier = self.state / "earlier.pt"  # of a training of the teacher before the student's
         self.stages = self.state / "stages.json"
         self.times = self.state / "times.json"
         self.log = self.state / "log.jsonl"
         self._lock = self.state / "lock"
         self._record = self.state / "config.toml"
-        self._complete = self.new / "complete"  # a mark: all results are here
+        self._complete = self.new / "complete"  # a marker: all results are in `new`
 
     @property
     def is_finished(self) -> bool:
-        """Whether the results of a whole run lie here."""
+        """Whether the directory holds the results of a finished run."""
         return (self.out / "report.json").exists()
 
     @property
     def is_unpublished(self) -> bool:
-        """Whether a run was done, but interrupted while its results were put in place."""
+        """Whether a run was interrupted while its complete results were moved into place."""
         return self._complete.exists()
 
     @property
     def can_resume(self) -> bool:
-        """Whether an unfinished run lies here that is worth going on with."""
+        """Whether the directory holds an unfinished run with a state to resume from."""
         begun = self.training.exists() or self.earlier.exists() or self.is_unpublished
         return self._record.exists() and begun
 
     def check(self, *, force: bool, resume: bool) -> None:
-        """Raise OutputError when something lies here that must not be lost, UsageError when a run of other settings does."""
+        """Raise OutputError when existing files would be lost, UsageError when the run to resume has other settings."""
         if force and resume:
-            raise UsageError("--resume goes on with a run, and --force starts it anew: give one of the two.")
+            raise UsageError("--resume continues a run, and --force starts it over: give one of the two.")
         if not self.out.is_dir():
             if self.out.exists():
                 raise OutputError(f"--out {self.out} is a file: give a directory.")
@@ -83,24 +83,25 @@ class RunDirectory:
             record = self._record if self.can_resume else self.out / "config.toml"
             if change := first_change(record.read_bytes().decode(errors="replace"), self.config):
                 raise UsageError(
-                    f"--resume: {self.out} was begun with other settings: {change}.\n"
-                    "Use the same settings, or --force to start anew."
+                    f"--resume: {self.out} was started with other settings: {change}.\n"
+                    "Use the same settings, or --force to start over."
                 )
         elif not force and self.can_resume:
             raise OutputError(
-                f"{self.out} holds an unfinished run: --resume goes on with it, --force starts anew, --out DIR goes elsewhere."
+                f"{self.out} holds an unfinished run: --resume continues it, --force starts over, "
+                "--out DIR chooses another directory."
             )
         elif not force and (self.is_finished or others):
             what = "a finished run: --force replaces it"
             if not self.is_finished:
-                what = f"other files ({', '.join(others[:3])}): --force writes beside them"
-            raise OutputError(f"{self.out} exists and holds {what}, --out DIR goes elsewhere.")
+                what = f"other files ({', '.join(others[:3])}): --force writes next to them"
+            raise OutputError(f"{self.out} exists and holds {what}, --out DIR chooses another directory.")
 
     @contextmanager
     def claimed(self, *, force: bool, resume: bool) -> Iterator[None]:
-        """Have the directory to oneself. What an unfinished run left is taken up with `resume`, and thrown away without.
+        """Lock the directory. The state of an unfinished run is kept with `resume`, and deleted without.
 
-        Raises OutputError or UsageError when the directory cannot be had.
+        Raises OutputError or UsageError when the directory cannot be used.
         """
         existed = self.out.exists()
         with self._in_plain_words():
@@ -109,21 +110,21 @@ class RunDirectory:
         try:
             with self._locked():
                 with self._in_plain_words():
-                    self.check(force=force, resume=resume)  # again: another run may have ended in the meantime
+                    self.check(force=force, resume=resume)  # again: another run may have finished in the meantime
                     self._begin(resume)
                 yield
         finally:
             if not existed:
-                with suppress(OSError):  # it is not empty: good
+                with suppress(OSError):  # it is not empty
                     self.out.rmdir()
 
     def check_held(self) -> None:
-        """Raise OutputError when the claimed directory is gone. Another run may have begun in its place."""
+        """Raise OutputError when the locked directory was removed. Another run may have started in its place."""
         if not self._is_held:
             raise OutputError(f"{self.out} was removed or renamed while it was being written. Start the run again.")
 
     def publish(self) -> None:
-        """Put the results in `new` in place. Interrupted, it can be done again: what was moved stays moved."""
+        """Move the results in `new` into place. If interrupted, it can be repeated: files that were moved stay moved."""
         with self._in_plain_words():
             self.check_held()
             if not self.is_unpublished:
@@ -141,7 +142,7 @@ class RunDirectory:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other runs out, and leave no more than a later one needs."""
+        """Lock out other runs, and at the end keep only what a later run needs."""
         lock = FileLock(self._lock, timeout=0)
         with self._in_plain_words():
             try:
@@ -164,20 +165,20 @@ class RunDirectory:
         return self._lock.exists() and os.path.samestat(self._lock.stat(), self._claim)
 
     def _begin(self, resume: bool) -> None:
-        """Throw away what is of no use, and write down the settings."""
+        """Delete what is not needed, and write the settings."""
         if self.is_unpublished and not resume:
-            self.publish()  # whole results stay until others replace them
+            self.publish()  # complete results are kept until others replace them
         if not (resume and self.can_resume):
             self._clear()
         for path in self.state.glob(".*"):
-            _remove(path)  # half written
+            _remove(path)  # incomplete temporary files
         if not self.is_unpublished:
             _remove(self.new)
         self.new.mkdir(exist_ok=True)
         write_text(self._record, self.config)
 
     def _leave(self) -> None:
-        """Leave nothing of a run that failed and cannot be taken up, nor of one that is finished."""
+        """Delete the state of a run that is finished, or that failed and cannot be resumed."""
         is_anothers = self._lock.exists() and not self._is_held
         if is_anothers or not self.state.exists():
             return
@@ -186,12 +187,12 @@ class RunDirectory:
                 _remove(self.new)
             return
         self._clear()
-        self._lock.unlink(missing_ok=True)  # while it is held; who has opened it by now sees that it has no name any more
-        with suppress(OSError):  # the next run has begun: good
+        self._lock.unlink(missing_ok=True)  # while it is held: a process that has opened it sees that it was deleted
+        with suppress(OSError):  # not empty: the next run has started
             self.state.rmdir()
 
     def _clear(self) -> None:
-        """Remove what is of one run. What tells that its results are complete comes last: so this, too, is gone on with."""
+        """Delete the state of a run. The marker of complete results is deleted last, so that this can be resumed, too."""
         others = [path for path in self.state.iterdir() if path not in (self._lock, self.new, self._record)]
         for path in (*others, self.new, self._record):
             _remove(path)

@@ -1,10 +1,10 @@
-"""How much a network suffers when one group of coupled channels alone is cut, at several rates.
+"""Sensitivity analysis: the loss of accuracy when one group of coupled channels alone is pruned, at several rates.
 
-    for each group:  for each rate:  cut its weakest channels ──> verified small network ──> answers ──> a row
+    for each group:  for each rate:  prune its weakest channels ──> verified network ──> predictions ──> a row
 
-The weakest channels are those of a pruning method's scores, and really cut, so that norms over channels see what they would see
-after pruning. With data, answers are compared with the labels of held-out training images, never of test images; without, with
-the original's own answers to random inputs. The rows are the curves that `prune` can take to spare the sensitive groups.
+The weakest channels have the lowest scores of a pruning method. They are really removed, so that normalization layers see what
+they would see after pruning. With data, predictions are compared with the labels of held-out training images, never of test
+images; without, with the original's predictions for random inputs. `prune` uses the rows as curves, to spare sensitive groups.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PLOT, SETTINGS = "sensitivity.svg", "config.toml"
 
 
 class Measurement:
-    """One `compress sensitivity`. `run()` goes through it once."""
+    """One run of `compress sensitivity`. Call `run()` once."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Measurement:
         settings: Mapping[str, Value] | None = None,
         count: int | None = None,
     ) -> None:
-        """`count` bounds the held-out images, or random inputs. Of the recipe of `order`, the seed alone counts."""
+        """`count` limits the held-out images, or random inputs. Of the recipe of `order`, only the seed is used."""
         self.source, self.images, self.inputs, self.device_name = order.source, order.images, order.inputs, order.device
         self.out, self.force, self.resume, self.console = order.out, order.force, order.resume, order.console
         self.rates, self.count, self.seed = _checked(rates), count, order.recipe.seed
@@ -78,12 +78,14 @@ class Measurement:
 
     def _measured(self) -> Sensitivity:
         journal, device = Journal(self.console), pick_device(self.device_name)
-        seed_all(self.seed)  # a model that is named alone has random weights: the same ones in every run
+        seed_all(self.seed)  # a model given by name has random weights: the same in every run
         opened = open_both(self.source, self.images, self.inputs, self.seed)
         check_answers(opened.loaded.model, opened.data)
         channels = analyse(opened.loaded.model, opened.inputs)
         if not channels.atoms:
-            raise Infeasible("Nothing can be cut from this model: see `compress inspect` for what is frozen, and why.")
+            raise Infeasible(
+                "No channel of this model can be pruned: `compress inspect` lists the frozen layers, with the reason."
+            )
         rows = self._begin(opened)
         sample = Sample.take(opened, self.count, device, self.seed)
         for line in (f"{self.source.model}: {opened.loaded.arch}, measured on {sample.described}", *opened.notes):
@@ -100,29 +102,31 @@ class Measurement:
             ahead = (time.perf_counter() - began) / done * (len(left) - done)
             journal.say(f"  {_told(group, own)}" + (f", about {formatting.duration(ahead)} left" if ahead else ""))
         if not rows:
-            raise Infeasible("No group of this model can be cut alone: the network's code relies on its widths.")
+            raise Infeasible("No group of this model can be pruned alone: the network's code depends on its widths.")
         result = Sensitivity(rows)
         write_text(self.out / PLOT, draw(result))
         return result
 
     def _begin(self, opened: Opened) -> list[Row]:
-        """The rows that are there. Raises OutputError when they would be lost, UsageError when they are of other settings."""
+        """The existing rows. Raises OutputError when they would be lost, UsageError when they have other settings."""
         table, record = self.out / TABLE, self.out / SETTINGS
         config = to_toml({**self.settings, "sha256": opened.loaded.sha256})
         rows = []
         if table.exists() and self.resume:
             if change := first_change(record.read_text(encoding="utf-8") if record.exists() else "", config):
-                raise UsageError(f"--resume: {self.out} was begun with other settings: {change}. --force starts anew.")
+                raise UsageError(f"--resume: {self.out} was started with other settings: {change}. --force starts over.")
             rows = read_sensitivity(table).rows
         elif table.exists() and not self.force:
-            raise OutputError(f"{table} exists: --resume adds what is missing, --force starts anew, --out DIR goes elsewhere.")
+            raise OutputError(
+                f"{table} exists: --resume adds the missing groups, --force starts over, --out DIR chooses another directory."
+            )
         else:
-            table.unlink(missing_ok=True)  # before its settings go
+            table.unlink(missing_ok=True)  # before its settings are replaced
         write_text(record, config)
         return rows
 
     def _method(self, opened: Opened, channels: Channels) -> FilterPruning:
-        """The method, for its scores alone: it cuts nothing."""
+        """The method, used only for its scores: it prunes nothing."""
         goal = Goal("filters", "--rates", share=self.rates[-1])  # one that every network can meet
         job = Job(opened.loaded.model, opened.inputs, channels, goal, Classify())
         method = catalogue.create(self.entry, job, self.method_settings)
@@ -131,31 +135,31 @@ class Measurement:
 
 
 def _checked(rates: Sequence[float]) -> tuple[float, ...]:
-    """In rising order. Raises UsageError unless all lie between 0 and 1."""
+    """In ascending order. Raises UsageError unless all are between 0 and 1."""
     if not rates or not all(0 < rate < 1 for rate in rates):
-        raise UsageError(f"--rates are shares of a group's channels, between 0 and 1, both excluded; found {list(rates)}.")
+        raise UsageError(f"--rates are fractions of a group's channels, between 0 and 1, both excluded; found {list(rates)}.")
     return tuple(sorted(set(rates)))
 
 
 def _told(group: Group, rows: Sequence[Row]) -> str:
     if not rows:
-        return f"{group.name}: stays whole, the network's code relies on its width"
+        return f"{group.name}: not pruned, the network's code depends on its width"
     first, *cut = rows
     lost = ", ".join(f"{formatting.points(row.quality - first.quality)} at {100 * row.rate:.3g}%" for row in cut)
     return f"{group.name}, {group.size} channels: {lost}"
 
 
 def draw(sensitivity: Sensitivity) -> str:
-    """The plot as an SVG file: what each group loses, one line a rate."""
+    """The plot as an SVG file: the loss of each group, one line per rate."""
     from compressor.report.plots import as_file, by_group  # matplotlib takes a second to import
 
     groups = sensitivity.groups
     lines: dict[str, list[float]] = {}
     for first, *cut in groups.values():
         for row in cut:
-            lines.setdefault(f"{100 * row.rate:.3g}% of its channels cut", []).append(100 * (row.quality - first.quality))
+            lines.setdefault(f"{100 * row.rate:.3g}% of its channels pruned", []).append(100 * (row.quality - first.quality))
     return as_file(
-        by_group("sensitivity", "Each group cut alone", f"change of {sensitivity.measured}, points", list(groups), lines)
+        by_group("sensitivity", "Each group pruned alone", f"change of {sensitivity.measured}, points", list(groups), lines)
     )
 
 
@@ -173,9 +177,9 @@ def measure_sensitivity(
     inputs: AnyInputs | None = None,
     force: bool = False,
 ) -> Sensitivity:
-    """Cut every group of `model` (as on the command line) alone at `rates`, and write the results into the directory `out`.
+    """Prune every group of `model` (as on the command line) alone at `rates`, and write the results into the directory `out`.
 
-    `images` bounds the held-out images, or random inputs without `data`. Raises a CompressError.
+    `images` limits the held-out images, or random inputs without `data`. Raises a CompressError.
     """
     order = Order(
         Source(model, arch, arch_args or {}),

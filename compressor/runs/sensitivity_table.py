@@ -1,4 +1,4 @@
-"""What each group costs when it alone is cut: the rows of `compress sensitivity`, as a table and as curves for a budget."""
+"""The loss from pruning each group alone: the rows of `compress sensitivity`, as a table and as curves for the budget."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TABLE = "sensitivity.csv"
 
 @dataclass(frozen=True)
 class Row:
-    """One group cut alone. Shares are of the whole network; `kl` is KL(original || cut) of the softmax outputs, in nats."""
+    """One group pruned alone. Shares are of the whole network; `kl` is KL(original || pruned) of softmax outputs, in nats."""
 
     group: str
     channels: int
-    rate: float  # the share of its channels that was to go; 0 is the original
+    rate: float  # the fraction of its channels to remove; 0 is the original
     kept: int
     accuracy: float | None  # top-1 on held-out images
-    agreement: float  # share of the original's top-1 answers that stay
+    agreement: float  # share of inputs with the same top-1 prediction as the original
     kl: float
     macs_removed: float
     params_removed: float
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """All rows, those of one group after another, with rates that rise from 0."""
+    """All rows, group by group, with rates ascending from 0."""
 
     rows: list[Row]
 
@@ -58,7 +58,7 @@ class Sensitivity:
 
     @property
     def curves(self) -> dict[str, Curve]:
-        """What each group loses, for the budget."""
+        """The loss of each group, for the budget."""
         return {name: _curve(rows) for name, rows in self.groups.items()}
 
     @property
@@ -73,7 +73,7 @@ class Sensitivity:
 
 
 def _curve(rows: Sequence[Row]) -> Curve:
-    losses = {1 - row.kept / row.channels: rows[0].quality - row.quality for row in rows}  # few channels: two rates may be one
+    losses = {1 - row.kept / row.channels: rows[0].quality - row.quality for row in rows}  # two rates may have the same `kept`
     return Curve(rows[0].channels, tuple(losses), tuple(losses.values()))
 
 
@@ -81,7 +81,7 @@ def _curve(rows: Sequence[Row]) -> Curve:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line a row below the names of the columns; what was not measured is empty."""
+    """A header and one line per row; values that were not measured are empty."""
     file = io.StringIO()
     writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
@@ -90,13 +90,13 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def read_sensitivity(path: str | Path) -> Sensitivity:
-    """What `compress sensitivity` wrote. Raises UsageError when the file is not there, or is something else."""
+    """Read the table of `compress sensitivity`. Raises UsageError when the file is missing, or is something else."""
     path = Path(path)
     try:
         table = Sensitivity([_parsed(line) for line in csv.DictReader(io.StringIO(read_text(path), newline=""))])
         for name, curve in table.curves.items():
             if curve.rates[0] != 0 or len(curve.rates) < 2 or not all(a < b for a, b in pairwise(curve.rates)):
-                raise ValueError(f"the rates of {name} do not rise from 0")
+                raise ValueError(f"the rates of {name} do not ascend from 0")
         return table
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read ({error}): give the {TABLE} of `compress sensitivity`.") from error
@@ -105,14 +105,14 @@ def read_sensitivity(path: str | Path) -> Sensitivity:
 
 
 def read_curves(path: str | Path, channels: Channels) -> dict[str, Curve]:
-    """The curves in a table of the groups that `channels` has. Raises UsageError when there are none."""
+    """The curves in a table for the groups of `channels`. Raises UsageError when there are none."""
     known = read_sensitivity(path).curves
     sizes = {group.name: group.size for group in channels.groups}
     found = {name: curve for name, curve in known.items() if curve.size == sizes.get(name)}
     if not found:
         raise UsageError(
-            f"--sensitivity {path} has no group of this model: it is about {', '.join([*known][:3]) or 'none'}, ...\n"
-            "Measure this one with `compress sensitivity MODEL`."
+            f"--sensitivity {path} has no group of this model: its groups are {', '.join([*known][:3]) or 'none'}, ...\n"
+            "Measure this model with `compress sensitivity MODEL`."
         )
     return found
 
@@ -122,5 +122,5 @@ def _parsed(line: Mapping[str, str]) -> Row:
     shares = {name: float(line[name]) for name in ("rate", "agreement", "kl", "macs_removed", "params_removed")}
     row = Row(line["group"], int(line["channels"]), kept=int(line["kept"]), accuracy=accuracy, **shares)
     if not 0 < row.kept <= row.channels or not all(map(math.isfinite, (accuracy or 0.0, *shares.values()))):
-        raise ValueError(f"no group has the row {','.join(line.values())}")
+        raise ValueError(f"invalid row {','.join(line.values())}")
     return row

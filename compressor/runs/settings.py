@@ -1,6 +1,6 @@
-"""The settings of a run as `config.toml`: what was decided is written down, and compared when the run is taken up again.
+"""The settings of a run as `config.toml`: written when it starts, and compared when it is resumed.
 
-The keys are the command line's options, and a setting that was left open is left out: TOML has no word for it.
+The keys are the command line's options. Settings that are None are left out: TOML has no null.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ def to_toml(settings: Mapping[str, Setting]) -> str:
 
 
 def _value(value: Setting) -> str:
-    """TOML writes numbers, lists and strings as JSON does, but for the letter 127, and has no halves of letters."""
+    """TOML writes numbers, lists and strings as JSON does, except for the character 127, and allows no lone surrogates."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
-    return text.encode("utf-8", "replace").decode("utf-8")  # a path that is no text has halves
+    return text.encode("utf-8", "replace").decode("utf-8")  # a path that is not valid text has them
 
 
 def first_change(before: str, now: str) -> str | None:
-    """The first setting in which two config files differ: `lr was 0.1 and is 0.2`. None when they say the same."""
+    """The first setting in which two config files differ: `lr was 0.1 and is 0.2`. None when they are equal."""
     try:
         old, new = tomllib.loads(before), tomllib.loads(now)
-    except (ValueError, RecursionError):  # the file may be anyone's
+    except (ValueError, RecursionError):  # an untrusted file
         return "its config.toml cannot be read"
     for key in [*old, *new]:
         if old.get(key) != new.get(key):
@@ -38,7 +38,7 @@ def first_change(before: str, now: str) -> str | None:
 
 
 def _shown(value: object) -> str:
-    """As the file has it; of dates, tables, NaN and endless numbers, which no setting of ours is, the type alone."""
+    """As in the file; for dates, tables, NaN and huge numbers, which no setting of ours is, only the type."""
     try:
         return _value(cast(Setting, value))
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What a command is given: a model, images, a device. How each is named, and how it is opened."""
+"""The inputs of a command: a model, images, a device. How each is named, and how it is opened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compressor.network.inputs import Inputs
 from compressor.network.outputs import logits_of
 from compressor.runs.settings import Setting
 
-USUAL = 224  # pixels, where nobody says how large images are
+USUAL = 224  # pixels, if no size is given
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Source:
     key: str | None = None
     ema: bool = False
     trust_pickle: bool = False
-    code: bool = False  # whether `model` is the code that builds it, and no file
+    code: bool = False  # whether `model` is the code that builds it, not a file
 
     @property
     def is_named(self) -> bool:
-        """Whether there is no file of weights: they are those that the code gives."""
+        """Whether there is no file of weights, so that they come from the code."""
         return self.code or self.model.startswith(("torchvision:", "timm:"))
 
     @property
@@ -82,7 +82,7 @@ class Images:
         }
 
     def open(self, channels: int | None, seed: int) -> Data | None:
-        """The images, with `channels` where images can have so many, that is 1 or 3; None without a spec."""
+        """The images, with `channels` if that is 1 or 3; None without a spec."""
         if self.spec is None:
             return None
         channels = channels if channels in (1, 3) else None
@@ -93,7 +93,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with its images, known to fit. `notes` are sentences on what was found, done and assumed."""
+    """A model with its images, checked to fit. `notes` are sentences on what was found, done and assumed."""
 
     loaded: Loaded
     data: Data | None
@@ -102,9 +102,9 @@ class Opened:
 
 
 def open_both(source: Source, images: Images, asked: Inputs | None, seed: int = 0) -> Opened:
-    """Open a model and the images it is for; `asked` is what the network is called with, if the user said it.
+    """Open a model and its images; `asked` are the network's inputs, if the user gave them.
 
-    Raises a UsageError when one cannot be read, or when they do not belong together.
+    Raises a UsageError when one cannot be read, or when they do not fit.
     """
     loaded = source.load()
     data = images.open(_channels(loaded.model), seed)
@@ -114,46 +114,45 @@ def open_both(source: Source, images: Images, asked: Inputs | None, seed: int = 
     inputs = asked or loaded.inputs
     if inputs is None:
         inputs = Inputs.of((_channels(loaded.model) or 3, USUAL, USUAL))
-        notes.append(f"images are assumed to be {inputs}: give --input or --data to say what they are")
+        notes.append(f"images are assumed to be {inputs}: give --input or --data if they are not")
     return Opened(loaded, None, inputs, notes)
 
 
 def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:
-    """What the network is called with when `data` deliver it. Raises UsageError when that is more, or other, than images."""
+    """The network's inputs when they come from `data`. Raises UsageError when they are not just images, or other ones."""
     known = asked or loaded.inputs or Inputs.of(data.shape)
     if len(known.each) > 1:
         raise UsageError(
-            f"The network takes {known.described}, and {data.spec} has images alone: leave --data away. "
-            "Without data, `inspect`, `export`, `eval`, and `prune` with --epochs 0 take several inputs."
+            f"The network takes {known.described}, but {data.spec} has only images: omit --data. "
+            "Without data, `inspect`, `export`, `eval`, and `prune` with --epochs 0 support several inputs."
         )
     (image,) = known.each
     if asked is not None and image.shape != data.shape:
         raise UsageError(
-            f"--input {asked} does not fit {data.spec}, whose images are {Inputs.of(data.shape)}: "
-            "leave --input away, or give --size."
+            f"--input {asked} does not fit {data.spec}, whose images are {Inputs.of(data.shape)}: omit --input, or give --size."
         )
     first = next(iter(inspect.signature(loaded.model.forward).parameters), None)
     if image.name not in (None, first):
         raise UsageError(
             f"--input {image}: images of {data.spec} are passed as the first argument, which this network calls {first}. "
-            "Leave --data away, or wrap the network so that images come first."
+            "Omit --data, or wrap the network so that images come first."
         )
     return Inputs((replace(image, shape=data.shape),))
 
 
 def check_answers(model: nn.Module, data: Data | None) -> None:
-    """Raise DataError when `model` is not for as many classes as `data` has. The model is on the CPU and runs on its images."""
+    """Raise DataError when `model` does not predict the number of classes of `data`. The model is on the CPU."""
     if data is not None:
         with torch.no_grad():
             check_classes(data, logits_of(model.eval()(torch.zeros(1, *data.shape))).shape[-1])
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU when there is one. Raises UsageError for a device that is not there."""
+    """`auto` is the GPU if there is one. Raises UsageError for a device that is not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UsageError(f"--device {name} is none of auto, cpu, cuda and cuda:1.")
+        raise UsageError(f"--device {name} is unknown: use auto, cpu, cuda or cuda:1.")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -163,6 +162,6 @@ def pick_device(name: str) -> torch.device:
 
 
 def _channels(model: nn.Module) -> int | None:
-    """How many channels the images of `model` have, as far as its first convolution tells."""
+    """The number of image channels of `model`, according to its first convolution."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return None if first is None else first.in_channels

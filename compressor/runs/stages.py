@@ -1,7 +1,7 @@
-"""The network at each point of a run, always measured on the same test images: original, cut, recalibrated, fine-tuned, ONNX.
+"""The network at each stage of a run, always measured on the same test images: original, cut, recalibrated, fine-tuned, ONNX.
 
-Measuring a large network takes minutes, so nothing is measured twice: a run that is taken up reads what its first half wrote
-down, and what the original answers to the test images is kept for the comparison at the end.
+Evaluating a large network takes minutes, so nothing is measured twice: a resumed run reads the results of its first part, and
+the original's logits for the test images are kept for the comparison at the end.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ EVALUATION_BATCH = 250
 
 
 class Stages:
-    """Measures a network that is called with `inputs`, and tells the journal.
+    """Measures a network that is called with `inputs`, and reports to the journal.
 
-    `file` is where stages are written down, for a model that `identity` tells from all others (the hash of its file).
+    `file` stores the stages, with `identity`, the hash of the model's file. Raises UsageError if it has another identity.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Stages:
         self.journal, self.file, self.identity = journal, file, identity
         self.rows: list[Stage] = []
         self._known = self._read()
-        self._original: list[Tensor] = []  # what the original answered to each batch of test images
+        self._original: list[Tensor] = []  # the original's logits for each batch of test images
         self._marked = time.perf_counter()
 
     def original(self, model: nn.Module) -> None:
-        """The first stage. Raises UsageError when an earlier half of this run was of another model."""
+        """The first stage."""
         if self.data is None:
             self._add("original", model, None)
             return
@@ -69,9 +69,9 @@ class Stages:
         self._add(name, model, None if self.data is None else metrics.accuracy(predict, self.test()), note)
 
     def written(self, model: nn.Module, before: Path, after: Path, seed: int, name: str = "ONNX") -> Fidelity | None:
-        """The stage `name`: the ONNX file `after` of the small `model`, and how close it answers to the original, `before`.
+        """The stage `name`: the ONNX file `after` of the compressed `model`, and its agreement with the original, `before`.
 
-        Without test images both files answer for random ones; None when the answers are not one row an image.
+        Without test images both files are compared on random inputs; None when the outputs are not one row per image.
         """
         ask = onnx_predict(after)
         if self.data is None:
@@ -104,14 +104,14 @@ class Stages:
             saved = json.loads(read_text(self.file))
             stages, identity = [stage_from(row) for row in saved["stages"]], saved["identity"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
-            raise UsageError(f"--resume: {self.file} is damaged. --force starts the run anew.") from None
+            raise UsageError(f"--resume: {self.file} is damaged. --force starts the run over.") from None
         if identity != self.identity:
-            raise UsageError("--resume: the model's file is not the one this run was begun with. --force starts anew.")
+            raise UsageError("--resume: the model's file is not the one this run was started with. --force starts over.")
         return {stage.name: stage for stage in stages}
 
 
 def _remembering(predict: Predict, answers: list[Tensor]) -> Predict:
-    """Answers as `predict`, and keeps every answer."""
+    """Predicts as `predict`, and appends every output to `answers`."""
 
     def ask(images: Tensor) -> Tensor:
         answers.append(predict(images).cpu())
@@ -121,19 +121,19 @@ def _remembering(predict: Predict, answers: list[Tensor]) -> Predict:
 
 
 def _recalling(answers: list[Tensor]) -> Predict:
-    """Gives the kept answers again, in the same order, whatever the images."""
+    """Returns the kept outputs again, in the same order, whatever the images."""
     left = iter(answers)
     return lambda images: next(left)
 
 
 def _blank(answers: list[Tensor]) -> list[Batch]:
-    """As many batches as there are answers: `_recalling` does not look at images."""
+    """As many batches as there are outputs: `_recalling` ignores the images."""
     nothing = torch.zeros(0, dtype=torch.int64)
     return [Batch(nothing, nothing, nothing) for _ in answers]
 
 
 def on_random_images(original: Predict, small: Predict, inputs: Inputs, seed: int) -> Fidelity | None:
-    """How close two networks answer without test images; None when the answers are not one row an image."""
+    """The agreement of two networks on random inputs; None when the outputs are not one row per image."""
     batches = [inputs.random(8, seed + i) for i in range(8)]
     before, after = [original(*batch) for batch in batches], [small(*batch) for batch in batches]
     if before[0].dim() != 2:

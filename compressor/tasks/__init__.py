@@ -1,4 +1,4 @@
-"""What a network is for: its targets, its loss, and how good its answers are.
+"""The task of a network: its loss and its metrics.
 
 Imports: network, data, report.
 """

@@ -1,4 +1,4 @@
-"""What the network is for: its loss. Classification so far."""
+"""Image classification: the loss."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from compressor.network.outputs import logits_of, main_first
 if TYPE_CHECKING:
     from compressor.data import Batch
 
-TEMPERATURE = 4.0  # that softens the answers of teacher and student
+TEMPERATURE = 4.0  # of the softmax of teacher and student
 AUXILIARY = 0.3  # weight of auxiliary classifiers' losses: Szegedy et al., CVPR 2015, section 5
 
 
 @dataclass(frozen=True)
 class Classify:
-    """Cross-entropy, with the weight of auxiliary classifiers of networks that have them; and what a teacher answers.
+    """Cross-entropy, including weighted auxiliary classifiers if the network has them, and optionally knowledge distillation.
 
-    A teacher is a network in eval mode, on the batches' device. Its answers then make up the share `soft` of the loss:
+    `teacher` is a network in eval mode, on the device of the batches. `soft` is the weight of the distillation loss:
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531, section 2.
     """
 
@@ -31,7 +31,7 @@ class Classify:
     soft: float = 0.5
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """Named, weighted scalar terms. `outputs`: logits [n, classes], or a tuple or mapping that holds them.
+        """Named, weighted scalar terms. `outputs`: logits [n, classes], or a tuple or mapping that contains them.
 
         Further tensors of the same shape are the auxiliary classifiers' logits (googlenet, inception).
         """
@@ -52,9 +52,9 @@ class Classify:
 
 
 def softened(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """T^2 KL(teacher || student) of logits [n, classes] divided by T: gradients are of the same size at any T.
+    """T^2 KL(teacher || student) of logits [n, classes] divided by T: the scale of the gradients does not depend on T.
 
-    Hinton, Vinyals, Dean, 2015, arXiv 1503.02531, section 2. The teacher's side is not detached here.
+    Hinton, Vinyals, Dean, 2015, arXiv 1503.02531, section 2. The teacher's logits are not detached.
     """
     student, teacher = (F.log_softmax(logits.float() / temperature, dim=1) for logits in (student, teacher))
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -1,7 +1,7 @@
-"""How good the answers of a network are, and how close those of two networks.
+"""Accuracy of a network, and agreement between two networks.
 
-Accuracy comes with Wilson's interval, because ten thousand images do not tell 91.2 % from 91.4 %. Accuracies are fractions
-between 0 and 1.
+Accuracy comes with Wilson's interval, because ten thousand images cannot distinguish 91.2 % from 91.4 %. Accuracies are
+fractions between 0 and 1.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from compressor.report.schema import Accuracy, Fidelity
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share that was estimated as `correct` of `n`."""
+    """Wilson's 95 % interval of the share `correct` / `n`."""
     from scipy.stats import binomtest  # takes a second to import
 
     interval = binomtest(correct, n).proportion_ci(method="wilson")
@@ -24,10 +24,10 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 
 def accuracy(predict: Predict, batches: Iterable[Batch]) -> Accuracy:
-    """Top-1, top-5 (from ten classes on) and mean cross-entropy over the images of all batches.
+    """Top-1, top-5 (with ten or more classes) and mean cross-entropy over the images of all batches.
 
-    Raises DataError when there are no images or a label is none of the network's classes, and VerificationFailed when
-    the network answers NaN.
+    Raises DataError if there are no images or a label is not a class of the network, and VerificationFailed if the network
+    outputs NaN.
     """
     n, top1, top5, loss, classes = 0, 0, 0, 0.0, 0
     for batch in batches:
@@ -45,7 +45,7 @@ def accuracy(predict: Predict, batches: Iterable[Batch]) -> Accuracy:
 
 
 def fidelity(original: Predict, compressed: Predict, batches: Iterable[Batch], inputs: str) -> Fidelity:
-    """How close `compressed` answers to `original` on the images of all batches; `inputs` says what these are."""
+    """Agreement of `compressed` with `original` on the images of all batches; `inputs` names these images."""
     n, equal, divergence = 0, 0, 0.0
     for batch in batches:
         before, after = original(batch.images).cpu(), compressed(batch.images).cpu()  # [n, classes]
@@ -58,14 +58,14 @@ def fidelity(original: Predict, compressed: Predict, batches: Iterable[Batch], i
 
 def _check_images(n: int) -> None:
     if n == 0:
-        raise DataError("The networks' answers were to be compared, but there are no images: check the test data.")
+        raise DataError("There are no images to evaluate the network on: check the test data.")
 
 
 def _check_answers(logits: Tensor, targets: Tensor) -> None:
     if logits.isnan().any():
-        raise VerificationFailed("The network answers NaN: its weights are broken, or the training diverged.")
+        raise VerificationFailed("The network outputs NaN: its weights are corrupt, or the training diverged.")
     if targets.min() < 0 or targets.max() >= logits.shape[1]:
         raise DataError(
-            f"The network knows the classes 0 to {logits.shape[1] - 1}, but the labels go from {int(targets.min())} to "
-            f"{int(targets.max())}: give the data it was trained for."
+            f"The network has the classes 0 to {logits.shape[1] - 1}, but the labels range from {int(targets.min())} to "
+            f"{int(targets.max())}: use the data that it was trained on."
         )

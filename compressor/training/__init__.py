@@ -1,4 +1,4 @@
-"""The contract between a paper and the training loop, what was asked, how to train, and the loop itself.
+"""The interface between a method and the training loop, the compression target, the training recipe, and the loop itself.
 
 Imports: network, channels, data, report, tasks.
 """

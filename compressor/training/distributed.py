@@ -1,13 +1,13 @@
-"""Several processes that train one network together, as torchrun starts them: one for each GPU, on one machine or on several.
+"""Distributed training: processes started by torchrun, one per GPU, on one or several machines, train one network.
 
     torchrun --nproc-per-node 2 -m compressor prune model.pt --rate 0.5 --data imagefolder:photos
 
-What is done once is done by the first process: it reads the model, decides what goes, measures, exports, proves, and writes.
-The others make the same network, by the same steps and with the first one's decisions, and train it with it, each on its own
-part of every batch. That is PyTorch's DistributedDataParallel, reached through Accelerate.
+The first process (rank 0) does everything that is done once: it reads the model, selects channels, measures, exports,
+verifies, and writes. The others build the same network, by the same steps and with the decisions of the first, and train it
+together with it, each on its own part of every batch. This is PyTorch's DistributedDataParallel, through Accelerate.
 
-In a program that torchrun has not started, or that has not called `join`, there is one process: every function here then gives
-back what it is given, and Accelerate is neither needed nor imported.
+Without torchrun, or before `join` is called, there is one process: every function here then returns its input, and Accelerate
+is neither needed nor imported.
 """
 
 from __future__ import annotations
@@ -26,109 +26,109 @@ from compressor.errors import Stopped, UsageError, VerificationFailed
 if TYPE_CHECKING:
     from torch import nn
 
-WAIT = timedelta(hours=4)  # what the first process does alone, such as to score channels on all images, takes its time
-PATIENCE = 5.0  # seconds: torchrun ends the others well within this when one has failed
+WAIT = timedelta(hours=4)  # the first process may work alone for long, for example to score channels on all images
+PATIENCE = 5.0  # seconds, well within which torchrun ends the other processes when one has failed
 
 T = TypeVar("T")
 
-_engine: Any = None  # the Accelerator, once there are several processes; it is one for the whole program by its own design
+_engine: Any = None  # the Accelerator, if there are several processes; it is a singleton by design
 
 
-# Who is there ---------------------------------------------------------------------------------------------------------
+# Processes ------------------------------------------------------------------------------------------------------------
 
 
 def started() -> int:
-    """How many processes torchrun has started, or one like it; 1 without."""
+    """The number of processes that torchrun, or a similar launcher, has started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
 def speaks() -> bool:
-    """Whether this process is the one that tells the user what happens."""
+    """Whether this process is the one that prints."""
     return started() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def let_the_first_speak() -> None:
-    """Wait before an error is told: when the first process has met it, too, this one is ended meanwhile."""
+    """Wait before printing an error: if the first process has the same error, this process is terminated meanwhile."""
     if not speaks():
         time.sleep(PATIENCE)
 
 
 def join(device: str = "auto") -> None:
-    """Meet the processes that were started with this one, if there are any, on a GPU each or on the CPU.
+    """Join the process group, if several processes were started: on one GPU per process, or on the CPU.
 
-    Raises UsageError when they cannot meet, or not on that device.
+    Raises UsageError if that is not possible, or not on that device.
     """
     global _engine
     if started() == 1 or _engine is not None:
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it would say at the first step that it looks for unused parameters
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a warning about unused parameters is printed
     try:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
     except ImportError:
         raise UsageError(
-            f"{started()} processes were started, and they train together by means of Accelerate, which is not installed: "
+            f"{started()} processes were started, and training in several processes needs Accelerate, which is not installed: "
             "pip install 'compressor[distributed]'."
         ) from None
     on_gpu = place(device).startswith("cuda")
     _engine = Accelerator(
         cpu=not on_gpu,
-        mixed_precision="no",  # the training loop sees to precision
+        mixed_precision="no",  # precision is up to the training loop
         kwargs_handlers=[
             InitProcessGroupKwargs(backend="cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout=WAIT),
-            DistributedDataParallelKwargs(find_unused_parameters=True),  # as of a term of the loss that is off
+            DistributedDataParallelKwargs(find_unused_parameters=True),  # such as those of a loss term of weight 0
         ],
     )
     atexit.register(_engine.end_training)
 
 
 def refuse(what: str) -> None:
-    """Raise UsageError where several processes were started for what one process does."""
+    """Raise UsageError if several processes were started for a command that runs in one."""
     if started() > 1:
-        raise UsageError(f"`compress {what}` is done by one process, and {started()} were started: run it without torchrun.")
+        raise UsageError(f"`compress {what}` runs in one process, but {started()} were started: run it without torchrun.")
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return 1 if _engine is None else int(_engine.num_processes)
 
 
 def index() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return 0 if _engine is None else int(_engine.process_index)
 
 
 def is_first() -> bool:
-    """Whether this process is the one that does what is done once."""
+    """Whether this process is the first, which does everything that is done once."""
     return index() == 0
 
 
 def local(device: str) -> str:
-    """What `device` of --device is in this process, alone or not."""
+    """The device of this process for the value `device` of --device."""
     return device if _engine is None else place(device)
 
 
 def place(device: str) -> str:
-    """What `device` of --device is for one of several processes. Raises UsageError when it is not one for each."""
+    """The same for one of several processes. Raises UsageError unless there is a device for each."""
     import torch
 
     if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {device} is one device, and {started()} processes were started: say auto, cuda or cpu.")
+        raise UsageError(f"--device {device} is one device, but {started()} processes were started: use auto, cuda or cpu.")
     gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device == "cpu" or (device == "auto" and gpus == 0):
         return "cpu"
     if gpus < here:
         raise UsageError(
-            f"{here} processes were started on a machine with {gpus} GPUs: start one for each, or say --device cpu."
+            f"{here} processes were started on a machine with {gpus} GPUs: start one per GPU, or use --device cpu."
         )
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-# What is the same everywhere -------------------------------------------------------------------------------------------
+# Communication ---------------------------------------------------------------------------------------------------------
 
 
 def agreed(value: T) -> T:
-    """The first process's `value`, for all. Tensors in it lie on the CPU."""
+    """The first process's `value`, broadcast to all. Its tensors must be on the CPU."""
     if _engine is None:
         return value
     from accelerate.utils import broadcast_object_list
@@ -138,13 +138,13 @@ def agreed(value: T) -> T:
 
 
 def check_alike(what: str, value: object) -> None:
-    """Raise VerificationFailed when a process has something else than the first one."""
+    """Raise VerificationFailed if the value of a process differs from that of the first."""
     if agreed(value) != value:
-        raise VerificationFailed(f"{what} of one process is not that of the first: they cannot train together.")
+        raise VerificationFailed(f"{what} differs between processes: they cannot train together.")
 
 
 def mean(values: dict[str, float]) -> dict[str, float]:
-    """Of each number, over all processes."""
+    """The mean of each value over all processes."""
     if _engine is None:
         return values
     import torch
@@ -155,7 +155,7 @@ def mean(values: dict[str, float]) -> dict[str, float]:
 
 
 def synchronise(module: nn.Module) -> None:
-    """Give all parameters and buffers the values that they have in the first process."""
+    """Copy all parameters and buffers from the first process."""
     if _engine is not None:
         from accelerate.utils import broadcast
 
@@ -166,11 +166,11 @@ def synchronise(module: nn.Module) -> None:
 
 
 def part(n: int, group: int, process: int, processes: int) -> tuple[slice, int]:
-    """Which of the `n` images of a batch are for one of so many processes, and as how many of them its means count there.
+    """The part of a batch of `n` images for one of several processes, and the weight of its mean, in images.
 
-    The mean over processes is then the mean over the batch. Groups of so many images stay together, and no part has a single
-    image, which a batch norm could make nothing of. Where there is not enough for all, the last processes repeat what others
-    have, and that counts as none.
+    With these weights, the mean over processes is the mean over the batch. Groups of `group` images stay together, and no part
+    has a single image, on which batch norm fails. If there are too few images for all, the last processes repeat the images of
+    others, with a weight of 0.
     """
     parts = max(1, min(processes, n // max(2, group)))
     ends = [n // group * place // parts * group for place in range(parts)] + [n]
@@ -179,22 +179,22 @@ def part(n: int, group: int, process: int, processes: int) -> tuple[slice, int]:
 
 
 def together(loss: nn.Module) -> nn.Module:
-    """`loss`, whose backward pass gives every process the mean of all processes' gradients.
+    """`loss` wrapped so that its backward pass averages the gradients of all processes.
 
-    It is good as long as no parameter of it is replaced by another. The one before is of no use any more.
+    Valid until a parameter of `loss` is replaced. The module returned before must not be used any more.
     """
     if _engine is None:
         return loss
-    _engine.free_memory()  # lets go of the one before, which would still listen to the same parameters
+    _engine.free_memory()  # releases the one before, whose hooks on the same parameters would still run
     return _engine.prepare_model(loss, device_placement=False)  # type: ignore[no-any-return]
 
 
 @contextmanager
 def at_work(loss: nn.Module, gathers: bool, *numbers: int) -> Iterator[None]:
-    """Around one batch. Gradients stay in the process unless it `gathers`, with those that it kept before.
+    """Context of one batch. Gradients are accumulated in the process; with `gathers`, the sum is averaged over all processes.
 
-    What a network draws by chance, as dropout does, follows from the `numbers` and is each process's own; what is drawn outside
-    of this, by a method, is the same in all of them.
+    Inside, random numbers such as those of dropout depend on `numbers` and on the process; outside, where methods draw theirs,
+    they are the same in all processes.
     """
     if _engine is None:
         yield
@@ -203,7 +203,7 @@ def at_work(loss: nn.Module, gathers: bool, *numbers: int) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([_engine.device] if _engine.device.type == "cuda" else []))
-        torch.manual_seed(hash((*numbers, index())))  # of whole numbers, hashes are the same everywhere
+        torch.manual_seed(hash((*numbers, index())))  # hashes of integers are the same everywhere
         if not gathers:
             stack.enter_context(_engine.no_sync(loss))
         yield
@@ -211,23 +211,23 @@ def at_work(loss: nn.Module, gathers: bool, *numbers: int) -> Iterator[None]:
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Raise Stopped for what is nothing but the end of another process."""
+    """Raise Stopped for an error that only means that another process has ended."""
     try:
         yield
     except BaseException as error:
         if _engine is None:
             raise
-        atexit.unregister(_engine.end_training)  # it would wait for processes that do not end as they should
+        atexit.unregister(_engine.end_training)  # it would wait for processes that have failed
         if not _is_loss(error):
             raise
         raise Stopped(
-            "another of the processes ended before its time: what it said of that, if anything, stands near this.\n"
-            "--resume goes on after the last finished epoch."
+            "another process ended early: its own error message, if any, is printed near this one.\n"
+            "--resume continues after the last finished epoch."
         ) from error
 
 
 def _is_loss(error: BaseException) -> bool:
-    """Whether it tells that the other side of a connection is gone."""
+    """Whether it means that the connection to another process was lost."""
     import torch.distributed
 
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -1,7 +1,7 @@
-"""How much is to go: `--rate 0.5`, `--target 'params<=5M'` and the like, and what is known of what it would cost.
+"""The compression target (`--rate 0.5`, `--target 'params<=5M'` and others), and sensitivity curves.
 
-A goal is a share of the model's MACs, parameters or bytes to remove, or a share of the filters, or single weights, of every
-layer; where layers are factored, also the energy that each keeps, or its rank.
+A goal is a share of the model's MACs, parameters or bytes to remove, or a share of the filters, or of the single weights, of
+every layer; for low-rank factorization, also the energy that each layer keeps, or its rank.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from compressor.report.formatting import BYTES
 Quantity = Literal["macs", "params", "size", "filters", "weights", "energy", "rank"]
 TARGETS: tuple[Quantity, ...] = ("macs", "params", "size", "filters", "weights")
 UNIT = {"macs": "MACs", "params": "parameters", "size": "bytes"}
-WITHIN = 0.01  # a goal is met within one percentage point of the original
+WITHIN = 0.01  # a goal counts as met within one percentage point of the original
 
 
 @dataclass(frozen=True)
 class Goal:
-    """`share` of the quantity is to go, or what remains is to be at most `limit` (in MACs, parameters or bytes)."""
+    """Remove `share` of the quantity, or keep at most `limit` of it (in MACs, parameters or bytes)."""
 
     quantity: Quantity
     text: str  # as the user wrote it
@@ -41,7 +41,7 @@ class Goal:
 
 
 def parse_rate(rate: float) -> Goal:
-    """`--rate 0.5`: half of the MACs are to go. Raises UsageError unless 0 < rate < 1."""
+    """`--rate 0.5`: remove half of the MACs. Raises UsageError unless 0 < rate < 1."""
     if not 0 < rate < 1:
         hint = f"; for {rate:g} % write {rate / 100:g}" if 1 < rate < 100 else ""
         raise UsageError(f"--rate is the share of MACs to remove, between 0 and 1, both excluded; found {rate:g}{hint}.")
@@ -49,7 +49,7 @@ def parse_rate(rate: float) -> Goal:
 
 
 def parse_energy(energy: float) -> Goal:
-    """`--energy 0.9`: each layer keeps as few ranks as hold more than that share of its energy. Raises UsageError."""
+    """`--energy 0.9`: each layer keeps the lowest rank with more than that share of its energy. Raises UsageError."""
     if not 0 < energy < 1:
         raise UsageError(
             f"--energy is the share of a layer's energy to keep, between 0 and 1, both excluded; found {energy:g}."
@@ -58,7 +58,7 @@ def parse_energy(energy: float) -> Goal:
 
 
 def parse_rank(rank: int) -> Goal:
-    """`--rank 64`: each layer keeps at most so many ranks. Raises UsageError."""
+    """`--rank 64`: each layer keeps at most this rank. Raises UsageError."""
     if rank < 1:
         raise UsageError(f"--rank must be 1 or more; found {rank}.")
     return Goal("rank", f"--rank {rank}", limit=rank)
@@ -72,7 +72,7 @@ def parse_target(text: str) -> Goal:
         raise UsageError(f"--target {text!r} was not understood: {form}.")
     quantity, relation, number, unit = match.groups()
     if quantity not in TARGETS:
-        raise UsageError(f"--target names {quantity!r}, but knows {', '.join(TARGETS)}{did_you_mean(quantity, TARGETS) or '.'}")
+        raise UsageError(f"--target {quantity!r} is not one of {', '.join(TARGETS)}{did_you_mean(quantity, TARGETS) or '.'}")
     try:
         value = float(number)
     except ValueError:
@@ -80,7 +80,7 @@ def parse_target(text: str) -> Goal:
     if unit == "%":
         share = value / 100 if relation == "=" else 1 - value / 100
         if not 0 < share < 1:
-            raise UsageError(f"--target {text!r} removes {share:.0%}: between 0 % and 100 %, both excluded, can be asked.")
+            raise UsageError(f"--target {text!r} removes {share:.0%}; the share must be between 0 % and 100 %, both excluded.")
         return Goal(quantity, text.strip(), share=share)
     if relation == "=" or quantity in ("filters", "weights") or unit.upper() not in BYTES or not value > 0 or math.isinf(value):
         raise UsageError(f"--target {text!r} was not understood: {form}.")
@@ -89,9 +89,9 @@ def parse_target(text: str) -> Goal:
 
 @dataclass(frozen=True)
 class Curve:
-    """What a network loses when one group of `size` channels alone is cut: accuracy lost, 0..1, when shares of it are gone.
+    """The sensitivity of a network to one channel group of `size` channels: accuracy lost, 0..1, at shares of it pruned.
 
-    `rates` rise from 0. A loss that falls, as measured on few images, counts as the largest before it.
+    `rates` increase from 0. A loss that is smaller than one before it, as noise on few images, counts as that one.
     """
 
     size: int
@@ -99,7 +99,7 @@ class Curve:
     losses: tuple[float, ...]
 
     def at(self, rates: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The loss at each of `rates`: straight between those that were measured, and straight on beyond the last."""
+        """The loss at each of `rates`: linear between measured rates, and extrapolated linearly beyond the last."""
         known, losses = np.array(self.rates), np.maximum.accumulate(np.maximum(self.losses, 0.0))
         if known[-1] < 1:
             slope = (losses[-1] - losses[-2]) / (known[-1] - known[-2])

@@ -1,6 +1,7 @@
-"""How to train: epochs, learning rate, optimizer. Built once, checked once, the same for every method.
+"""The training recipe: epochs, learning rate, optimizer. Built once, checked once, the same for every method.
 
-Two recipes are ready: `Recipe.paper`, what the papers on soft filter pruning trained with, and `Recipe.quick`.
+Predefined recipes: `Recipe.paper` of the papers on soft filter pruning, `Recipe.taught` and `Recipe.mutual` of those on
+distillation, and `Recipe.quick`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from compressor.errors import UsageError
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. Learning rates are for one optimizer step, whatever the batch."""
+    """How to train. Learning rates are per optimizer step, whatever the batch size."""
 
-    recipe: str | None = None  # the ready recipe that this began as: paper, quick
+    recipe: str | None = None  # the predefined recipe it is based on: paper, quick
     epochs: int = 0
     batch_size: int = 128
     lr: float | None = None  # None: 0.02 for SGD, 5e-4 for AdamW
@@ -30,24 +31,24 @@ class Recipe:
     weight_decay: float | None = None  # None: 1e-4 for SGD, 0.05 for AdamW
     schedule: Literal["cosine", "step"] = "cosine"
     warmup: float = 0.0  # epochs of linear warm-up
-    milestones: tuple[float, ...] = (0.5, 0.75)  # shares of the training after which a step schedule falls
-    gamma: float = 0.1  # by which the rate is multiplied at each milestone
+    milestones: tuple[float, ...] = (0.5, 0.75)  # of a step schedule, as shares of the training
+    gamma: float = 0.1  # factor of the learning rate at each milestone
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     channels_last: bool | None = None  # None: on a GPU
-    accumulate: int = 1  # batches to one optimizer step
-    ema_decay: float | None = None  # of the averaged weights; None: no average
+    accumulate: int = 1  # batches per optimizer step
+    ema_decay: float | None = None  # decay of the averaged (EMA) weights; None: no averaging
     label_smoothing: float = 0.0
-    cutout: float = 0.0  # side of the square that is hidden in each training image, as a share of the image's
-    augment: bool = True  # whether training images are moved and mirrored
-    teacher: Literal["self", "none"] = "self"  # what is learned from beside the labels: the original's answers, or nothing
+    cutout: float = 0.0  # side of the square masked in each training image, as a share of the image's side
+    augment: bool = True  # whether training images are augmented (random crops and flips)
+    teacher: Literal["self", "none"] = "self"  # distil from the original in addition to the labels, or not
     seed: int = 0
 
     @classmethod
     def paper(cls, side: int, cutout: float = 0.0) -> Recipe:
-        """What the papers on soft filter pruning trained a pretrained network with, on images of `side` pixels.
+        """The recipe of the papers on soft filter pruning for a pretrained network, for images of `side` pixels.
 
-        He et al., IJCAI 2018, arXiv 1808.06866, and Cai et al., arXiv 2010.09498, as their training code has it for CIFAR and
-        for ImageNet. From scratch, the learning rate was 0.1. `cutout` belongs to the code for CIFAR of Cai et al. alone.
+        He et al., IJCAI 2018, arXiv 1808.06866, and Cai et al., arXiv 2010.09498, as in their training code for CIFAR and for
+        ImageNet. From scratch, the learning rate was 0.1. `cutout` is used only by the code of Cai et al. for CIFAR.
         """
         sgd = cls(recipe="paper", optimizer="sgd", momentum=0.9, schedule="step", lr=0.01, teacher="none")
         if side <= SMALL:
@@ -57,7 +58,7 @@ class Recipe:
 
     @classmethod
     def taught(cls, side: int) -> Recipe:
-        """What papers train a student with that has a teacher, from new weights.
+        """The usual recipe of papers for a student with a teacher, trained from scratch.
 
         For CIFAR since Tian et al., ICLR 2020, arXiv 1910.10699; for ImageNet since Zagoruyko and Komodakis, ICLR 2017,
         arXiv 1612.03928.
@@ -70,7 +71,7 @@ class Recipe:
 
     @classmethod
     def mutual(cls, side: int) -> Recipe:
-        """What papers train networks with that teach each other, as Yang et al., AAAI 2022, arXiv 2104.12565, have it."""
+        """The recipe for networks that teach each other, as in Yang et al., AAAI 2022, arXiv 2104.12565."""
         sgd = cls(recipe="paper", teacher="none", lr=0.1)
         if side <= SMALL:
             return replace(sgd, epochs=300, batch_size=128, weight_decay=5e-4)
@@ -78,14 +79,14 @@ class Recipe:
 
     @classmethod
     def quick(cls, epochs: int = 20) -> Recipe:
-        """A good result in a tenth of the time: a cosine from the usual learning rate, one epoch in twenty to warm up.
+        """A good result in a tenth of the time: cosine schedule from the default learning rate, 5 % of the epochs as warm-up.
 
-        A point to start from: it has not been tuned.
+        A starting point: it has not been tuned.
         """
         return cls(recipe="quick", epochs=epochs, schedule="cosine", warmup=epochs / 20)
 
     def with_sgd(self, lr: float | None, weight_decay: float | None) -> Recipe:
-        """With these, which are for SGD, where it is the optimizer and others were not asked for."""
+        """With these values, if the optimizer is SGD, where others were not given."""
         if self.optimizer != "sgd":
             return self
         return replace(
@@ -95,7 +96,7 @@ class Recipe:
         )
 
     def checked(self) -> Recipe:
-        """The same with every number filled in, or UsageError naming the setting that makes no sense."""
+        """The recipe with all defaults filled in. Raises UsageError, which names the setting, for an invalid value."""
         sgd = self.optimizer == "sgd"
         lr = self.lr if self.lr is not None else (0.02 if sgd else 5e-4)
         weight_decay = self.weight_decay if self.weight_decay is not None else (1e-4 if sgd else 0.05)
@@ -134,7 +135,7 @@ class Recipe:
         return self.lr * self.gamma ** sum(step >= round(share * total, 6) for share in self.milestones)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer. Norms and biases, which are one-dimensional, are not what AdamW's decay is meant for."""
+        """The optimizer. AdamW does not decay one-dimensional parameters, which are those of norms and biases."""
         assert self.weight_decay is not None, "checked() fills it in"
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if self.optimizer == "sgd":

@@ -1,9 +1,9 @@
-"""The one training loop. It knows devices, precision, progress and resuming, and no paper.
+"""The training loop of all methods: devices, precision, progress and resuming. It contains no code of any paper.
 
-Every epoch draws its order, its augmentation and its dropout from (seed, epoch) alone. So the state saved at the end of an
-epoch is all there is to save: a run that was stopped anywhere, and resumed, ends with the weights of one that was not.
+The order of images, augmentation and dropout of an epoch depend only on (seed, epoch). So the state saved at the end of an
+epoch is complete: a run that is interrupted anywhere and resumed ends with the same weights as one that was not.
 
-Several processes (see `distributed.py`) go through the same epochs and the same batches, each with its own part of every batch.
+Several processes (see `distributed.py`) run the same epochs and the same batches, each with its own part of every batch.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from compressor.training import distributed
 from compressor.training.method import Method, Progress
 from compressor.training.recipe import Recipe
 
-LOOK_EVERY = 50  # batches, after which the loss is read to see whether it is still a number
+LOOK_EVERY = 50  # batches, after which the loss is checked to be finite
 HELD_OUT_BATCH = 500
 
 
 class Watcher(Protocol):
-    """Someone who looks on; see `journal.py`."""
+    """Receives the progress of training; see `journal.py`."""
 
     def epoch_began(self, epoch: int, epochs: int, batches: int) -> None: ...
     def step_ended(self, losses: Callable[[], dict[str, float]]) -> None: ...
@@ -57,7 +57,7 @@ def seed_all(seed: int, epoch: int = 0) -> None:
 
 
 def classify(recipe: Recipe, original: nn.Module, device: torch.device) -> Classify:
-    """The loss that a recipe trains with."""
+    """The loss of a recipe."""
     taught = recipe.teacher == "self" and recipe.epochs > 0
     return Classify(recipe.label_smoothing, frozen(original, device) if taught else None)
 
@@ -79,7 +79,7 @@ class Precision:
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of `model` whose weights and statistics follow its own slowly; whole numbers are copied as they are."""
+    """A copy of `model` with exponential moving averages of its weights and statistics; integers are copied."""
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def follow(means: Sequence[Tensor], values: Sequence[Tensor], steps: Tensor | int) -> None:
@@ -93,7 +93,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def top1(model: nn.Module, batches: Iterable[Batch]) -> float | None:
-    """Share of `batches` that `model` in eval mode gets right; None when there are none."""
+    """Top-1 accuracy of `model`, in eval mode, on `batches`; None if there are none."""
     n, hits, was_training = 0, [], model.training
     model.eval()
     with torch.inference_mode():
@@ -105,7 +105,7 @@ def top1(model: nn.Module, batches: Iterable[Batch]) -> float | None:
 
 
 class Loss(nn.Module):
-    """A method's loss as a network, which is what can be trained in several processes."""
+    """A method's loss as a module, as DistributedDataParallel needs it."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -116,9 +116,9 @@ class Loss(nn.Module):
 
 
 class Training:
-    """Training of one method: `run()` goes from where the saved state left off, or from the start, to the last epoch.
+    """Training of one method: `run()` trains from the saved state, or from the start, to the last epoch.
 
-    `state` is the file of the newest state; None keeps none. Of several processes, the first one reads and writes it.
+    `state` is the file of the latest state; None saves none. Of several processes, the first one reads and writes it.
     """
 
     def __init__(
@@ -132,18 +132,18 @@ class Training:
     ) -> None:
         self.method, self.data, self.recipe, self.device = method, data, recipe.checked(), device
         self.state = state if distributed.is_first() else None
-        self.shrinks = shrink and recipe.ema_decay is None  # an average of weights keeps its shape
+        self.shrinks = shrink and recipe.ema_decay is None  # averaged weights keep their shape
         self.precision = Precision(recipe.amp, device)
         self.channels_last = recipe.channels_last if recipe.channels_last is not None else device.type == "cuda"
         if self.channels_last:
             method.to(memory_format=torch.channels_last)
         self.optimizer = self.recipe.build(method.parameters())
         self.ema = averaged(method.model, recipe.ema_decay) if recipe.ema_decay is not None else None
-        self.loss: nn.Module | None = None  # as it is trained; None: to be made, for the network has other parameters now
+        self.loss: nn.Module | None = None  # as trained; None: to be made again, after parameters have changed
         self.history: list[Epoch] = []
 
     def run(self, watcher: Watcher) -> list[Epoch]:
-        """Train to the last epoch; then the method's network is the one to keep. Raises UsageError when it diverges."""
+        """Train to the last epoch; `method.model` is then the result. Raises UsageError if training diverges."""
         if distributed.count() > 1:
             self._meet()
         if not self.history:
@@ -160,7 +160,7 @@ class Training:
         return self.history
 
     def _meet(self) -> None:
-        """Begin with the first process's network. Raises VerificationFailed when this process has another, or other images."""
+        """Start from the first process's network. Raises VerificationFailed if networks or numbers of images differ."""
         distributed.check_alike("the network", {name: tensor.shape for name, tensor in self.method.state_dict().items()})
         distributed.check_alike("the number of images", self.data.counts)
         distributed.synchronise(self.method)
@@ -168,7 +168,7 @@ class Training:
     # The state between two epochs -------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the state, whole or not at all. Raises OutputError when it cannot be written."""
+        """Write the state atomically. Raises OutputError if it cannot be written."""
         if self.state is None:
             return
         saved = {
@@ -180,19 +180,19 @@ class Training:
         }
 
         def write(path: Path) -> None:
-            with path.open("wb") as file:  # by its name alone, torch would hide what the system says of a full disk
+            with path.open("wb") as file:  # given a path, torch would hide the error of a full disk
                 torch.save(saved, file)
 
         write_whole(self.state, write)
 
     def resume(self) -> bool:
-        """Take up the saved state. False when there is none; CheckpointError when it cannot be read."""
+        """Load the saved state. Returns False if there is none. Raises CheckpointError if it cannot be read."""
         saved = distributed.agreed(self._saved())
         if saved is None:
             return False
         with self._told_as_damaged():
             self.method.load_state_dict(saved["method"])
-            self.optimizer = self.recipe.build(self.method.parameters())  # a method that shrank has others than at first
+            self.optimizer = self.recipe.build(self.method.parameters())  # they have changed if the method shrank
             self.optimizer.load_state_dict(saved["optimizer"])
             self.precision.scaler.load_state_dict(saved["scaler"])
             if self.ema is not None:
@@ -201,7 +201,7 @@ class Training:
         return True
 
     def _saved(self) -> dict[str, Any] | None:
-        """The saved state on the CPU, from where all processes can take it up; None when there is none."""
+        """The saved state, on the CPU, so that it can be sent to all processes; None if there is none."""
         if self.state is None or not self.state.exists():
             return None
         with self._told_as_damaged():
@@ -214,11 +214,11 @@ class Training:
             yield
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
             raise CheckpointError(
-                f"--resume: {self.state} is damaged, or of another network ({first_line(error)}). --force starts anew."
+                f"--resume: {self.state} is damaged or of another network ({first_line(error)}). --force starts over."
             ) from error
 
     def _shrink(self) -> None:
-        """Let the method take out what is out of use for good; momentum and the like get narrower with their parameters."""
+        """Let the method remove channels that cannot recover; optimizer state such as momentum is sliced, too."""
         if not self.shrinks:
             return
         states = {name: self.optimizer.state[p] for name, p in self.method.named_parameters() if p.requires_grad}
@@ -305,11 +305,11 @@ class Training:
             group["lr"] = rate
 
     def _check(self, losses: dict[str, float], epoch: int) -> None:
-        """Raise UsageError, and forget the saved state, when the loss is no number any more: the rest would be in vain."""
+        """Raise UsageError, and delete the saved state, if the loss is not finite."""
         if all(map(math.isfinite, losses.values())):
             return
         if self.state is not None:
-            self.state.unlink(missing_ok=True)  # taken up, it would diverge again
+            self.state.unlink(missing_ok=True)  # resumed, it would diverge again
         raise UsageError(
             f"training diverged in epoch {epoch + 1} of {self.recipe.epochs}: the loss is {sum(losses.values())}.\n"
             f"Lower --lr (it was {self.recipe.lr:g}), or add --warmup."
@@ -329,7 +329,7 @@ class Training:
 
 
 def _selected(value: Any, places: Mapping[int, npt.NDArray[np.int64]]) -> Any:
-    """What stays of an optimizer's memory of one parameter: of momentum a part, of a count of steps the whole."""
+    """The remaining optimizer state of one parameter: momentum is sliced, a step count is unchanged."""
     if isinstance(value, Tensor) and value.dim():
         for dim, stays in places.items():
             value = value.index_select(dim, torch.from_numpy(stays).to(value.device))
@@ -337,7 +337,7 @@ def _selected(value: Any, places: Mapping[int, npt.NDArray[np.int64]]) -> Any:
 
 
 def _own(batches: Batches, group: int) -> tuple[Batches, list[int]]:
-    """This process's part of each batch, and how much it counts there: see `processes.part`."""
+    """This process's part of each batch, and its weight there: see `distributed.part`."""
     here, of = distributed.index(), distributed.count()
     parts = [distributed.part(len(positions), group, here, of) for positions in batches.plan]
     if of > 1:
@@ -347,14 +347,14 @@ def _own(batches: Batches, group: int) -> tuple[Batches, list[int]]:
 
 
 class Losses:
-    """The average of each loss term over the images so far, kept on the device: reading it would stall a GPU."""
+    """The average of each loss term over the images so far, kept on the device, because reading it synchronises a GPU."""
 
     def __init__(self) -> None:
         self.images = 0
         self._sums: dict[str, Tensor] = {}
 
     def add(self, terms: dict[str, Tensor], count: int, of: int) -> None:
-        """The terms of a batch `of` so many images, of which this process's part counts as `count`."""
+        """Add the terms of a batch `of` this many images, of which this process's part counts as `count`."""
         self.images += of
         for name, term in terms.items():
             value = term.detach().float() * count

@@ -1,11 +1,11 @@
-"""Repair without any image, as recovery.py measures it: less comes back than with a few hundred images.
+"""Data-free bias correction of a pruned network, measured by recovery.py: it recovers less than a few hundred images do.
 
     absorb(original, small, cut, inputs)
 
-It moves the mean of each removed channel into what comes next, as in Nagel, van Baalen, Blankevoort, Welling: "Data-Free
-Quantization Through Weight Equalization and Bias Correction", ICCV 2019, arXiv 1906.04721 (section 4.2.1): a batch norm says of
-its own output that it has mean `bias` and standard deviation `|weight|`. What the activations behind it make of that is not
-derived but sampled, with normal noise in place of what each batch norm gives.
+It absorbs the mean of each pruned channel into the next layer, as in Nagel, van Baalen, Blankevoort, Welling: "Data-Free
+Quantization Through Weight Equalization and Bias Correction", ICCV 2019, arXiv 1906.04721 (section 4.2.1): the output of a
+batch norm has mean `bias` and standard deviation `|weight|`. The effect of the activations after it is not derived but
+sampled, with normal noise in place of the output of each batch norm.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ NOISE = 32  # samples of noise
 
 
 def absorb(original: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) -> Repaired:
-    """Add what removed channels gave on average to the bias of the layers that read them, or take it off a running mean.
+    """Add the mean contribution of pruned channels to the bias of their consumers, or subtract it from a running mean.
 
-    `small` is `original` after `cut`. Biases and means that change are set anew from those of the original, so that a second
-    call changes nothing. A patch is taken to have no border: zeros that a convolution pads with are not thought of.
+    `small` is `original` after `cut`. Changed biases and means are computed from those of the original, so that a second call
+    changes nothing. Zero padding of convolutions is not taken into account.
     """
     inputs, lost = Inputs.of(inputs), that_lost_inputs(small, cut)
     listening = _Listening(original, [name for name in plain_layers(small) if name in lost])
@@ -53,14 +53,14 @@ def absorb(original: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) -
         elif mean is None:
             left[name] = "no batch norm comes before it"
         elif not _absorb(name, norm, mean, original, small, cut):
-            left[name] = "it has no bias, and no batch norm reads what it gives"
+            left[name] = "it has no bias, and no batch norm follows it"
         else:
             done.append(name)
     return Repaired([name for name in listening.means if name in done], left)
 
 
 def _absorb(name: str, norm: str | None, mean: Tensor, original: nn.Module, small: nn.Module, cut: Cut) -> bool:
-    """Whether there was a place for what the layer `name` lost; `mean` [channels] is that of what it read."""
+    """Whether the layer `name` has a bias or batch norm to correct; `mean` [channels] is that of its original input."""
     now, before = layer_of(small, name), layer_of(original, name)
     reads, gives = (kept_places(cut, name, dim, before.weight.shape[dim]).to(mean.device) for dim in (1, 0))
     gone = _given(before, mean, reads)[gives]  # [channels]
@@ -74,7 +74,7 @@ def _absorb(name: str, norm: str | None, mean: Tensor, original: nn.Module, smal
 
 
 class _Listening(Pass):
-    """The original's pass with noise in place of what batch norms give: the mean of each channel that a layer reads."""
+    """A forward pass of the original with noise as the output of batch norms: the mean of each input channel of a layer."""
 
     def __init__(self, original: nn.Module, layers: Iterable[str]) -> None:
         super().__init__(original, layers)
@@ -106,7 +106,7 @@ class _Listening(Pass):
 
 
 def _given(layer: Layer, mean: Tensor, stays: Tensor) -> Tensor:
-    """What the inputs that do not stay, of each group, gave on average [outputs]."""
+    """The mean contribution of the pruned inputs of each group [outputs]."""
     outputs, inputs = layer.weight.shape[:2]
     groups = groups_of(layer)
     weight = layer.weight.detach().double().reshape(outputs, inputs, -1).sum(2)

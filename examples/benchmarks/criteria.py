@@ -1,16 +1,17 @@
-"""Which channels should go? One cut to half the MACs by each criterion, without training, on equal terms.
+"""Compare pruning criteria: one-shot pruning to half the MACs by each criterion, without training, under equal conditions.
 
     python examples/benchmarks/criteria.py MODEL --arch examples/cifar/resnet.py:resnet20 --data imagefolder:cifar10
         [--residual coupled|scatter] [--rate 0.5] --out examples/benchmarks/criteria.json
 
-Each criterion cuts the network once; then batch-norm statistics are measured on 2,048 training images, and top-1 on the
-held-out part of the training images, which nothing else looks at. Criteria that look at images do so three times, at the images
-that seeds 0, 1 and 2 put first. No test image is read.
+Each criterion prunes the network once; then batch-norm statistics are re-estimated on 2,048 training images, and top-1 is
+measured on the held-out part of the training images, which is used for nothing else. Criteria that use images are measured
+three times, with the images that seeds 0, 1 and 2 put first. No test image is read.
 
-A method's scores are ranked over the whole network as it says. Plain norms and gates are ranked as they are (`none`), divided
-by the mean or the largest of their group, or by their rank in it (`layer`: every group gives the same share).
+A method's scores are ranked over the whole network as the method defines. Plain norms and gates are ranked as they are
+(`none`), divided by the mean or the largest of their channel group, or by their rank in it (`layer`: the same share of every
+group).
 
-What --out holds already is not measured again, so that a run can be stopped and taken up.
+Results that --out already contains are not measured again, so a run can be interrupted and resumed.
 """
 
 import argparse
@@ -107,7 +108,7 @@ def gate(job: Job, seed: int) -> Scores:
 
 
 def measure(job: Job, channels: Channels, scores: Scores, data: Data) -> dict[str, float]:
-    """MACs kept, and held-out top-1 after recalibration, as shares."""
+    """Remaining MACs, and held-out top-1 after recalibration, as shares."""
     mask = weakest(job, channels, scores)
     small = apply(job.model, plan(job.model, channels, mask)).eval()
     device = torch.device("cpu")
@@ -143,7 +144,7 @@ def main() -> None:
             if (name, seed) not in known:
                 known[name, seed] = score(job, seed)
             if seed != SEEDS[0] and np.array_equal(known[name, seed], known[name, SEEDS[0]]):
-                break  # it does not look at images
+                break  # it does not use images
             runs.append(measure(job, channels, SCALES[scale](channels, known[name, seed]), data))
         accuracies = [run["top1"] for run in runs]
         results.append({"criterion": name, "scale": scale, "top1": statistics.mean(accuracies), "runs": runs})

@@ -1,16 +1,16 @@
-"""How long does it take to find what is coupled, choose what goes and take it out? Against Torch-Pruning 1.6.1.
+"""Time to find coupled channels, select channels and remove them, compared with Torch-Pruning 1.6.1.
 
     pip install torch-pruning==1.6.1
     python examples/benchmarks/cutting.py [--runs 3] [--out examples/benchmarks/cutting.json] [NETWORK ...]
 
-Both cut random torchvision networks for images of 3 x 224 x 224 in one process, on one thread, in turn:
+Both prune random torchvision networks for images of 3 x 224 x 224 in one process, on one thread, interleaved:
 
-    ours           `analyse`, the scores of `magnitude`, `budget.choose` at half the MACs, `surgery.plan`, `surgery.apply`
+    ours           `analyse`, the scores of `magnitude`, `widths.choose` at half the MACs, `surgery.plan`, `surgery.apply`
     Torch-Pruning  its README's recipe: `BasePruner` with the group L2 norm, `pruning_ratio=0.5`, classifier ignored, `step`
 
-The two halves are not the same cut: ours removes half of the MACs, Torch-Pruning half of the channels of every group. How much
-goes makes no difference to the time of either. Our check that the small network equals the masked one has no counterpart there
-and is timed by itself. The figures are medians; the first round of each warms up and does not count.
+The two are not pruned alike: ours removes half of the MACs, Torch-Pruning half of the channels of every group. The amount
+makes no difference to the time of either. Our check that the pruned network equals the masked one has no counterpart there and
+is timed separately. Times are medians; the first round of each is a warm-up and does not count.
 """
 
 import argparse
@@ -51,7 +51,7 @@ Seconds = dict[str, float]
 
 
 def ours(model: nn.Module) -> tuple[nn.Module, Seconds]:
-    """The small network, and the seconds of each step."""
+    """The pruned network, and the seconds of each step."""
     seconds: Seconds = {}
 
     def timed(step: str, work: Callable):
@@ -62,18 +62,18 @@ def ours(model: nn.Module) -> tuple[nn.Module, Seconds]:
 
     channels = timed("analysis", lambda: analyse(model, SHAPE))
     goal = parse_rate(0.5)
-    method = Magnitude(Job(model, SHAPE, channels, goal, Classify()))  # it copies the model, which is no part of a cut
+    method = Magnitude(Job(model, SHAPE, channels, goal, Classify()))  # it copies the model, which is not part of pruning
     scores = timed("scores", lambda: method.scores(channels))
     mask = timed("choice", lambda: choose(channels, scores, goal))
     cut = timed("plan", lambda: surgery.plan(model, channels, mask))
     small = timed("surgery", lambda: surgery.apply(model, cut))
     gap = timed("verification", lambda: difference(model, small, cut, SHAPE))
-    assert gap < 1e-5, f"the cut is wrong: {gap}"
+    assert gap < 1e-5, f"the pruned network differs from the masked one: {gap}"
     return small, seconds
 
 
 def torch_pruning(model: nn.Module) -> tuple[nn.Module, Seconds]:
-    """Likewise. It works on the network itself: the copy is made before the clock starts."""
+    """The same. Torch-Pruning works in place: the copy is made before timing starts."""
     import torch_pruning as tp
 
     model, images = copy.deepcopy(model), torch.randn(1, *SHAPE)
@@ -88,7 +88,7 @@ def torch_pruning(model: nn.Module) -> tuple[nn.Module, Seconds]:
 
 
 def compare(name: str, runs: int) -> dict[str, object]:
-    """Medians over `runs` rounds behind one that warms up; every second round begins with the other side."""
+    """Medians over `runs` rounds after a warm-up; every second round starts with the other side."""
     torch.manual_seed(SEED)
     model = get_model(name).eval()
     sides = {"ours": ours, "torch_pruning": torch_pruning}
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", metavar="NETWORK", default=NETWORKS, help="names of torchvision")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     if find_spec("torch_pruning") is None:
         sys.exit("Torch-Pruning is not installed: pip install torch-pruning==1.6.1")

@@ -1,15 +1,16 @@
-"""What each method of distillation gives: ResNet-56 teaches ResNet-20 on few images; and ResNet-20s that teach each other.
+"""Compare distillation methods: from a ResNet-56 to a ResNet-20 on few images, and between ResNet-20s.
 
     python examples/benchmarks/distillation.py resnet56-jpeg.pt resnet20-jpeg.pt --data imagefolder:cifar10
         [--start scratch] [--methods none kd ...] [--lr 0.02] [--seeds 0 1 2] [--images 5000] [--epochs 15] [--out FILE]
 
-Both checkpoints are of `examples/cifar/resnet.py`, named after their networks; the first is the teacher. With `--start scratch`
-the student has new weights, with `--start checkpoint` those of the second file. Every method trains on the same `--images`
-training images for the same epochs, in the same order; the seed decides. `none` learns from labels alone. Batch 64, SGD with
-Nesterov momentum, weight decay 5e-4, a cosine from 0.05 (from 0.01 for the checkpoint), bf16. `top1` is of the last epoch, on
-all test images; nothing was chosen by it. `seconds` is the training alone, `earlier` what was done to the teacher before.
+Both checkpoints are of `examples/cifar/resnet.py`, named after their networks; the first is the teacher. With `--start
+scratch` the student is initialised at random, with `--start checkpoint` it starts from the second file. Every method trains on
+the same `--images` training images for the same number of epochs, in the same order, which depends on the seed. `none` trains
+with the labels alone. Batch 64, SGD with Nesterov momentum, weight decay 5e-4, a cosine schedule from 0.05 (from 0.01 for the
+checkpoint), bf16. `top1` is of the last epoch, on all test images; nothing was selected by it. `seconds` is the time of
+training alone, `earlier` that of preparing the teacher.
 
-A run that is in the file already is not made again, so the command can be given piece by piece, and by several processes.
+Runs that the file already contains are skipped, so the work can be split over several calls and processes.
 """
 
 import argparse
@@ -49,21 +50,21 @@ RATES = {"scratch": 0.05, "checkpoint": 0.01}
 
 
 class Told(Journal):
-    """Says how each epoch ended, for the runs are long."""
+    """Prints the result of each epoch, because the runs are long."""
 
     def epoch_ended(self, epoch: Epoch, epochs: int) -> None:
         print(f"  {epoch.epoch}/{epochs} {epoch.losses} held out {epoch.held_out_top1} {epoch.seconds:.0f} s", flush=True)
 
 
 def few(data: Data, images: int) -> Data:
-    """With so many training images, the same for every seed, and 1,000 of those held out."""
+    """`data` with `images` training images, the same for every seed, and 1,000 of the held-out images."""
     positions = data.positions["train"]
     chosen = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))[:images]]
     return replace(data, positions={**data.positions, "train": chosen, "held_out": data.positions["held_out"][::5]})
 
 
 def made(name: str, settings: dict[str, Any], job: Job) -> Method:
-    """The method, or one that only trains."""
+    """The method, or for `none` one that only trains."""
     return Method(job) if name == "none" else catalogue.create(catalogue.find(name, "distill"), job, settings)
 
 
@@ -117,7 +118,7 @@ def row(arguments: argparse.Namespace, data: Data, name: str, seed: int) -> dict
 def add(out: Path, found: dict[str, Any]) -> None:
     with FileLock(out.with_suffix(".lock")):
         written = json.loads(out.read_text()) if out.exists() else {"commands": [], "rows": []}
-        arguments = [re.sub(r"[^:\s]*/", "", argument) for argument in sys.argv[1:]]  # without the places of files
+        arguments = [re.sub(r"[^:\s]*/", "", argument) for argument in sys.argv[1:]]  # without directories
         command = shlex.join(["python", "examples/benchmarks/distillation.py", *arguments])
         written["commands"] = list(dict.fromkeys([*written["commands"], command]))
         written |= {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--start", choices=list(RATES), default="scratch")
     parser.add_argument("--methods", nargs="+", default=["none", "kd"])
     parser.add_argument("--set", nargs="*", default=[])
-    parser.add_argument("--lr", type=float, help="another learning rate than that of the start")
+    parser.add_argument("--lr", type=float, help="learning rate; by default that of --start")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=15)

@@ -1,27 +1,28 @@
-"""Distillation by us and by torchdistill 1.1.5: the same losses on the same batches from the same weights, epochs in turns.
+"""Compare distillation with torchdistill 1.1.5: the same losses on the same batches from the same weights, epochs interleaved.
 
     pip install --no-deps torchdistill==1.1.5
     python examples/benchmarks/distillation_peers.py resnet56-jpeg.pt --data imagefolder:cifar10
         [--images 2000] [--epochs 6] [--rounds 1] [--note TEXT] [--out FILE]
 
-A ResNet-56, the checkpoint, teaches a ResNet-20 with new weights; both are of `examples/cifar/resnet.py`.
+The teacher is a ResNet-56, the checkpoint, the student a ResNet-20 with random weights; both are of
+`examples/cifar/resnet.py`.
 
     ours     `compressor.training.train.Training` of the paper's class, as `compress distill` runs it
-    theirs   their `DistillationBox` of a configuration: their forward hooks at both heads, their `WeightedSumLoss` of their
-             terms, their optimizer, their scheduler after each step, and what they do before and after an epoch and a step.
-             The loop over the batches is in none of their modules; it is written here as their example for ImageNet has it,
-             without its log and its checkpoints
+    theirs   their `DistillationBox` from a configuration: their forward hooks at both heads, their `WeightedSumLoss` of their
+             terms, their optimizer, their scheduler after each step, and their processing before and after an epoch and a
+             step. None of their modules contains the loop over the batches; it is written here as in their example for
+             ImageNet, without logging and checkpoints
 
 The losses are those that both have: KD, KD of standardised logits, DIST (they have no DKD), with equal weights and
-temperatures. Both read the batches of `Data.batches`, so that images come in the same order and are moved alike; their data
-loader does not run. Batch 64, SGD with Nesterov momentum 0.9, weight decay 5e-4, a cosine from 0.05, float32, channels last,
-one thread. Round r has seed r, which draws the student's weights and the order. Their box takes the teacher in the mode in
-which it finds it; here that is `eval`.
+temperatures. Both read the batches of `Data.batches`, so that images have the same order and augmentation; their data loader
+is not used. Batch 64, SGD with Nesterov momentum 0.9, weight decay 5e-4, a cosine schedule from 0.05, float32, channels last,
+one thread. Round r has seed r, which determines the student's weights and the order. Their box leaves the teacher in the mode
+in which it gets it; here that is `eval`.
 
-First both take one step on the same 64 images: `one_step` is its loss, how far it moved the weights, and how far losses and
-weights of the two sides are apart. Then come whole epochs in turns in one process, ours, theirs, ours, ...: `seconds` by the
-clock, `cpu_seconds` of this process, which other programs on the machine disturb less. The ratio is ours / theirs, of medians
-over all epochs. `top1` is of the last epoch, on all test images.
+First both take one step on the same 64 images: `one_step` is its loss, the largest change of a weight, and the differences of
+loss and weights between the two sides. Then whole epochs follow, interleaved in one process: ours, theirs, ours, ... `seconds`
+is wall time, `cpu_seconds` the CPU time of this process, which other programs on the machine disturb less. The ratio is
+ours / theirs, of medians over all epochs. `top1` is of the last epoch, on all test images.
 """
 
 import argparse
@@ -60,17 +61,17 @@ from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
-from resnet import resnet20  # it lies beside this folder
+from resnet import resnet20  # in examples/cifar
 
 ARCH = Path(__file__).parents[1] / "cifar/resnet.py"
 CPU, BATCH = torch.device("cpu"), 64
-HEAD = "linear"  # of teacher and student: the module that answers the logits
+HEAD = "linear"  # of teacher and student: the module that outputs the logits
 SIDES = ("ours", "theirs")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """One loss as both sides spell it: our method and its settings, their terms beside the weight of each."""
+    """One loss as configured on both sides: our method and its settings, their terms and weights."""
 
     method: str
     settings: Mapping[str, Value]
@@ -78,7 +79,7 @@ class Loss:
 
 
 def their_term(key: str, weight: float = 1.0, **settings: float) -> dict[str, Any]:
-    """A term that compares logits of student and teacher, as their hooks found them."""
+    """A term that compares the logits of student and teacher, as recorded by their hooks."""
     places = {
         f"{who}_module_{what}": value for who in ("student", "teacher") for what, value in (("path", HEAD), ("io", "output"))
     }
@@ -113,7 +114,7 @@ LOSSES = {
 
 
 class Theirs:
-    """A student in their box, that learns what `recipe` says."""
+    """A student in their box, trained with `recipe`."""
 
     def __init__(self, loss: Loss, teacher: nn.Module, student: nn.Module, data: Data, recipe: Recipe) -> None:
         self.data, self.recipe = data, recipe
@@ -150,7 +151,7 @@ class Theirs:
 
 @dataclass
 class Clock:
-    """Time of each epoch of each side, by the wall and of this process."""
+    """Wall time and CPU time of each epoch of each side."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
     cpu_seconds: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
@@ -166,7 +167,7 @@ class Clock:
 
 
 class Turns(Journal):
-    """Looks on at our training, and has them train for an epoch whenever one of ours is over."""
+    """Watches our training, and runs an epoch of theirs after each epoch of ours."""
 
     def __init__(self, theirs: Theirs) -> None:
         super().__init__()
@@ -181,20 +182,20 @@ class Turns(Journal):
 
 
 def few(data: Data, images: int) -> Data:
-    """With so many training images, always the same ones first, and none held out."""
+    """`data` with `images` training images, in a fixed random order, and no held-out images."""
     positions = data.positions["train"]
     chosen = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))[:images]]
     return replace(data, positions={**data.positions, "train": chosen, "held_out": data.positions["held_out"][:0]})
 
 
 def new(seed: int) -> nn.Module:
-    """A student before training."""
+    """A student with random weights."""
     seed_all(seed)
     return fresh(resnet20())
 
 
 def taught(loss: Loss, teacher: nn.Module, data: Data, epochs: int, seed: int) -> tuple[Turns, dict[str, nn.Module]]:
-    """Both sides' training, and the student of each."""
+    """Train both sides. Returns the records and the two students."""
     recipe = Recipe(epochs=epochs, batch_size=BATCH, lr=0.05, weight_decay=5e-4, amp="none", channels_last=True, seed=seed)
     student = new(seed)
     job = Job(student, data.shape, None, parse_rate(0.5), Classify(), images=data, teacher=teacher)
@@ -207,7 +208,7 @@ def taught(loss: Loss, teacher: nn.Module, data: Data, epochs: int, seed: int) -
 
 
 def one_step(loss: Loss, teacher: nn.Module, data: Data, seed: int) -> dict[str, float]:
-    """How far a step from equal weights goes, and how far both sides are apart in it."""
+    """The size of one step from equal weights, and the differences between both sides after it."""
     turns, students = taught(loss, teacher, few(data, BATCH), 1, seed)
     (ours,), (theirs,) = (turns.losses[side] for side in SIDES)
     return {

@@ -1,14 +1,14 @@
-"""A pruned network recovers: ResNet-56 without 70 % of its MACs, trained for the same time with labels, KD, DKD and HSAKD.
+"""Recovery of a pruned network: ResNet-56 without 70 % of its MACs, trained for equal time with labels, KD, DKD and HSAKD.
 
     python examples/benchmarks/distillation_recovery.py resnet56-jpeg.pt --data imagefolder:cifar10
         [--methods none kd dkd hsakd] [--minutes 5] [--seeds 0] [--out FILE]
 
-The checkpoint is of `examples/cifar/resnet.py`. It is cut by `magnitude`, as `compress prune --rate 0.7` does, and repaired on
-512 training images; the uncut network is the teacher. Each method then trains for four epochs of as many training images as it
-can in the given time: its pace is measured on 20 batches before. Time is that of the processor, on one thread, so that other
-work on the machine does not count. HSAKD's training of the teacher's heads comes before and is told as `earlier`, in seconds.
-Batch 64, SGD with Nesterov momentum, weight decay 1e-4, a cosine from 0.01, bf16. `top1` is of the last epoch, on all test
-images.
+The checkpoint is of `examples/cifar/resnet.py`. It is pruned by `magnitude`, as by `compress prune --rate 0.7`, and
+re-estimated by least squares on 512 training images; the original network is the teacher. Each method then trains for four
+epochs on as many training images as the given time allows, according to its throughput on 20 batches. Time is CPU time on one
+thread, so that other work on the machine does not count. HSAKD's training of the teacher's heads comes first and is reported
+as `earlier`, in seconds. Batch 64, SGD with Nesterov momentum, weight decay 1e-4, a cosine schedule from 0.01, bf16. `top1` is
+of the last epoch, on all test images.
 """
 
 import argparse
@@ -53,7 +53,7 @@ AS_THEY_ARE: dict[str, Any] = {"batch_size": 128, "device": CPU, "augment": Fals
 
 
 def cut(model: nn.Module, data: Data) -> nn.Module:
-    """Without 70 % of the MACs, repaired."""
+    """The network without 70 % of its MACs, re-estimated by least squares."""
     seed_all(0)
     goal = parse_rate(0.7)
     job = Job(model, data.shape, analyse(model, data.shape), goal, Classify(), macs=count_macs(model, data.shape), images=data)
@@ -72,14 +72,14 @@ def test(model: nn.Module, data: Data) -> float:
 
 
 def some(data: Data, images: int, seed: int) -> Data:
-    """With so many training images; none are held out, for nothing is chosen."""
+    """`data` with `images` training images and no held-out images, because nothing is selected."""
     positions = data.positions["train"]
     chosen = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:images]]
     return replace(data, positions={**data.positions, "train": chosen, "held_out": positions[:0]})
 
 
 def made(name: str, small: nn.Module, teacher: nn.Module, data: Data) -> Method:
-    """The method, or one that only trains."""
+    """The method, or for `none` one that only trains."""
     job = Job(copy.deepcopy(small).requires_grad_(True), data.shape, None, parse_rate(0.7), Classify(), images=data)
     if name == "none":
         return Method(job)
@@ -91,7 +91,7 @@ def recipe(seed: int) -> Recipe:
 
 
 def pace(method: Method, data: Data) -> float:
-    """Images a second of processor time, without the first batches."""
+    """Images per second of CPU time, without the first batches."""
     method.first()
     method.prepare()
     training = Training(method, data, recipe(0), CPU)
@@ -144,7 +144,7 @@ def main() -> None:
     data = open_data(arguments.data)
     teacher = load_model(arguments.model, arch=f"{ARCH}:resnet56").model
     small = cut(teacher, data)
-    told = [re.sub(r"[^:\s]*/", "", argument) for argument in sys.argv[1:]]  # without the places of files
+    told = [re.sub(r"[^:\s]*/", "", argument) for argument in sys.argv[1:]]  # without directories
     found: dict[str, Any] = {
         "command": shlex.join(["python", "examples/benchmarks/distillation_recovery.py", *told]),
         "torch": torch.__version__,

@@ -1,15 +1,16 @@
-"""Low rank, masks, and both: multiply-adds, accuracy, and the time that ONNX Runtime takes, in all and layer by layer.
+"""Low-rank factorization, spatial masks, and both: MACs, accuracy, and latency in ONNX Runtime, in total and per layer.
 
     python examples/benchmarks/espace.py vgg8.pt --data imagefolder:cifar10 [--times 4,5.5] [--epochs 1] [--out FILE]
 
-The model is a state dict of `examples/cifar/vgg.py:vgg8`. It is compressed by `compress lowrank --method espace` so that it has
-4 times fewer multiply-adds, and 5.5 times fewer, in several ways: by low rank alone, by masks alone (grids, or whole rows), by
-both, and once with scattered places. `recalibrated` is the top-1 of all test images, in percent, after the batch norms have
-seen 2,048 training images, and `trained` after --epochs of all training images, the last epoch, taught by the original. The
-first two rows are trained for --longer epochs. The learning rate is the default of `compress`: nothing was tuned.
+The model is a state dict of `examples/cifar/vgg.py:vgg8`. It is compressed as by `compress lowrank --method espace` to 4 and
+to 5.5 times fewer MACs, in several ways: by low-rank factorization alone, by masks alone (grids, or whole rows), by both, and
+once with scattered positions. `recalibrated` is the top-1 on all test images, in percent, after batch-norm statistics are
+re-estimated on 2,048 training images, and `trained` that after --epochs on all training images, of the last epoch, with the
+original as teacher. The first two rows are trained for --longer epochs. The learning rate is the default of `compress`;
+nothing was tuned.
 
-`ms` is the median time of ONNX Runtime for one image on one thread, original and compressed in turns; `layers` has each
-convolution alone, whose time must fall for it to be changed. Rows that FILE has already are not made again.
+`ms` is the median latency in ONNX Runtime for one image on one thread, original and compressed interleaved; `layers` has each
+convolution alone, which is only changed if its latency decreases. Rows that FILE already contains are skipped.
 """
 
 import argparse
@@ -66,7 +67,7 @@ class Bench:
         self.macs = count_macs(model, SHAPE)
 
     def made(self, fewer: float, recipe: Recipe, settings: dict[str, Any]) -> Espace:
-        """The network with so many times fewer MACs, recalibrated. Raises Infeasible."""
+        """The network with `fewer` times fewer MACs, recalibrated. Raises Infeasible."""
         seed_all(0)
         goal, task = parse_rate(1 - 1 / fewer), classify(recipe, self.model, CPU)
         method = Espace(
@@ -81,7 +82,7 @@ class Bench:
         return round(100 * accuracy(torch_predict(model, CPU), test).top1, 2)
 
     def row(self, name: str, fewer: float, recipe: Recipe) -> dict[str, object]:
-        """What comes of one way to compress."""
+        """The results of one way to compress."""
         about = {"way": name, "asked": fewer, "epochs": recipe.epochs}
         try:
             method = self.made(fewer, recipe, WAYS[name])
@@ -105,7 +106,7 @@ class Bench:
         return before.median_ms, after.median_ms
 
     def layers(self, method: Espace) -> list[dict[str, object]]:
-        """Of the convolutions."""
+        """The results of each convolution."""
         rows = reporting.layers(self.model, method.model, SHAPE, method.made())
         return [
             {
@@ -123,7 +124,7 @@ class Bench:
 
 
 def timed_again(bench: Bench, results: list[dict[str, Any]]) -> None:
-    """Give all rows new times, those of the round with the median ratio, once for each network: training changes no time."""
+    """Measure the latency of all rows again, once per network, because training does not change it: the median of ROUNDS."""
     found: dict[tuple[str, float], tuple[float, float]] = {}
     for row in (row for row in results if "infeasible" not in row):
         key = row["way"], row["asked"]
@@ -136,7 +137,7 @@ def timed_again(bench: Bench, results: list[dict[str, Any]]) -> None:
 
 
 def wanted(times: list[float], epochs: int, longer: int) -> list[Row]:
-    """The most important first."""
+    """The rows to measure, the most important first."""
     rest = [(name, fewer, epochs) for fewer in times for name in WAYS if "places" not in name or fewer == times[0]]
     return [*((name, times[0], longer) for name in list(WAYS)[:2]), *rest]
 
@@ -148,9 +149,9 @@ def main() -> None:
     parser.add_argument("--times", default="4,5.5")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--longer", type=int, default=3)
-    parser.add_argument("--clock", type=Path, help="where to keep the times of layers")
-    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
-    parser.add_argument("--again", action="store_true", help="give the rows of --out new times, when nothing else runs")
+    parser.add_argument("--clock", type=Path, help="file that caches the latency of layers")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--again", action="store_true", help="measure the latencies in --out again, on an idle machine")
     options = parser.parse_args()
     data = open_data(options.data, size=None, channels=3, mean=None, std=None, seed=0, workers=0)
     model = load_model(str(options.model), arch=f"{NETWORKS}:vgg8").model.eval()

@@ -1,18 +1,19 @@
-"""Is it better to train all factors together for the network's output, as GER does, than each layer for its own?
+"""Compare training of all factors together for the network's output, as in GER, with training of each layer for its own.
 
     python examples/benchmarks/ger.py vgg8.pt --data imagefolder:cifar10 --out examples/benchmarks/ger.json
         [--times 4,8,16,32,64] [--seeds 0,1,2] [--epochs 10] [--rates 1e-4,3e-4,1e-3,3e-3,1e-2]
 
-vgg8.pt is a state dict of `examples/cifar/vgg.py:vgg8`. Its fully-connected layers get so many times fewer parameters:
+vgg8.pt is a state dict of `examples/cifar/vgg.py:vgg8`. Its fully-connected layers get --times fewer parameters:
 
     svd     by the decomposition alone
-    apart   then each layer is trained for what the original reads and gives there (`--set joint=false`)
-    joint   or all are trained together for the original's output
+    apart   then each layer is trained on the original's input and output of that layer (`--set joint=false`)
+    joint   or all are trained together on the original's output
 
-at equal ranks, for equal epochs, on the training images as they are, without labels. Both are trained with SGD, a momentum of
-0.9, a cosine and no weight decay; of the --rates, each takes the one whose last epoch has the best top-1 on held-out images,
-with the first seed and the largest of --times (0: diverged). Then top-1 in percent on all test images, after the last epoch.
-The seeds choose the order of the images: nothing else is random. What the convolutions give is computed once for each image.
+at equal ranks, for equal epochs, on the training images without augmentation or labels. Both are trained with SGD, a momentum
+of 0.9, a cosine schedule and no weight decay, at the learning rate of --rates with the best top-1 on held-out images after the
+last epoch, with the first seed and the largest of --times (0: diverged). The results are top-1 in percent on all test images,
+after the last epoch. The seeds determine the order of the images; nothing else is random. The output of the convolutions is
+computed once per image.
 """
 
 import argparse
@@ -47,7 +48,7 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Read:
-    """Batches whose images are what the fully-connected layers read of them."""
+    """Batches with the input of the fully-connected layers in place of images."""
 
     batches: Batches
     known: Remembered
@@ -62,7 +63,7 @@ class Read:
 
 
 class Features:
-    """Data, but for what the convolutions make of it."""
+    """Data with the output of the convolutions in place of images."""
 
     def __init__(self, data: Data, convolutions: nn.Module) -> None:
         self.data = data

@@ -1,21 +1,22 @@
-"""Factored networks of equally many parameters: ours, tensorly-torch 0.5.0 and fasterai 0.4.1, before and after fine-tuning.
+"""Low-rank factorization to equal parameters: ours, tensorly-torch 0.5.0 and fasterai 0.4.1, before and after fine-tuning.
 
     pip install --no-deps tensorly-torch==0.5.0 fasterai==0.4.1 einops
     python examples/benchmarks/lowrank_peers.py resnet20-jpeg.pt --data imagefolder:cifar10 [--out FILE]
 
 The checkpoint is of `examples/cifar/resnet.py`, named after its network. For each seed:
 
-    ours svd, ours channel, ours tucker   `compress lowrank --target params=50%` with the method `svd` as it comes, split by
-                                          channels alone, and `tucker`; then repaired as a run does
-    ours svd, half the MACs               the same with `--rate 0.5`, for it spends a budget of parameters where MACs are many
-    tensorly-torch tucker                 `FactorizedConv.from_conv`, `implementation="factorized"`, kernels' sides left whole
+    ours svd, ours channel, ours tucker   `compress lowrank --target params=50%` with the method `svd` by default, split by
+                                          channels alone, and `tucker`; then re-estimated by least squares as in a run
+    ours svd, half the MACs               the same with `--rate 0.5`, since a target of parameters may leave many MACs
+    tensorly-torch tucker                 `FactorizedConv.from_conv`, `implementation="factorized"`, spatial modes not factored
     fasterai tucker, fasterai svd         `Conv_Decomposer`, the same share of ranks removed everywhere
 
-Theirs is brought to the parameters of `ours svd` by bisecting its one rank, in every 3 x 3 convolution but the first, and looks
-at no image. Ours looks at 512 training images and refits on them. `factored` is top-1 on all test images as it is then,
-`recalibrated` with batch-norm statistics of 2,048 training images. The better start of each side on held-out images, which for
-ours may be the `repaired` one, is fine-tuned by the same loop, on labels alone and the same training images. A seed draws all
-these. Latency is ONNX Runtime's for one image on one thread, all files in turns; the ratio is to the original's.
+Theirs uses one rank for every 3 x 3 convolution but the first, set by bisection to the parameters of `ours svd`, and no
+images. Ours uses 512 training images for ranks and factors, and for the least squares (`repaired`). `factored` is top-1 on all
+test images directly after factorization, `recalibrated` that with batch-norm statistics of 2,048 training images. The better
+start of each side on held-out images, which for ours may be `repaired`, is fine-tuned by the same loop, with labels alone, on
+the same training images. A seed determines all these images. Latency is that of ONNX Runtime for one image on one thread, all
+files interleaved, as a ratio to the original's.
 """
 
 import argparse
@@ -71,7 +72,7 @@ OURS: dict[str, tuple[str, str, dict[str, Value]]] = {  # method, --target, --se
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images in an order that a seed decides."""
+    """Images in an order that depends on a seed."""
 
     data: Data
     seed: int
@@ -108,7 +109,7 @@ def of_fasterai(model: nn.Module, share: float, method: str) -> nn.Module:
 
 
 def _convolutions(model: nn.Module) -> list[str]:
-    """Names of the convolutions that have a kernel and read no image."""
+    """Names of the convolutions with a kernel above 1 x 1, except those on the image."""
     convs = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     return [name for name, conv in convs if conv.in_channels > 3]
 
@@ -121,7 +122,7 @@ THEIRS: dict[str, Callable[[nn.Module, float], nn.Module]] = {
 
 
 def brought_to(params: int, factored: Callable[[float], nn.Module]) -> nn.Module:
-    """The largest network of at most so many parameters."""
+    """The largest network with at most `params` parameters."""
     low, high = 0.0, 1.0
     for _ in range(STEPS):
         middle = (low + high) / 2
@@ -151,7 +152,7 @@ def fine_tuned(model: nn.Module, data: Data, images: int, epochs: int, seed: int
 def measured(
     small: nn.Module, model: nn.Module, data: Data, made: LowRank | None, asked: argparse.Namespace, seed: int
 ) -> tuple[dict[str, float], nn.Module]:
-    """The figures of one network, and the network after its training."""
+    """The results of one network, and the network after fine-tuning."""
     starts = {"recalibrated": copy.deepcopy(small)}
     recalibrate(starts["recalibrated"], Drawn(data, seed).batches("train", **AS_THEY_ARE, limit=RECALIBRATION_IMAGES))
     if made is not None:
@@ -185,7 +186,7 @@ def compare(model: nn.Module, data: Data, asked: argparse.Namespace, seed: int) 
 
 
 def milliseconds(networks: dict[str, nn.Module], data: Data) -> list[float]:
-    """Of ONNX Runtime, for one image on one thread."""
+    """Latency in ONNX Runtime, for one image on one thread."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{number}.onnx" for number in range(len(networks))]
         for network, file in zip(networks.values(), files, strict=True):
@@ -198,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--images", type=int, default=5000, help="to fine-tune on")
+    parser.add_argument("--images", type=int, default=5000, help="training images for fine-tuning")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))

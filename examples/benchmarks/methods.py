@@ -1,13 +1,13 @@
-"""The papers of the soft family side by side on CIFAR-10: the same start, images, epochs and seed for all.
+"""Compare the methods of soft filter pruning on CIFAR-10, with the same start, images, epochs and seed.
 
     python examples/benchmarks/methods.py resnet20-jpeg.pt DIR [--epochs 10] [--images 5000] [--out FILE]
 
-DIR is CIFAR-10 as folders, `train/` and `test/`. 40 % of the filters go. The recipe is the papers' for a trained start (SGD,
-learning rate 0.01, divided by five at 30, 60 and 80 % of training, weight decay 5e-4, batches of 128), for fewer epochs.
-`dense` is the whole network, trained in the same way: what the others are to be compared with. Every figure is of the last
-epoch; "before" and "after" are the accuracy on held-out images before and after the weak filters are weakened at the end of an
-epoch.
-A row that is in the file already is not run again.
+DIR is CIFAR-10 as folders, `train/` and `test/`. 40 % of the filters are pruned. The recipe is that of the papers for a
+pretrained network (SGD, learning rate 0.01, divided by five at 30, 60 and 80 % of training, weight decay 5e-4, batches of
+128), for fewer epochs. The baseline `dense` is the unpruned network, trained in the same way. All results are of the last
+epoch; "before" and "after" are the accuracy on held-out images before and after weak filters are zeroed or shrunk at the end
+of an epoch.
+Rows that the file already contains are skipped.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def key(row: dict[str, object]) -> str:
 
 
 def fewer(data: Data, images: int) -> Data:
-    """The same data with so many training images, and held-out images for the curves alone."""
+    """The same data with `images` training images, and CHOSEN held-out images, used for the curves only."""
     generator = torch.Generator().manual_seed(0)
 
     def some(positions: torch.Tensor, count: int) -> torch.Tensor:
@@ -102,7 +102,7 @@ def fewer(data: Data, images: int) -> Data:
 
 
 def run(setting: dict[str, object], asked: argparse.Namespace, data: Data) -> dict[str, object]:
-    """Train one method. Accuracies are shares; the network is the small one, after the last epoch."""
+    """Train one method. Accuracies are shares, of the pruned network after the last epoch."""
     loaded = load_model(str(asked.checkpoint), arch=f"{resnet.__file__}:{asked.arch}")
     model = loaded.model.eval()
     residual = "coupled" if setting["method"] == "dense" else str(setting["residual"])
@@ -143,7 +143,7 @@ def run(setting: dict[str, object], asked: argparse.Namespace, data: Data) -> di
 
 
 def watch(method: Method, data: Data) -> list[float | None]:
-    """Held-out accuracy before each end of an epoch, as they come."""
+    """A list that collects the held-out accuracy before `end_epoch` of each epoch."""
     seen: list[float | None] = []
     end_epoch = method.end_epoch
 

@@ -1,19 +1,19 @@
-"""Accuracy at equal MACs: our default against Torch-Pruning 1.6.1, with and without fine-tuning.
+"""Compare accuracy at equal MACs: our default and Torch-Pruning 1.6.1, with and without fine-tuning.
 
     pip install torch-pruning==1.6.1
     python examples/benchmarks/peers.py DIR resnet20-jpeg.pt resnet18.pt [--out examples/benchmarks/peers.json]
 
 DIR is CIFAR-10 as folders, `train/` and `test/`. The first checkpoint is a CIFAR ResNet-20; the second is torchvision's
-ResNet-18 for images of 32 pixels, trained here first when the file is not there. For each network, rate and seed:
+ResNet-18 for images of 32 pixels, which is first trained here if the file does not exist. For each network, rate and seed:
 
-    ours             `magnitude`, coupled, widths rounded as by default; then repaired as a run does it
+    ours             `magnitude`, coupled, widths rounded as by default; then re-estimated by least squares as in a run
     TP magnitude     group L2 norm, TP Taylor  group Taylor on the same images; each ranked inside layers and over all layers,
                      and of the two the one that is better on held-out images
 
-Theirs is brought to our MACs by bisecting its ratio. In ResNet-20 it cuts the first convolution of each block alone: the
-padding in the shortcuts is beyond it. All sides measure batch-norm statistics, score and refit on the same few training images,
-and are fine-tuned by the same loop on the same images in the same order. A seed draws these images. Every figure is top-1
-of test images, after the last epoch. Rows that are in the file already are not run again.
+Theirs is brought to our MACs by bisection of its ratio. In ResNet-20 it prunes only the first convolution of each block,
+because it does not support the padding in the shortcuts. All sides re-estimate batch-norm statistics, score and refit on the
+same few training images, and are fine-tuned by the same loop on the same images in the same order. A seed determines these
+images. All results are top-1 on test images, after the last epoch. Rows that the file already contains are skipped.
 """
 
 import argparse
@@ -65,15 +65,15 @@ def main() -> None:
     parser.add_argument("--networks", default="resnet20,resnet18")
     parser.add_argument("--rates", default="0.5,0.7")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--few", type=int, default=512, help="images to score, refit and measure statistics on")
-    parser.add_argument("--images", type=int, default=20000, help="to fine-tune on")
+    parser.add_argument("--few", type=int, default=512, help="images for scores, least squares and batch-norm statistics")
+    parser.add_argument("--images", type=int, default=20000, help="training images for fine-tuning")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--test", type=int, default=10000, help="test images")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     asked = parser.parse_args()
     warnings.filterwarnings("ignore", module="torch_pruning")
     data = open_data(f"imagefolder:{asked.data}", size=32)
-    for part, count in (("test", asked.test), ("held_out", asked.test // 2)):  # as many of each class
+    for part, count in (("test", asked.test), ("held_out", asked.test // 2)):  # equally many of each class
         positions = data.positions[part]
         data.positions[part] = positions[torch.arange(count) * len(positions) // count]
     if "resnet18" in asked.networks and not asked.resnet18.exists():
@@ -177,7 +177,7 @@ def held_out(model: nn.Module, data: Data) -> float:
 
 
 def fine_tune(model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None = None) -> None:
-    """Train `model` itself, by the loop that trains ours."""
+    """Train `model` in place, with the training loop of this package."""
     channels = analyse(model, data.shape)
     method = Method(Job(model, data.shape, channels, parse_rate(0.5), Classify(teacher=teacher)))
     seed_all(recipe.seed)
@@ -189,7 +189,7 @@ def fine_tune(model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module |
 def theirs(
     model: nn.Module, network: str, importance: str, wanted: float, few: list[Batch], data: Data
 ) -> tuple[nn.Module, float, str]:
-    """The network cut to the share `wanted` of its MACs, with new statistics; its accuracy before; how it was ranked."""
+    """The network pruned to the share `wanted` of its MACs and recalibrated; its accuracy before that; its ranking."""
     found = []
     for ranked in ("inside layers", "over all layers"):
         low, high, best = 0.0, 1.0, None
@@ -198,7 +198,7 @@ def theirs(
             try:
                 small = prune(model, network, importance, ratio, ranked == "over all layers", few, data)
                 share = count_macs(small, data.shape) / count_macs(model, data.shape)
-            except Exception:  # it took a whole layer away
+            except Exception:  # a whole layer was removed
                 share, small = 0.0, None
             low, high = (ratio, high) if share > wanted else (low, ratio)
             if small is not None and (best is None or abs(share - wanted) < abs(best[0] - wanted)):

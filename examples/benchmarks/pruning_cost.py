@@ -1,12 +1,11 @@
-"""What pruning while training costs, and what it saves: PGMPF's epochs against plain ones, and GHFP with and without shrinking.
+"""Time of pruning during training: epochs of PGMPF and of plain training, and GHFP with and without shrinking.
 
     python examples/benchmarks/pruning_cost.py DIR [--images 5120] [--epochs 10] [--rounds 3] [--out FILE]
 
-DIR is CIFAR-10 as folders. A random ResNet-20 is trained on one thread. `plain` and `pgmpf`, which does not shrink here so that
-its masks are all there is to pay for, train the same batches; each round trains both, in turns, and the figure is the median of
-all epochs but the first of each round, in which no filter is weak yet. `ghfp` removes half of the MACs, once with its hard
-filters leaving the network while it trains and once with all of them leaving in the end; the figure is the time of the whole
-training.
+DIR is CIFAR-10 as folders. A random ResNet-20 is trained on one thread. `plain` and `pgmpf` train on the same batches; pgmpf
+does not shrink here, so that only the cost of its masks is measured. Each round trains both, interleaved, and the result is
+the median of all epochs but the first of each round, in which no filter is masked yet. `ghfp` removes half of the MACs, once
+with filters removed during training, once with all of them removed at the end; the result is the time of the whole training.
 """
 
 import argparse
@@ -84,7 +83,7 @@ def training(name: str, data: Data, epochs: int, shrink: bool) -> Training:
 
 
 def rounds(asked: argparse.Namespace, data: Data) -> dict[str, list[float]]:
-    """Seconds of each epoch but the first of its round."""
+    """Seconds of each epoch except the first of its round."""
     seconds: dict[str, list[float]] = {"plain": [], "pgmpf": []}
     for turn in range(asked.rounds):
         for name in sorted(seconds, reverse=turn % 2 == 0):

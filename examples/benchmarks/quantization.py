@@ -1,17 +1,17 @@
-"""Pruned and INT8, against INT8 alone: size, speed and accuracy of a ResNet-20's ONNX files, and what the defaults rest on.
+"""Quantization with and without pruning: size, latency and accuracy of a ResNet-20's ONNX files, and alternatives to defaults.
 
     python examples/benchmarks/quantization.py resnet20-jpeg.pt --data imagefolder:cifar10 --work DIR
         [--epochs 2] [--seed 0] [--rounds 5] [--out FILE]
 
-The checkpoint is of `examples/cifar/resnet.py`, named after its network. `compress prune` halves its MACs, or takes
-as many as leave widths that are multiples of 16 (`CUTS`), and trains what is left for `--epochs`; `compress quantize` writes it
-and the original in INT8, with 512 training images. `top1` is of all test images, through ONNX Runtime; nothing was chosen by
-it. All files take turns on one thread, `--rounds` times: a figure is the median of the rounds' medians, with the least and the
-largest.
+The checkpoint is of `examples/cifar/resnet.py`, named after its network. `compress prune` removes half of its MACs, or, with
+widths that are multiples of 16, nearly as many as possible (`CUTS`), and fine-tunes for `--epochs`; `compress quantize` writes
+the pruned networks and the original in INT8, calibrated on 512 training images. `top1` is on all test images, with ONNX
+Runtime; nothing was selected by it. The latency of all files is measured interleaved on one thread, in `--rounds` rounds: the
+result is the median of the rounds' medians, with the smallest and the largest.
 
-`choices` are other ways to quantize the original, compared on held-out images, which trained the checkpoint: they tell by how
-much answers differ from those in float32 (`agreement` of the top-1, mean KL divergence), and how long they take. Runs that are
-in `--work` already are not made again.
+`choices` are other ways to quantize the original, compared on held-out images, on which the checkpoint was trained: the
+difference of their outputs from those in float32 (`agreement` of the top-1, mean KL divergence), and their latency. Runs that
+`--work` already contains are skipped.
 """
 
 import argparse
@@ -44,13 +44,13 @@ from compressor.training.recipe import Recipe
 ARCH = Path(__file__).parents[1] / "cifar/resnet.py"
 CUTS: dict[str, tuple[float, int | None]] = {  # name -> --rate and --round-to
     "pruned": (0.5, None),
-    "pruned to multiples of 16": (0.39, 16),  # nearly all that can go then
+    "pruned to multiples of 16": (0.39, 16),  # nearly as many as possible with these widths
 }
 Row = dict[str, Any]
 
 
 def runs(arguments: argparse.Namespace, arch: str) -> dict[str, Path]:
-    """Name -> ONNX file: the network as it is, what pruning left, and each of these in INT8."""
+    """Name -> ONNX file: the original network, the pruned ones, and each of these in INT8."""
     work: Path = arguments.work
     file = work / "float.onnx"
     data = open_data(arguments.data)
@@ -111,7 +111,7 @@ def choices(file: Path, data: Data, work: Path, seed: int) -> dict[str, Path]:
 
 
 def timed(files: dict[str, Path], shape: tuple[int, ...], rounds: int) -> dict[str, Row]:
-    """Milliseconds by batch size: median, least and largest of the rounds' medians."""
+    """Milliseconds by batch size: median, smallest and largest of the rounds' medians."""
     found = [compare_latency(list(files.values()), shape, seconds=2.0 * len(files)) for _ in range(rounds)]
     table: dict[str, Row] = {}
     for i, name in enumerate(files):
@@ -124,7 +124,7 @@ def timed(files: dict[str, Path], shape: tuple[int, ...], rounds: int) -> dict[s
 
 
 def processor() -> str:
-    """Its name, and whether it has VNNI."""
+    """The name of the CPU, and whether it has VNNI."""
     text = Path("/proc/cpuinfo").read_text()
     name = re.search(r"model name\s*: (.*)", text)
     return f"{name[1] if name else platform.machine()}, {'with' if 'vnni' in text else 'without'} VNNI"
@@ -157,7 +157,7 @@ def main() -> None:
         return {"name": name, "size_bytes": files[name].stat().st_size, **told, **answers, "ms": times[name]}
 
     reports = {name: read_report(arguments.work / name) for name in CUTS}
-    words = [re.sub(r"[^:\s]*/", "", word) for word in sys.argv[1:]]  # without the places of files
+    words = [re.sub(r"[^:\s]*/", "", word) for word in sys.argv[1:]]  # without directories
     written = {
         "command": shlex.join(["python", "examples/benchmarks/quantization.py", *words]),
         "rows": [row(name, "test") for name in made],

@@ -1,23 +1,24 @@
-"""How much accuracy comes back after a cut, before any training?
+"""Accuracy recovered after pruning, before any training.
 
     python examples/benchmarks/recovery.py MODEL... --data imagefolder:cifar10 [--seeds 0,1,2] [--images 512] [--out FILE]
 
-MODEL is a checkpoint of `examples/cifar/resnet.py`, named after its network (resnet56.pt, resnet20-jpeg.pt). Three cuts each:
+MODEL is a checkpoint of `examples/cifar/resnet.py`, named after its network (resnet56.pt, resnet20-jpeg.pt). Each is pruned in
+three ways:
 
     halved   the inner convolution of every block loses the half of its filters with the smallest L2 norm
-    coupled  `compress prune --rate 0.5` as it comes: half of the MACs
+    coupled  `compress prune --rate 0.5` with defaults: half of the MACs
     scatter  the same with `--residual scatter`
 
-and from each cut, always anew:
+and each pruned network is recovered in these ways:
 
     absorbed               `absorb`, from batch norms alone
-    recalibrated           batch-norm statistics of some training images
+    recalibrated           batch-norm statistics re-estimated on training images
     absorbed+recalibrated  one after the other, with the first seed
-    refitted               `refit` on the same images, unlabelled
+    refitted               `refit`: least squares on the same images, unlabelled
     refitted+recalibrated  one after the other
 
-The accuracy is top-1 in percent on all test images. The seeds choose the training images: nothing else is random. Seconds are
-those of the repair alone, on this machine, whatever else it had to do.
+The accuracy is top-1 in percent on all test images. The seeds determine the training images; nothing else is random. Seconds
+are those of the recovery alone, on a machine that may have been busy.
 """
 
 import argparse
@@ -54,7 +55,7 @@ from compressor.training.method import Job
 NETWORKS = Path(__file__).resolve().parents[1] / "cifar" / "resnet.py"
 SHAPE = (3, 32, 32)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-Found = dict[str, dict[str, list[float]]]  # repair -> top1 and seconds -> one entry a seed
+Found = dict[str, dict[str, list[float]]]  # repair -> top1 and seconds -> one entry per seed
 
 
 def halved(model: nn.Module) -> Verified:
@@ -79,7 +80,7 @@ CUTS: dict[str, Callable[[nn.Module], Verified]] = {
 
 
 def repairs(model: nn.Module, cut: Verified, batches: list[Batch]) -> dict[str, Callable[[nn.Module], object]]:
-    """What is done to the small network. What is named a+b goes on from a."""
+    """The ways to recover the pruned network. The one named a+b continues from a."""
 
     def recalibrating(small: nn.Module) -> object:
         return recalibrate(small, batches)
@@ -99,14 +100,14 @@ def top1(model: nn.Module, test: list[Batch]) -> float:
 
 
 def recover(model: nn.Module, cut: Verified, data: Data, test: list[Batch], seeds: list[int], images: int) -> Found:
-    """Top-1 after each repair and its seconds, one entry a seed."""
+    """Top-1 after each repair and its seconds, one entry per seed."""
     found: Found = {}
     for seed in seeds:
         chosen = data.batches("train", batch_size=128, device=DEVICE, seed=seed, augment=False, limit=images)
         made = {"": cut.model}
         spent = {"": 0.0}
         for name, repair in repairs(model, cut, list(chosen)).items():
-            if name.startswith("absorbed") and seed != seeds[0]:  # it sees no image: there is nothing to repeat
+            if name.startswith("absorbed") and seed != seeds[0]:  # it uses no images, so seeds do not matter
                 continue
             before = name.rpartition("+")[0]
             small = made[name] = copy.deepcopy(made[before])
@@ -121,7 +122,7 @@ def recover(model: nn.Module, cut: Verified, data: Data, test: list[Batch], seed
 
 
 def rows(file: Path, data: Data, seeds: list[int], images: int) -> Iterator[dict[str, object]]:
-    """One for each cut of one network."""
+    """One row per way of pruning one network."""
     test = list(data.batches("test", batch_size=100, device=DEVICE))
     network = file.stem.partition("-")[0]
     model = load_model(str(file), arch=f"{NETWORKS}:{network}").model.eval().to(DEVICE)
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     data = open_data(options.data, size=None, channels=3, mean=None, std=None, seed=0, workers=0)
@@ -175,7 +176,7 @@ def about(options: argparse.Namespace, seeds: list[int], data: Data) -> dict[str
 
 
 def command(options: argparse.Namespace) -> list[str]:
-    """The arguments, without where things lie on this machine."""
+    """The arguments, without directories of this machine."""
     kind, _, folder = options.data.partition(":")
     choice = ["--seeds", options.seeds, "--images", str(options.images)]
     return [*(model.name for model in options.models), "--data", f"{kind}:{Path(folder).name}", *choice]

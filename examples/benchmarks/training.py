@@ -1,14 +1,14 @@
-"""Does our training loop cost anything? Images per second against a plain PyTorch loop over the same network and images.
+"""Throughput of the training loop: images per second, compared with plain PyTorch loops over the same network and images.
 
     python examples/benchmarks/training.py --data imagefolder:cifar10 [--device cpu] [--out examples/benchmarks/training.json]
 
-Three loops train a ResNet-20 for one epoch on the same images, in turn, several rounds in one process:
+Three loops train a ResNet-20 for one epoch on the same images, interleaved, in several rounds in one process:
 
     ours        `Training`, the loop of `compress`: progress, loss terms, schedule, seeds and state kept as in `compress prune`
-    plain       the ten lines that anyone would write, over the same batches
-    dataloader  the same ten lines over torchvision's ImageFolder, transforms v2 and a DataLoader, as most scripts are
+    plain       a minimal loop of ten lines, over the same batches
+    dataloader  the same loop over torchvision's ImageFolder, transforms v2 and a DataLoader, as in most scripts
 
-The figures are medians over the rounds; the first round of each warms up and does not count.
+Results are medians over the rounds; the first round of each is a warm-up and does not count.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from compressor.training.recipe import Recipe
 from compressor.training.train import Training, seed_all
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
-from resnet import resnet20  # it lies beside this folder
+from resnet import resnet20  # in examples/cifar
 
 BATCH, RATE = 128, 0.02
 
@@ -128,7 +128,7 @@ def main() -> None:
                 rates[name].append(seen / (time.perf_counter() - began))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, median in medians.items():
-        print(f"{name:12s} {median:9.1f} images/s   ours is {medians['ours'] / median:.3f} of it")
+        print(f"{name:12s} {median:9.1f} images/s   ours / {name}: {medians['ours'] / median:.3f}")
     result = {
         "command": shlex.join(["python", "examples/benchmarks/training.py", *sys.argv[1:]]),
         "images_per_second": rates,

@@ -1,17 +1,17 @@
-"""Does it pay to factor layers by what they give on images instead of by their weights? No training.
+"""Compare SVD of layers by their output on images (whitening) with SVD of their weights, without training.
 
     python examples/benchmarks/whitening.py MODEL... --data imagefolder:cifar10 [--rates 0.5,0.7] [--out FILE]
 
 MODEL is a checkpoint of a network in `examples/cifar/`, named after it (resnet56.pt, resnet20-jpeg.pt, vgg8.pt, vit.pt).
-Convolutions are split by channels, linear layers in two, each network three times at each rate of MACs:
+Convolutions are split by channels, linear layers in two, for each network at each rate of MACs in three ways:
 
-    plain     by the weights; their errors choose the ranks: no image is looked at
-    ranks     the ranks of `whitened`, but each layer split by its weights: what remains of the gain without better factors
-    whitened  by the output on 512 training images without labels, which choose the ranks, too
+    plain     by the weights, with ranks by the error of the weights; no images are used
+    ranks     the ranks of `whitened`, but each layer split by its weights: the gain of the ranks without that of the factors
+    whitened  by the output on 512 training images without labels, which also determines the ranks
 
-`error` is the squared error of a layer's output, as a share of its variance on 512 held-out images when the layer reads what it
-reads in the original network, summed over all factored layers. `top1` is on all test images, in percent; `recalibrated`, after
-the batch norms have seen 2,048 training images. Nothing is chosen by either.
+`error` is the squared error of a layer's output, as a share of its variance on 512 held-out images, with the layer's input in
+the original network, summed over all factored layers. `top1` is on all test images, in percent; `recalibrated` is top-1 after
+batch-norm statistics are re-estimated on 2,048 training images. Nothing is selected by either.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from compressor.training.method import Job
 CIFAR = Path(__file__).resolve().parents[1] / "cifar"
 SHAPE = (3, 32, 32)
 CPU = torch.device("cpu")
-COMPARED = 512  # held-out images on which outputs of layers are compared
+COMPARED = 512  # held-out images for the errors of layers
 
 
 def opened(file: Path) -> nn.Module:
@@ -73,9 +73,9 @@ def three(model: nn.Module, data: Data, rate: float) -> Iterator[tuple[str, Svd]
 
 
 def error(original: nn.Module, chains: Mapping[str, nn.Module], batches: Iterable[Batch]) -> float:
-    """The share of each layer's variance that its chain misses, added up."""
+    """The squared error of each layer's chain as a share of the layer's variance, summed over layers."""
     missed = dict.fromkeys(chains, 0.0)
-    moments: dict[str, list[Tensor]] = {name: [] for name in chains}  # of each batch: rows, their sum and their squares' sum
+    moments: dict[str, list[Tensor]] = {name: [] for name in chains}  # per batch: number of rows, their sum, sum of squares
 
     def compare(name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         missed[name] += float((chains[name](*args) - out).double().square().sum())
@@ -100,14 +100,14 @@ def top1(model: nn.Module, test: Batches) -> float:
 
 
 def rows(file: Path, data: Data, rates: list[float]) -> Iterator[dict[str, object]]:
-    """One for each way to factor one network."""
+    """One row per way to factor one network."""
     model, test = opened(file), data.batches("test", batch_size=250, device=CPU)
     dense, macs, params = top1(model, test), count_macs(model, SHAPE), count_params(model)
     for rate in rates:
         for name, method in three(model, data, rate):
             small = method.model.eval()
             held_out = data.batches("held_out", batch_size=128, device=CPU, limit=COMPARED)
-            apart = replaced(copy.deepcopy(model), unpacked(model, SHAPE))  # with a layer for each of attention's weights
+            apart = replaced(copy.deepcopy(model), unpacked(model, SHAPE))  # with attention as separate linear layers
             found = {"error": round(error(apart, method.chains, held_out), 4), "top1": top1(small, test)}
             images = data.batches("train", batch_size=128, device=CPU, augment=False, limit=RECALIBRATION_IMAGES)
             if recalibrate(small, images):
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def keep(row: dict[str, object], options: argparse.Namespace, data: Data) -> None:
-    """Add a row to the file; one of the same network, rate and way is replaced."""
+    """Add a row to the file, in place of one of the same network, rate and way."""
     known = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.exists() else []
     same = ("model", "rate", "by")
     everything = [*(other for other in known if any(other[name] != row[name] for name in same)), row]

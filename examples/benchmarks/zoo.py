@@ -1,24 +1,24 @@
-"""Which models can be cut, and is what comes out right? Ours and Torch-Pruning 1.6.1, side by side.
+"""Prune many models and verify the results, with ours and Torch-Pruning 1.6.1.
 
     pip install timm transformers torch-pruning==1.6.1
     python examples/benchmarks/zoo.py [--only PATTERN ...] [--tool ours] [--stage cut] [--again]
 
-All models of torchvision, 39 of timm and three of Hugging Face (`zoo_models.py`) are built with random weights and cut, each
-by each tool in a process of its own, on one thread, within `--limit` seconds and `--memory` GB. What a process has reached is
-written to the JSON file beside this script, from which `docs/models.md` is made; models that stand there already are left out
-unless `--again` is given.
+All models of torchvision, 39 of timm and three of Hugging Face (`zoo_models.py`) are built with random weights and pruned by
+each tool, each in its own process, on one thread, within `--limit` seconds and `--memory` GB. The results are written to the
+JSON file next to this script, from which `docs/models.md` is generated; models that it already contains are skipped unless
+`--again` is given.
 
     cut      ours: analysis, scores of `magnitude`, selection at half of the MACs (or the most that the model allows), surgery;
-             the small model equals the masked one, and its output has the form of the original's
+             the pruned model equals the masked one, and its output has the types and shapes of the original's
              Torch-Pruning: its README's recipe with the group L2 norm, `pruning_ratio=0.5`, `round_to=8`, no hint about the
-             model. It must not cut what the model returns, so that it is told to ignore the layers whose output is returned
-             and those from which no other layer is reached, as the autograd graph says
-    reload   ours alone: weights and plan are read in a fresh process, where the network answers as before
-    onnx     it is exported, and ONNX Runtime answers as PyTorch does for one image and for three; where that fails, the
-             original is tried, too
+             model. It must not prune the model's outputs, so `ignored_layers` are the layers whose output is returned and
+             those from which no other layer is reached, according to the autograd graph
+    reload   ours alone: weights and plan are loaded in a new process, where the network has the same outputs
+    onnx     the model is exported, and ONNX Runtime has the outputs of PyTorch for one image and for three; if that fails,
+             the original is exported, too
 
-Seconds are given twice, as the clock saw them and as the processor spent them: the two differ on a machine that is shared. The
-limit is on those of the processor. Run it from the root of the repository: `compressor.load` trusts no code from elsewhere.
+Seconds are given as wall time and as CPU time, which differ on a shared machine. The limit applies to CPU time. Run it from
+the root of the repository: `compressor.load` trusts no code from elsewhere.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from compressor.training.method import Job
 
 HERE = Path(__file__).resolve()
 STAGES = ("cut", "reload", "onnx")
-STEPS = ("analysis", "surgery", "verification", "forward", "reload", "onnx")  # what the summary counts
+STEPS = ("analysis", "surgery", "verification", "forward", "reload", "onnx")  # counted by the summary
 PACKAGES = "compressor", "torch", "torchvision", "timm", "transformers", "torch-pruning", "onnx", "onnxruntime-gpu"
 SPAWN = multiprocessing.get_context("spawn")
 Row = dict[str, Any]
@@ -78,11 +78,11 @@ Key = tuple[str, str, str]  # family, model, tool
 
 
 class Stopped(Exception):
-    """A step has failed, and that was told."""
+    """A step has failed, which was reported."""
 
 
 class Progress:
-    """Tells the waiting process what has been reached."""
+    """Reports progress to the waiting process."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
@@ -92,7 +92,7 @@ class Progress:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Tells the seconds by the clock and by the processor of a step that is done, or why it has failed."""
+        """Report wall and CPU time of a step that is done, or why it has failed."""
         self.tell(at=name)
         wall, cpu = time.perf_counter(), time.process_time()
         try:
@@ -105,9 +105,9 @@ class Progress:
 
 
 def work(entry: Entry, tool: str, stage: str, pipe: Connection, folder: str) -> None:
-    """The life of one process: everything there is to know about one model and one tool."""
-    os.setsid()  # so that it can be stopped with all that it may start
-    tempfile.tempdir = folder  # which is removed even then
+    """The work of one process: one model and one tool."""
+    os.setsid()  # so that it can be killed with its children
+    tempfile.tempdir = folder  # which is removed even if it is killed
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     progress = Progress(pipe)
@@ -134,7 +134,7 @@ def ours(model: nn.Module, entry: Entry, progress: Progress) -> tuple[nn.Module,
     with progress.step("analysis"):
         channels = analyse(model, entry.inputs)
         progress.tell(groups=len(channels.groups), frozen=len(channels.frozen()), unknown=channels.unknown_operators())
-    method = Magnitude(Job(model, entry.inputs, channels, goal, Classify()))  # it copies the model, which is no part of a cut
+    method = Magnitude(Job(model, entry.inputs, channels, goal, Classify()))  # copying the model is not timed
     with progress.step("selection"):
         strength = channels.split(method.scores(channels))
 
@@ -147,11 +147,11 @@ def ours(model: nn.Module, entry: Entry, progress: Progress) -> tuple[nn.Module,
 
         mask = choose(channels)
         if mask.all():
-            raise Infeasible("nothing can be cut")
+            raise Infeasible("nothing can be pruned")
     del method  # and with it the copy
     with progress.step("surgery"):
         surgery.apply(model, surgery.plan(model, channels, mask))
-    with progress.step("verification"):  # it cuts once more, holding groups whole that break the model
+    with progress.step("verification"):  # it prunes again, and keeps groups whole that break the model
         done = remove(model, channels, choose, entry.inputs)
         progress.tell(difference=done.difference, held=done.channels.held)
         if done.mask.all():
@@ -183,7 +183,7 @@ def last_layers(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
     made: dict[Any, nn.Module] = {}  # node of the autograd graph -> the layer whose output it is
 
     def nearest(nodes: list[Any]) -> set[Any]:
-        """Walk back to the layers' outputs that are met first."""
+        """Walk back to the nearest outputs of layers."""
         found, seen = set(), set()
         while nodes:
             node = nodes.pop()
@@ -203,12 +203,12 @@ def last_layers(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
     return list({made[node] for node in returned | (made.keys() - read)})
 
 
-Tool = Callable[[nn.Module, Entry, Progress], tuple[nn.Module, Cut | None]]  # gives the small model
+Tool = Callable[[nn.Module, Entry, Progress], tuple[nn.Module, Cut | None]]  # returns the pruned model
 TOOLS: dict[str, Tool] = {"ours": ours, "torch-pruning": torch_pruning}
 
 
 def reload(small: nn.Module, cut: Cut, entry: Entry, progress: Progress) -> None:
-    """Write weights and plan, and have a fresh process read them and answer again."""
+    """Write weights and plan, load them in a new process, and compare outputs."""
     folder = tempfile.mkdtemp()
     with progress.step("reload"), ProcessPoolExecutor(1, SPAWN) as fresh:
         save_model(Path(folder), small, Plan(entry.arch, {}, entry.inputs, cut))
@@ -243,7 +243,7 @@ def onnx(small: nn.Module, model: nn.Module, entry: Entry, progress: Progress) -
 
 
 def measure(entry: Entry, tool: str, options: argparse.Namespace) -> Row:
-    """The row of one model and one tool: what its process told until it ended or was stopped."""
+    """The row of one model and one tool: the reports of its process until it ended or was killed."""
     row: Row = {"model": entry.name, "family": entry.family, "tool": tool, "stage": options.stage, "at": "start", "failed": {}}
     here, there = SPAWN.Pipe(duplex=False)
     folder = tempfile.TemporaryDirectory()
@@ -277,7 +277,7 @@ def merge(row: Row, facts: Row) -> None:
 
 
 def excess(pid: int, began: float, options: argparse.Namespace) -> str | None:
-    """Why the process is to be stopped: too many seconds of the processor (or far too many of the clock), too much memory."""
+    """Why the process must be killed: too much CPU time (or far too much wall time), or too much memory."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:  # it has just ended
@@ -303,7 +303,7 @@ def key_of(row: Row) -> Key:
 
 
 def record(options: argparse.Namespace, row: Row, order: list[Key]) -> None:
-    """Put a row in its place in the file."""
+    """Write a row to the file, in order."""
     with locked(options.out.resolve().parent):
         rows = {**read(options.out), key_of(row): row}
         figures = {
@@ -328,7 +328,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def line(row: Row) -> str:
-    """What is printed of a model."""
+    """The printed line of a model."""
     seconds = sum(row.get("seconds", {}).get(step, {}).get("cpu", 0) for step in ("analysis", "selection", "surgery"))
     cost = f"{row['macs_after'] / row['macs']:4.0%} of the MACs" if "macs_after" in row else ""
     faults = [f"{step}: {why}" for step, why in row["failed"].items()]
@@ -337,7 +337,7 @@ def line(row: Row) -> str:
 
 
 def summary(rows: list[Row]) -> str:
-    """How many models of each family have passed each step."""
+    """The number of models of each family that have passed each step."""
     lines = ["{:14} {:13} {:>6}".format("family", "tool", "models") + "".join(f" {step:>12}" for step in STEPS)]
     of_family = Counter((row["family"], row["tool"]) for row in rows)
     passed = Counter((row["family"], row["tool"], step) for row in rows for step in row.get("seconds", ()))
@@ -350,8 +350,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", default=["*"], help="names of models or families")
     parser.add_argument("--tool", choices=[*TOOLS, "both"], default="both")
-    parser.add_argument("--stage", choices=STAGES, default=STAGES[-1], help="how far to go")
-    parser.add_argument("--again", action="store_true", help="measure also what stands in the file already")
+    parser.add_argument("--stage", choices=STAGES, default=STAGES[-1], help="the last stage to run")
+    parser.add_argument("--again", action="store_true", help="measure models that the file already contains")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=150, metavar="SECONDS")
     parser.add_argument("--memory", type=float, default=12, metavar="GB")
@@ -378,7 +378,7 @@ def main() -> None:
     pool = ThreadPoolExecutor(options.jobs)
     try:
         rows = list(pool.map(run, jobs))
-    finally:  # interrupted, it ends with the models at hand
+    finally:  # if interrupted, the running models are finished
         pool.shutdown(cancel_futures=True)
     print(f"\n{summary(rows)}")
 

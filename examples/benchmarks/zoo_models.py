@@ -1,4 +1,4 @@
-"""The models of `zoo.py`: what builds each, what it is called with, and random weights that hide nothing."""
+"""The models of `zoo.py`: their code, their inputs, and random weights that do not hide errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ hiera_tiny_224
 
 @dataclass(frozen=True)
 class Entry:
-    """A model: the code that builds it, and what it is called with."""
+    """A model: the code that builds it, and its inputs."""
 
     name: str
     family: str
@@ -46,7 +46,7 @@ class Entry:
 
     @torch.no_grad()
     def form(self, model: nn.Module) -> str:
-        """The form of what `model` answers for one sample."""
+        """The types and shapes of the output of `model` for one sample."""
         return form_of(model(*self.inputs.random(1)), self.family)
 
 
@@ -96,9 +96,9 @@ def SegformerForSemanticSegmentation() -> nn.Module:  # noqa: N802
 
 
 def enliven(model: nn.Module) -> None:
-    """Random numbers where building leaves constants: zeros become small, anything else lies between 0.5 and 1.5.
+    """Replace constant initial values by random ones: zeros by small values, others by values between 0.5 and 1.5.
 
-    A layer scale of 1e-6, a residual branch that begins at zero or a batch norm that does nothing would hide a wrong cut.
+    A layer scale of 1e-6, a zero-initialised residual branch or an identity batch norm would hide errors in pruning.
     """
     random = torch.Generator().manual_seed(SEED)
     statistics = [tensor for name, tensor in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
@@ -112,7 +112,7 @@ def enliven(model: nn.Module) -> None:
 def normalise(model: nn.Module, inputs: Inputs) -> None:
     """Scale each layer so that its outputs have variance one (Mishkin and Matas, ICLR 2016, arXiv 1511.06422), biases with it.
 
-    Random networks otherwise answer the same to everything: gates are saturated, and detectors find nothing.
+    The outputs of random networks otherwise hardly depend on the input: gates are saturated, and detectors find nothing.
     """
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ def normalise(model: nn.Module, inputs: Inputs) -> None:
 
 
 def form_of(output: object, family: str) -> str:
-    """The types, keys and shapes of what a model returns. How many objects a detector finds is no part of it."""
+    """The types, keys and shapes of what a model returns. The number of objects that a detector finds is not included."""
     if isinstance(output, Tensor):
         shape = list(output.shape)
         return f"{str(output.dtype)[6:]}{['any', *shape[1:]] if family == 'detection' else shape}"

@@ -1,4 +1,4 @@
-"""A small network for handwritten digits. It stands for yours: nothing in it knows that it will be made smaller."""
+"""A small network for handwritten digits, as an example of your own: its code is independent of `compress`."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,6 +1,6 @@
-"""Makes model.pt, in seconds: the network of net.py, trained on scikit-learn's images of digits.
+"""Writes model.pt in seconds: the network of net.py, trained on scikit-learn's digits.
 
-It stands for the checkpoint that you have.
+It takes the place of your own checkpoint.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """The ResNets of He et al. (CVPR 2016, arXiv 1512.03385, section 4.2) for 32 x 32 images.
 
-Three stages of basic blocks, 16, 32 and 64 channels wide. A shortcut that changes the width carries no weights ("option A"): it
-takes every second pixel and pads the missing channels with zeros, half before and half after.
-The names of modules and parameters are those of the checkpoints that most people have.
+Three stages of basic blocks with 16, 32 and 64 channels. A shortcut that changes the width has no weights ("option A"): it
+takes every second pixel and pads the missing channels with zeros, half before and half after. Modules and parameters have the
+names of widely used checkpoints.
 """
 
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ class Pad(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut around them."""
+    """Two 3 x 3 convolutions with a residual connection."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Train a network from scratch on small images, to have one to compress: a state dict, and what it reached.
+"""Train a network from scratch on small images, as an example to compress. Writes a state dict.
 
     python examples/cifar/train.py examples/cifar/vgg.py:vgg8 --data imagefolder:cifar10 --epochs 20 --out vgg8.pt
 
-Random crops and flips, a cosine from --lr with a warm-up of one epoch in ten, no choice of an epoch: the last one is kept.
-Prints one line of JSON with the command, the top-1 of all test images and the seconds.
+Random crops and flips, a cosine schedule from --lr with 10 % of the epochs as warm-up. The last epoch is kept.
+Prints one line of JSON with the command, the top-1 accuracy on all test images and the seconds.
 """
 
 import argparse

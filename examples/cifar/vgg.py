@@ -1,8 +1,8 @@
-"""A small VGG for 32 x 32 images: six convolutions with batch norm, and fully-connected layers as large as they were then.
+"""A small VGG for 32 x 32 images: six convolutions with batch norm, and three large fully-connected layers.
 
-Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, arXiv 1409.1556, of
-which it takes the pattern: 3 x 3 convolutions, twice as wide after each pooling, and three fully-connected layers. Of its
-158.0 M MACs 152.8 M are in the convolutions, of its 6.40 M parameters 5.26 M in the fully-connected layers.
+Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, arXiv 1409.1556,
+whose pattern it follows: 3 x 3 convolutions, twice as wide after each pooling, and three fully-connected layers. The
+convolutions have 152.8 M of its 158.0 M MACs, the fully-connected layers 5.26 M of its 6.40 M parameters.
 """
 
 import torch
@@ -33,5 +33,5 @@ class VGG(nn.Module):
 
 
 def vgg8(num_classes: int = 10) -> VGG:
-    """Six convolutions and three fully-connected layers, of which the last is not counted in the name."""
+    """Six convolutions and three fully-connected layers, the last of which the name does not count."""
     return VGG(num_classes)

@@ -1,7 +1,8 @@
-"""A small vision transformer for 32 x 32 images, made of torchvision's parts.
+"""A small vision transformer for 32 x 32 images, built from torchvision's VisionTransformer.
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", ICLR 2021, arXiv 2010.11929,
-much smaller: patches of 4 x 4, so 64 of them and a token, six layers of width 128, four heads. 58.0 M MACs, 811,146 parameters.
+much smaller: 64 patches of 4 x 4 and a class token, six layers with an embedding dimension of 128, four heads. 58.0 M MACs,
+811,146 parameters.
 """
 
 from torchvision.models import VisionTransformer

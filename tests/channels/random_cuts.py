@@ -1,4 +1,4 @@
-"""Cut a network at random and check everything that must hold afterwards: what most tests of the channels do."""
+"""Helpers for the tests of channels: prune a network at random, and check everything that must hold afterwards."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,12 @@ from compressor.channels import Channels, Mask, Residual, Verified, analyse, mas
 from compressor.channels.trace import plain_attention
 from compressor.network.outputs import tensors_in
 
-EXACT = 1e-10  # of float64 arithmetic, beside how far the answers to two images lie apart
+EXACT = 1e-10  # of float64 arithmetic, relative to the difference between the outputs of two images
 ROUNDING = 1e-3  # of float32 arithmetic, likewise, in networks of up to two hundred layers
 
 
 def liven(model: nn.Module) -> nn.Module:
-    """Random weights that keep signals at their size when half of them go, and random norms. In eval mode."""
+    """Random weights that keep the size of signals when half of them are pruned, and random norms. In eval mode."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -33,7 +33,7 @@ def liven(model: nn.Module) -> nn.Module:
 
 
 def at_random(share: float = 0.5, seed: int = 0) -> Callable[[Channels], Mask]:
-    """A choice that takes `share` of the channels of every group, rounded down."""
+    """A choice that prunes `share` of the channels of every group, rounded down."""
 
     def choose(channels: Channels) -> Mask:
         generator = np.random.default_rng(seed)
@@ -54,7 +54,7 @@ def params(model: nn.Module) -> int:
 
 
 def apart(model: nn.Module, other: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> float:
-    """Largest difference of two networks' answers to the same two images, beside that of one network's answers to both."""
+    """Largest difference between the outputs of two networks, relative to that between the outputs of two images."""
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     worst = 0.0
     for mine, theirs in zip(answers(model.to(dtype), images), answers(other.to(dtype), images), strict=True):
@@ -64,7 +64,7 @@ def apart(model: nn.Module, other: nn.Module, shape: tuple[int, ...], dtype: tor
 
 
 def lively(model: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether the answer depends on the image by more than a thousandth: else a comparison would test nothing."""
+    """Whether the outputs depend on the image by more than a thousandth: else a comparison would test nothing."""
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).to(next(model.parameters()))
     return all((out[0] - out[1]).abs().max() > 1e-3 * out.abs().max() for out in answers(model, images))
 
@@ -75,13 +75,13 @@ def answers(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def check(model: nn.Module, verified: Verified, shape: tuple[int, ...]) -> None:
-    """The small network must be what the masked `model` is, and cost what the table says."""
+    """The pruned network must equal the masked `model`, and its cost must equal that of the table."""
     small = verified.model
-    assert not verified.channels.held, "the rules let something be cut that breaks the model"
+    assert not verified.channels.held, "the rules allowed a cut that breaks the model"
     assert verified.difference <= EXACT
     assert verified.channels.macs.total(verified.mask) == macs(small, shape)
     assert verified.channels.params.total(verified.mask) == params(small)
-    own_width = nn.LayerNorm | nn.GroupNorm | nn.MultiheadAttention  # these compute with the number of their channels
+    own_width = nn.LayerNorm | nn.GroupNorm | nn.MultiheadAttention  # these depend on their number of channels
     if not any(isinstance(module, own_width) for module in model.modules()):
         large = mask(model, verified.cut)
         assert apart(small, large, shape, torch.float32) <= ROUNDING
@@ -92,7 +92,7 @@ def check(model: nn.Module, verified: Verified, shape: tuple[int, ...]) -> None:
 def cut_and_check(
     model: nn.Module, shape: tuple[int, ...] = (3, 8, 8), *, channels: Channels | None = None, residual: Residual = "coupled"
 ) -> Verified:
-    """Cut half of every group of the livened `model`, and check the result."""
+    """Prune half of every group of `model` with random weights, and check the result."""
     channels = channels or analyse(liven(model), shape, residual)
     verified = remove(model, channels, at_random(), shape)
     assert not verified.mask.all(), "nothing was cut"

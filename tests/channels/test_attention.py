@@ -1,4 +1,4 @@
-"""Attention as people write it: heads get narrower or go as a whole, and the counts in the code follow."""
+"""Common implementations of attention: the head dimension is reduced or whole heads are pruned, and counts are updated."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ WIDTH, HEADS = 24, 4
 
 
 class Network(nn.Module):
-    """Images [n, 3, 4, 4] -> tokens [n, 16, 24] -> attention beside them -> norm -> mean -> [n, 5]."""
+    """Images [n, 3, 4, 4] -> tokens [n, 16, 24] -> attention with a residual connection -> norm -> mean -> [n, 5]."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Network(nn.Module):
 
 
 class Fused(nn.Module):
-    """One layer makes queries, keys and values; the number of heads and their width are kept on the module."""
+    """One layer computes queries, keys and values; the number of heads and the head dimension are attributes of the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Fused(nn.Module):
 
 
 class Separate(nn.Module):
-    """A layer for each; as many heads as there are, and both widths on the module."""
+    """A layer for each; the number of heads is inferred, and both widths are attributes of the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Separate(nn.Module):
 
 
 class Torch(nn.Module):
-    """PyTorch's own module: its heads share out the width of the stream."""
+    """PyTorch's module: the head dimension is the embedding dimension divided by the number of heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Torch(nn.Module):
 
 
 class Windowed(nn.Module):
-    """As in Swin: widths are worked out from the stream's, the scale from a head's, and each head has a bias of its own."""
+    """As in Swin: the head dimension is computed from the embedding dimension, the scale from it, and each head has a bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class SharedByTorch(Shared):
 
 
 class OverChannels(nn.Module):
-    """As in XCiT: channels attend to channels, so none may go from a head, but heads may."""
+    """As in XCiT: channels attend to channels, so that only whole heads can be pruned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ def test_whole_heads_go(attention: Callable[[], nn.Module], groups_: dict[str, i
 
 @pytest.mark.parametrize("heads", ["width", "whole"])
 def test_heads_that_share_out_the_stream_go_with_it(heads: str) -> None:
-    """`nn.MultiheadAttention` has heads that are as wide together as what it reads."""
+    """The heads of `nn.MultiheadAttention` are together as wide as its input."""
     verified = cut(Torch(), heads)
     assert groups(verified) == {"embed": 6 if heads == "width" else 4}
     small = verified.model.attention.attention
@@ -189,7 +189,7 @@ def test_heads_that_share_out_the_stream_go_with_it(heads: str) -> None:
 
 @pytest.mark.parametrize("attention", [Windowed, OverChannels])
 def test_heads_that_must_keep_their_width_go_whole(attention: Callable[[], nn.Module]) -> None:
-    """Their width is a number in the code's arithmetic, or mixed by a softmax: the heads are cut, and the stream with them."""
+    """The head dimension is used in arithmetic, or mixed by a softmax: whole heads are pruned, and the embedding with them."""
     verified = cut(attention(), "width")
     assert groups(verified) == {"embed": 4}
     assert verified.model.attention.num_heads == 2

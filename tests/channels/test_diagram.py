@@ -1,4 +1,4 @@
-"""The drawing shows every group, every layer between them, and what must stay."""
+"""The graph shows every group, every layer between them, and frozen channels."""
 
 from collections import OrderedDict
 
@@ -15,7 +15,7 @@ SHAPE = (3, 8, 8)
 
 
 def drawn(model: nn.Module, residual: Residual = "coupled") -> tuple[Drawing, set[tuple[str, str, str]]]:
-    """The drawing, and its edges as (names or reason of the source, layers, names or reason of the target)."""
+    """The graph, and its edges as (names or reason of the source, layers, names or reason of the target)."""
     drawing = draw(analyse(model, SHAPE, residual))
     names = [brief(node.names) or node.lines[-1] for node in drawing.nodes]
     return drawing, {(names[edge.source], brief(edge.layers), names[edge.target]) for edge in drawing.edges}
@@ -26,7 +26,7 @@ def conv(inputs: int, outputs: int, groups: int = 1) -> nn.Conv2d:
 
 
 class Stage(nn.Module):
-    """[n, 3, 8, 8] -> [n, 5]: a stem and `depth` equal blocks around one stream."""
+    """[n, 3, 8, 8] -> [n, 5]: a stem and `depth` identical blocks on one residual stream."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Stage(nn.Module):
 
 
 class Dense(nn.Module):
-    """Every layer reads all that came before."""
+    """Every layer consumes the outputs of all layers before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def test_layers_lead_from_what_they_read_to_what_they_make() -> None:
     assert [(node.kind, node.label) for node in drawing.nodes] == [
         ("group", ["0", "8 channels", "87.5% of the MACs"]),
         ("group", ["1", "4 channels", "62.5% of the MACs"]),
-        ("stays", ["2 channels stay", "it is an output of the model"]),
+        ("stays", ["2 frozen channels", "it is an output of the model"]),
         ("outside", ["input"]),
     ]
 
@@ -128,19 +128,19 @@ def test_concatenated_groups_are_joined_step_by_step() -> None:
     joined = [index for index, node in enumerate(drawing.nodes) if node.kind == "joined"]
     assert len(joined) == 2
     into = [edge for edge in drawing.edges if edge.target in joined]
-    assert len(into) == 4 and not any(edge.layers for edge in into)  # a and b; what they became, and c
+    assert len(into) == 4 and not any(edge.layers for edge in into)  # a and b; their concatenation, and c
     assert ("concatenated", "c", "c") in edges
 
 
 def test_a_stream_that_stays_wide_is_shown_where_it_is_read() -> None:
     _, edges = drawn(Stage(2), "scatter")
-    wide = "a stream, where what is cut is put back as zeros"
+    wide = "a full-width residual stream, zero where channels are pruned"
     assert {("stem", "", wide), ("down.{0,1}", "", wide), (wide, "up.{0,1}", "up.{0,1}")} <= edges
 
 
 def test_a_frozen_width_lies_between_the_layers_that_make_and_read_it() -> None:
     class Features(nn.Module):
-        """Answers with what its first layer makes, too."""
+        """Returns the output of its first layer, too."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -158,7 +158,7 @@ def test_a_model_of_which_nothing_can_be_cut_is_drawn_too() -> None:
     assert drawn(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)))[1] == {("input", "1", "it is an output of the model")}
 
 
-# What is told of groups -----------------------------------------------------------------------------------------------
+# Properties of groups -------------------------------------------------------------------------------------------------
 
 
 def test_shares_are_what_goes_with_a_group() -> None:
@@ -171,7 +171,7 @@ def test_shares_are_what_goes_with_a_group() -> None:
 
 def test_readers_and_copies_of_a_group() -> None:
     first, second = analyse(nn.Sequential(conv(3, 8), conv(8, 8, groups=2), conv(8, 2)), SHAPE).groups
-    assert (readers(first), copies(first)) == (["1"], 2)  # the two halves of a grouped convolution give alike
+    assert (readers(first), copies(first)) == (["1"], 2)  # the two groups of the convolution are pruned alike
     assert (readers(second), copies(second)) == (["2"], 2)
 
 
@@ -181,7 +181,7 @@ MERMAID = """\
 flowchart TD
     classDef stays stroke-dasharray: 4 4
     n0["a#quot;b<br/>8 channels<br/>100.0% of the MACs"]
-    n1["2 channels stay<br/>it is an output of the model"]:::stays
+    n1["2 frozen channels<br/>it is an output of the model"]:::stays
     n2(["input"])
     n2 -->|"a#quot;b"| n0
     n0 -->|"c"| n1
@@ -189,7 +189,7 @@ flowchart TD
 DOT = r"""digraph coupling {
     node [fontname="sans-serif"]; edge [fontname="sans-serif", fontsize=10];
     n0 [label="a\"b\n8 channels\n100.0% of the MACs", shape=box];
-    n1 [label="2 channels stay\nit is an output of the model", shape=box, style=dashed];
+    n1 [label="2 frozen channels\nit is an output of the model", shape=box, style=dashed];
     n2 [label="input", shape=oval];
     n2 -> n0 [label="a\"b"];
     n0 -> n1 [label="c"];

@@ -1,4 +1,4 @@
-"""Networks whose code is not as tidy as a zoo's: what can be cut is cut exactly, what cannot is held whole and told."""
+"""Networks with unusual code: the prunable channels are pruned exactly, and the others are kept with a reason."""
 
 import copy
 
@@ -23,15 +23,15 @@ def sizes(channels: Channels) -> dict[str, int]:
 
 
 def cut(model: nn.Module, shape: tuple[int, ...] = SHAPE, residual: Residual = "coupled") -> Verified:
-    """Half of every group, as far as the network lets it go."""
+    """Prune half of every group, as far as the network allows."""
     return remove(model, analyse(model, shape, residual), at_random(), shape)
 
 
-# The ResNets that people have -------------------------------------------------------------------------------------------
+# Common ResNets ---------------------------------------------------------------------------------------------------------
 
 
 def test_resnet20_coupled_cuts_the_stream_beside_its_padding() -> None:
-    """The 16 channels of the first stage run through all three; what a shortcut pads with zeros stays."""
+    """The 16 channels of the first stage run through all three stages; channels that a shortcut pads with zeros are frozen."""
     verified = cut_and_check(resnet20(), (3, 32, 32))
     widths = sizes(verified.channels)
     assert widths.pop("conv1") == 16
@@ -43,7 +43,7 @@ def test_resnet20_coupled_cuts_the_stream_beside_its_padding() -> None:
 
 
 def test_resnet20_scattered_cuts_every_convolution() -> None:
-    """What the papers report: every layer keeps its own channels, the stream stays wide."""
+    """As reported in papers: every layer has channels of its own, and the residual stream keeps its width."""
     verified = cut_and_check(resnet20(), (3, 32, 32), residual="scatter")
     convolutions = {name for name, module in resnet20().named_modules() if isinstance(module, nn.Conv2d)}
     assert sizes(verified.channels).keys() == convolutions
@@ -52,11 +52,11 @@ def test_resnet20_scattered_cuts_every_convolution() -> None:
     assert not any(isinstance(m, nn.Conv2d) and m.out_channels == 64 for m in verified.model.modules())
 
 
-# Widths written into the code -------------------------------------------------------------------------------------------
+# Hard-coded widths ------------------------------------------------------------------------------------------------------
 
 
 class Flat(nn.Module):
-    """Knows how long its flattened features are."""
+    """Hard-codes the length of its flattened features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Flat(nn.Module):
 
 
 class Reshaped(nn.Module):
-    """Keeps its width as a number of its own, beside its layers."""
+    """Stores its width as an attribute of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Reshaped(nn.Module):
 
 
 class Checked(nn.Module):
-    """Insists on a width before it goes on."""
+    """Raises for any other width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Checked(nn.Module):
 def test_a_width_written_into_the_code_is_frozen_and_told() -> None:
     verified = cut(liven(Flat()))
     reasons = {row.name: row.reason for row in verified.channels.frozen()}
-    assert reasons["second"] == "the model's code has the number 512 for its width"
+    assert reasons["second"] == "the model's code hard-codes its width, 512"
     assert not verified.channels.held
     assert (verified.model.first.out_channels, verified.model.second.out_channels) == (4, 8)
 
@@ -118,7 +118,7 @@ def test_a_width_that_the_code_insists_on_is_held_and_told() -> None:
 
 
 def test_a_cut_that_runs_but_is_wrong_is_found_out() -> None:
-    """A sum over channels does not feel one that is zero, but the sigmoid of zero is a half."""
+    """A zero channel does not change a sum over channels, but the sigmoid of zero is a half."""
 
     class Summed(nn.Module):
         def __init__(self) -> None:
@@ -130,7 +130,7 @@ def test_a_cut_that_runs_but_is_wrong_is_found_out() -> None:
 
     verified = cut(liven(Summed()))
     assert verified.channels.held.keys() == {"second"}
-    assert "the small model differs from the masked one by" in verified.channels.held["second"]
+    assert "the pruned model differs from the masked one by" in verified.channels.held["second"]
     assert verified.model.first.out_channels == 4
 
 
@@ -143,12 +143,12 @@ def test_a_network_that_never_answers_twice_alike_cannot_be_shown_equal() -> Non
         def forward(self, x: Tensor) -> Tensor:
             return self.last(F.dropout(self.first(x), 0.5, training=True))
 
-    with pytest.raises(VerificationFailed, match=r"could not be shown equal[\s\S]*Nothing was written"):
+    with pytest.raises(VerificationFailed, match=r"is not equal to the masked one[\s\S]*Nothing was written"):
         cut(liven(Noisy()))
 
 
 def test_a_wrong_cut_is_found_in_a_network_that_hardly_answers() -> None:
-    """Beside a large constant, what depends on the image is small: a wrong cut must show all the same."""
+    """The outputs are a large constant plus a small part that depends on the image: a wrong cut must still be detected."""
     model = liven(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 5, 3)))
     with torch.no_grad():
         model[2].weight.mul_(1e-7)
@@ -160,7 +160,7 @@ def test_a_wrong_cut_is_found_in_a_network_that_hardly_answers() -> None:
 
 
 def test_a_wrong_cut_is_found_in_a_detector_that_finds_nothing() -> None:
-    """What it returns is empty, before and after: its whole layers tell."""
+    """Its output is empty, before and after pruning: its unpruned hidden layers are compared."""
 
     class Detector(nn.Sequential):
         def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
@@ -178,7 +178,7 @@ def test_a_wrong_cut_is_found_in_a_detector_that_finds_nothing() -> None:
 
 
 class Twice(nn.Module):
-    """One convolution at work twice, in a row."""
+    """One convolution, called twice in a row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ def test_a_layer_used_twice_has_one_set_of_channels() -> None:
 
 
 class Tied(nn.Module):
-    """Two layers with one weight under two names; the second is depthwise, whose groups are a count beside its weight."""
+    """Two layers that share one weight under two names; the second is depthwise, with its groups as a count of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ def test_heads_that_only_train_are_cut_along() -> None:
 
 
 class Choosy(nn.Module):
-    """Looks at values to decide which way to go, so it cannot run without data."""
+    """Its control flow depends on values, so it cannot run without data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ def test_a_width_in_the_code_of_a_network_that_reads_values() -> None:
 def test_analysing_leaves_the_network_as_it_was(network: type[nn.Module]) -> None:
     model = network().train()
     norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
-    norm.eval()  # as people freeze a norm in a network that trains
+    norm.eval()  # the usual way to freeze a norm in a network that is trained
     before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     marks = [vars(tensor).copy() for tensor in model.parameters()]
     random = torch.get_rng_state()
@@ -331,7 +331,7 @@ def test_a_network_of_linear_layers() -> None:
     assert [m.out_features for m in verified.model if isinstance(m, nn.Linear)] == [96, 96, 96, 4]
 
 
-# Again ------------------------------------------------------------------------------------------------------------------
+# Repeated pruning -------------------------------------------------------------------------------------------------------
 
 
 def test_a_compact_network_can_be_cut_again() -> None:
@@ -342,7 +342,7 @@ def test_a_compact_network_can_be_cut_again() -> None:
 
 
 def test_a_scattered_network_can_be_cut_again() -> None:
-    """What was scattered stays; the inside of the blocks can still go."""
+    """Scattered layers are frozen; the inner channels of the blocks can still be pruned."""
     once = cut_and_check(resnet20(), (3, 32, 32), residual="scatter")
     twice = cut_and_check(once.model, (3, 32, 32))
     assert sizes(twice.channels) == {f"layer{s}.{b}.conv1": 2 ** (2 + s) for s in (1, 2, 3) for b in (0, 1, 2)}

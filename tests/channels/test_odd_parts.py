@@ -1,4 +1,4 @@
-"""Parts that a network of images has now and then: what can go from beside them goes, and they stay where they must."""
+"""Unusual parts of vision networks: the channels around them are pruned, and they are frozen where necessary."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def between(part: nn.Module, last: int = 8) -> nn.Module:
 
 
 class Flattened(nn.Module):
-    """`part` on the places of an image in a row, or on a stack of four images."""
+    """`part` on the flattened positions of an image, or on a stack of four images."""
 
     def __init__(self, part: nn.Module, stack: bool = False) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def test_half_goes_from_beside(part: Callable[[], nn.Module], groups: int) -> No
 
 
 class Recurrent(nn.Module):
-    """Reads the rows of an image one after the other."""
+    """Takes the rows of an image as a sequence."""
 
     def __init__(self, cell: type[nn.RNNBase]) -> None:
         super().__init__()
@@ -100,14 +100,14 @@ class Recurrent(nn.Module):
 
 @pytest.mark.parametrize("cell", [nn.RNN, nn.LSTM, nn.GRU])
 def test_what_a_recurrent_layer_reads_can_go(cell: type[nn.RNNBase]) -> None:
-    """What it remembers stays as wide as it is."""
+    """Its hidden state keeps its width."""
     verified = cut(liven(Recurrent(cell)))
     assert [group.name for group in verified.channels.groups] == ["first", "second"]
     assert (verified.model.rows.input_size, verified.model.rows.hidden_size) == (16, 16)
 
 
 class Words(nn.Module):
-    """An image and a sentence: the words' table is as wide as the stream."""
+    """An image and a sentence: the word embedding is as wide as the residual stream."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def test_a_table_of_words_goes_with_the_stream() -> None:
 
 
 def test_the_analysis_takes_little_memory() -> None:
-    """Beside the model, less than half of its own size: Python's and NumPy's memory, since `meta` has none."""
+    """The analysis uses less than half of the model's size: memory of Python and NumPy, since `meta` has none."""
     import tracemalloc
 
     from torchvision.models import resnet50

@@ -1,4 +1,4 @@
-"""One tiny network for each operator: what lives and dies together, what stays and why, and that half of it can go."""
+"""One tiny network for each operator: the coupled channels, the frozen ones with the reason, and half of the rest pruned."""
 
 from collections.abc import Callable
 
@@ -41,12 +41,12 @@ class Two(nn.Module):
 
 
 def groups(channels: Channels) -> dict[str, tuple[int, set[str]]]:
-    """Number of atoms, and the layers the channels come out of, by group; what no two layers share is one atom."""
+    """Number of atoms, and the layers that produce the channels, by group."""
     return {group.name: (group.size, set(group.layers)) for group in channels.groups}
 
 
 def coupled(model: nn.Module, shape: tuple[int, ...] = SHAPE) -> dict[str, tuple[int, set[str]]]:
-    """The groups of `model`, once half of each has been cut and the result was checked."""
+    """The groups of `model`, after half of each was pruned and the result checked."""
     return groups(cut_and_check(model, shape).channels)
 
 
@@ -102,7 +102,7 @@ def test_grouped_transposed_convolution_stays() -> None:
 
 
 def test_convolution_over_places_freezes_channels_that_lie_there() -> None:
-    """[n, tokens, channels]: the convolution mixes tokens and sees the channels as a row of places."""
+    """[n, tokens, channels]: the convolution mixes tokens, with the channels as its spatial dimension."""
 
     class Mixer(nn.Module):
         def __init__(self) -> None:
@@ -113,7 +113,7 @@ def test_convolution_over_places_freezes_channels_that_lie_there() -> None:
             return self.head(self.mix(self.embed(x))).mean(1)
 
     frozen = why_frozen(Mixer(), (5, 4))
-    assert frozen["embed"] == "a convolution takes it for images or for places in space"
+    assert frozen["embed"] == "a convolution uses it as a batch or spatial dimension"
 
 
 def test_linear_layers_of_a_perceptron() -> None:
@@ -138,7 +138,7 @@ def test_product_of_two_layers_joins_what_it_sums_over() -> None:
 
 @pytest.mark.parametrize("dim", [0, 1])
 def test_product_counts_what_no_weight_takes_part_in(dim: int) -> None:
-    """Two computed tensors are multiplied behind an operator without a rule: it costs all the same."""
+    """Two activations are multiplied after an operator without a rule: the product still counts."""
 
     class Gram(nn.Module):
         def __init__(self) -> None:
@@ -167,7 +167,7 @@ def test_batch_norm_goes_with_its_channels(settings: dict[str, bool]) -> None:
 
 
 def test_layer_norm_averages_over_what_remains() -> None:
-    """By hand: the small network's norm is a norm of the kept channels alone."""
+    """By hand: the norm of the pruned network is a norm of only the kept channels."""
     model = liven(nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3))).double()
     verified = cut_and_check(model, (5,))
     (kept,) = verified.cut.kept["1.weight"].values()
@@ -184,7 +184,7 @@ def test_layer_norm_without_weights_keeps_its_width() -> None:
 
 
 def test_layer_norm_over_space_keeps_its_width() -> None:
-    assert why_frozen(Between(nn.LayerNorm([8, 8, 8])))["first"] == "a layer norm averages over it and over space"
+    assert why_frozen(Between(nn.LayerNorm([8, 8, 8])))["first"] == "a layer norm averages over it and over spatial dimensions"
 
 
 def test_group_norm_keeps_its_groups_equal() -> None:
@@ -233,7 +233,7 @@ def test_broadcast_operands_join_nothing() -> None:
 
 def test_a_constant_of_the_same_width_freezes() -> None:
     frozen = why_frozen(Between(lambda x: x + torch.arange(8.0, device=x.device).view(1, 8, 1, 1)))
-    assert frozen["first"] == "it is combined with values that no layer makes"
+    assert frozen["first"] == "it is combined with values that no layer produces"
 
 
 def test_a_bare_scale_goes_with_its_channels() -> None:
@@ -249,7 +249,7 @@ def test_a_bare_scale_goes_with_its_channels() -> None:
     assert verified.model.step.gamma.shape == (1, 4, 1, 1)
 
 
-# Put together, taken apart --------------------------------------------------------------------------------------------
+# Concatenation and splitting ------------------------------------------------------------------------------------------
 
 
 def test_concatenation_keeps_both_sides_apart() -> None:
@@ -279,12 +279,11 @@ def test_equal_chunks_stay_equal(step: Callable[[Tensor], Tensor]) -> None:
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
-        (lambda x: x[:, :3], "3 of 8 channels: the model's code has the number 3 for its width"),
-        (lambda x: x[:, -3:], "3 of 8 channels: the model's code has the number 3 for its width"),
-        (lambda x: x[:, 1:7:3], "the model takes a part of it, by number"),
-        (lambda x: x.split([3, 5], 1)[0], "the model's code has the number 3 for its width; "
-                                          "the model's code has the number 5 for its width"),
-        (lambda x: x.chunk(3, 1)[0], "the model takes an uneven part of it, by number"),
+        (lambda x: x[:, :3], "3 of 8 channels: the model's code hard-codes its width, 3"),
+        (lambda x: x[:, -3:], "3 of 8 channels: the model's code hard-codes its width, 3"),
+        (lambda x: x[:, 1:7:3], "the model slices it at fixed indices"),
+        (lambda x: x.split([3, 5], 1)[0], "the model's code hard-codes its width, 3; the model's code hard-codes its width, 5"),
+        (lambda x: x.chunk(3, 1)[0], "the model splits it into unequal parts"),
     ],
     ids="head tail stride split chunk".split(),
 )  # fmt: skip
@@ -300,9 +299,9 @@ def test_every_second_channel_goes_with_the_one_after_it() -> None:
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
-        (lambda x: x.select(1, 2)[:, None] * x, "3 of 8 channels: the model picks it by its place"),
-        (lambda x: x.select(1, -1)[:, None] * x, "the model picks it by its place"),
-        (lambda x: x.unbind(1)[2][:, None] * x, "the model takes it apart, one by one"),
+        (lambda x: x.select(1, 2)[:, None] * x, "3 of 8 channels: the model selects it by index"),
+        (lambda x: x.select(1, -1)[:, None] * x, "the model selects it by index"),
+        (lambda x: x.unbind(1)[2][:, None] * x, "the model unbinds it"),
     ],
 )
 def test_a_picked_channel_holds_those_before_it(step: Callable[[Tensor], Tensor], reason: str) -> None:
@@ -366,11 +365,11 @@ def test_interleaved_copies_go_together() -> None:
 
 @pytest.mark.parametrize("step", [lambda x: x.roll(1, 1), lambda x: x.flip(1), lambda x: x.roll(3)])
 def test_moving_channels_about_freezes_them(step: Callable[[Tensor], Tensor]) -> None:
-    assert why_frozen(Between(step))["first"] == "the model moves it from place to place"
+    assert why_frozen(Between(step))["first"] == "the model rolls or flips it"
 
 
 def test_padded_channels_keep_their_places() -> None:
-    """The shortcut of the CIFAR ResNets: two constant channels before, two behind."""
+    """The shortcut of the CIFAR ResNets: two constant channels before, two after."""
     verified = cut_and_check(Between(lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)), 12))
     kept = verified.cut.kept["last.weight"][1]
     assert kept[:2].tolist() == [0, 1] and kept[-2:].tolist() == [10, 11] and len(kept) == 8
@@ -391,7 +390,7 @@ def test_a_padded_sum_holds_the_channels_beside_the_padding() -> None:
 
 
 def test_cropped_channels_stay() -> None:
-    assert why_frozen(Between(lambda x: F.pad(x, (0, 0, 0, 0, -1, -1)), 6))["first"] == "the model crops it by number"
+    assert why_frozen(Between(lambda x: F.pad(x, (0, 0, 0, 0, -1, -1)), 6))["first"] == "the model crops it by a fixed amount"
 
 
 def test_flattened_maps_go_with_their_channel() -> None:
@@ -427,7 +426,7 @@ class Step(nn.Module):
 
 
 def test_heads_keep_their_number_and_lose_channels_alike() -> None:
-    """[n, tokens, heads * 4]: the last axis of a split is what is cut, inside each head alike."""
+    """[n, tokens, heads * 4]: the last axis of a split is pruned, by the same indices in each head."""
 
     class Heads(nn.Module):
         def __init__(self) -> None:
@@ -452,7 +451,7 @@ def test_two_sets_of_channels_flattened_into_one_stay() -> None:
         def forward(self, x: Tensor) -> Tensor:  # [n, 5]
             return self.head((self.a(x)[:, :, None] * self.b(x)[:, None, :]).flatten(1))
 
-    assert why_frozen(Outer(), (5,))["a"] == "two sets of channels are flattened into one"
+    assert why_frozen(Outer(), (5,))["a"] == "two channel dimensions are flattened into one"
 
 
 @pytest.mark.parametrize(
@@ -522,7 +521,7 @@ def test_an_unknown_operator_freezes_what_it_touches_and_is_named() -> None:
 
 
 def test_a_masked_channel_of_a_layer_norm_is_not_in_the_average() -> None:
-    """The plain masked model differs there from the small one, as it must; batch norms do not feel it."""
+    """There the plain masked model differs from the pruned one, as it must; batch norms are not affected."""
     model, choose = liven(Between(nn.GroupNorm(2, 8))), lambda channels: channels.all_kept() & (torch.arange(4) < 2).numpy()
     verified = remove(model, analyse(model, SHAPE), choose, SHAPE)
     assert apart(verified.model, mask(model, verified.cut), SHAPE, torch.float64) > 0.01

@@ -1,4 +1,4 @@
-"""Networks that nobody has thought of: built from a drawn recipe, cut at random, and still exactly the masked network."""
+"""Networks from random recipes: pruned at random, they must equal the masked network exactly."""
 
 from math import gcd
 
@@ -73,7 +73,7 @@ class Gate(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A perceptron over the channels of each place, as in ConvNeXt."""
+    """An MLP block over the channels of each position, as in ConvNeXt."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Tokens(nn.Module):
 
 
 class Parts(nn.Module):
-    """Splits off `first` channels, whose number is kept on the module, and puts them behind the others."""
+    """Splits off the `first` channels, whose number is an attribute of the module, and appends them to the others."""
 
     def __init__(self, first: int, width: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Parts(nn.Module):
 
 
 class Heads(nn.Module):
-    """Attention with a width of its own, kept on the module."""
+    """Attention with a head dimension of its own, an attribute of the module."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Heads(nn.Module):
 
 
 class Attention(nn.Module):
-    """PyTorch's own, whose heads share out the width of what they read."""
+    """PyTorch's module, where the heads divide the width of the input."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Attention(nn.Module):
 
 
 class Beside(nn.Module):
-    """A branch put together with what it started from: added, added with padding, or concatenated."""
+    """A branch combined with its input: added, added with padding, or concatenated."""
 
     def __init__(self, kind: str, inside: nn.Module, more: int) -> None:
         super().__init__()
@@ -140,10 +140,10 @@ class Beside(nn.Module):
 
 
 def build(recipe: list, width: int, shuffled: bool = False) -> tuple[nn.Module, int]:
-    """The network of a recipe that reads `width` channels, and how many it makes. Steps that do not fit are left out.
+    """The network of a recipe with `width` input channels, and its number of output channels; omits steps that do not fit.
 
-    Shuffled channels are shuffled again only behind a convolution that mixes them: what two shuffles in a row do to channels
-    that are cut, their rule leaves to the check after surgery.
+    Channels are shuffled again only after a convolution that mixes them: the rule does not cover two consecutive shuffles of
+    pruned channels, which the verification after surgery detects.
     """
     steps: list[nn.Module] = []
     for kind, value in recipe:

@@ -1,4 +1,4 @@
-"""Numbers that remember where they come from: arithmetic, what it loses, and the attributes that make sizes come true."""
+"""Sizes with their origin: arithmetic, where it loses the origin, and the attributes that give wanted sizes."""
 
 from collections.abc import Callable
 
@@ -86,12 +86,12 @@ def test_attributes_are_marked_in_tuples_and_lists_too() -> None:
     ("wanted", "fixed", "found"),
     [
         ([(Size.of(6, SIZE), 3)], set(), {SIZE: 3}),
-        ([(Size.of(24, WIDE) // Size.of(4, HEADS), 3)], set(), {WIDE: 12}),  # a divisor stays
+        ([(Size.of(24, WIDE) // Size.of(4, HEADS), 3)], set(), {WIDE: 12}),  # a divisor does not change
         ([(Size.of(24, WIDE) // Size.of(4, HEADS), 3), (Size.of(4, HEADS), 2)], set(), {HEADS: 2, WIDE: 6}),
         ([(24 // Size.of(4, HEADS), 12)], set(), {HEADS: 2}),
         ([(Size.of(24, WIDE) - Size.of(6, SIZE), 9)], {SIZE}, {WIDE: 15}),
         ([(Size.of(6, SIZE), 6)], set(), {}),
-        ([(2 * Size.of(6, SIZE), 7)], set(), {}),  # no whole number does it: the forward will tell
+        ([(2 * Size.of(6, SIZE), 7)], set(), {}),  # no integer solves it: the forward pass will show
     ],
 )
 def test_attributes_are_solved(wanted: list[tuple[Size, int]], fixed: set[Attribute], found: dict[Attribute, int]) -> None:
@@ -102,7 +102,7 @@ def test_attributes_are_solved(wanted: list[tuple[Size, int]], fixed: set[Attrib
 
 
 class Asks(nn.Module):
-    """[n, 3, 8, 8] -> two convolutions of 8 channels -> `step` -> convolution -> mean -> [n, 5]. Keeps sizes."""
+    """[n, 3, 8, 8] -> two convolutions of 8 channels -> `step` -> convolution -> mean -> [n, 5]. Stores sizes as attributes."""
 
     def __init__(self, step: Callable[[nn.Module, Tensor], Tensor], width: int = 8) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Asks(nn.Module):
 def test_sizes_kept_on_the_module_follow(
     step: Callable[[nn.Module, Tensor], Tensor], out: int, groups: dict[str, int], counts: dict[str, object]
 ) -> None:
-    """Parts are cut apart from one another; one channel of each stays."""
+    """Parts are pruned separately; at least one channel of each remains."""
     verified = cut_and_check(Asks(step, out))
     assert {group.name: group.size for group in verified.channels.groups} == groups
     assert verified.cut.counts.get("", {}) == counts
@@ -140,10 +140,10 @@ def test_sizes_kept_on_the_module_follow(
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
-        (lambda m, x: x.view(-1, 8, 8, 8), "the model's code has the number 8 for its width"),
-        (lambda m, x: x.view(-1, m.width, m.width, 8), "width counts something else, too"),
-        (lambda m, x: x * x.shape[1] ** -0.5, "the model's code computes with its width"),
-        (lambda m, x: x / x.size(1), "the model's code computes with its width"),
+        (lambda m, x: x.view(-1, 8, 8, 8), "the model's code hard-codes its width, 8"),
+        (lambda m, x: x.view(-1, m.width, m.width, 8), "width is also used for something other than channels"),
+        (lambda m, x: x * x.shape[1] ** -0.5, "the model's code uses its width in arithmetic"),
+        (lambda m, x: x / x.size(1), "the model's code uses its width in arithmetic"),
     ],
     ids="literal both power division".split(),
 )

@@ -1,4 +1,4 @@
-"""Sixteen networks that people really have: half of all channels go, and what remains is exactly the masked network."""
+"""Sixteen common networks: half of all channels are pruned, and the result must equal the masked network exactly."""
 
 import pytest
 from random_cuts import cut_and_check, liven
@@ -15,9 +15,9 @@ NETWORKS = """
 
 
 def build(name: str) -> nn.Module:
-    slow = name in ("googlenet", "inception_v3", "vgg16_bn")  # to draw weights that are drawn again at once
+    slow = name in ("googlenet", "inception_v3", "vgg16_bn")  # to initialise weights that are overwritten at once
     model = get_model(name, num_classes=10, **({"init_weights": False} if slow else {}))
-    if name in ("alexnet", "vgg16_bn"):  # a hundred million weights of the head would prove nothing more
+    if name in ("alexnet", "vgg16_bn"):  # the hundred million weights of the head add nothing to the test
         first = next(layer for layer in model.classifier if isinstance(layer, nn.Linear))
         model.classifier = nn.Sequential(nn.Linear(first.in_features, 64), nn.ReLU(), nn.Linear(64, 10))
     return liven(model)

@@ -1,4 +1,4 @@
-"""Architecture strings: what they find, and what is said when they find nothing."""
+"""Architecture strings: what they build, and the errors when nothing is found."""
 
 import copy
 import pickle
@@ -86,7 +86,7 @@ def test_an_importable_package_is_found_from_the_working_directory(tmp_path: Pat
         ("{code}:Nat", ("has no 'Nat'", "did you mean 'Net'")),
         ("{code}:make", ("could not be built with no arguments", "num_classes", "--arch-arg")),
         ("{code}:number", ("is a int",)),
-        ("{code}:none", ("gave a NoneType, not a torch.nn.Module",)),
+        ("{code}:none", ("returned a NoneType, not a torch.nn.Module",)),
         ("{code}:leave", ("SystemExit: bye",)),
         ("{code}", ("is not of the form",)),
         ("nts.py:Net", ("no file nts.py", "did you mean 'nets.py'")),
@@ -140,7 +140,7 @@ def test_a_large_network_is_outlined_without_memory(name: str) -> None:
 
 def test_code_that_computes_while_it_is_built_is_outlined_too(code: str) -> None:
     assert outline(f"{code}:Net").conv.weight.is_meta
-    assert isinstance(outline("torchvision:ssdlite320_mobilenet_v3_large"), nn.Module)  # runs itself to learn its widths
+    assert isinstance(outline("torchvision:ssdlite320_mobilenet_v3_large"), nn.Module)  # runs a forward pass to find its widths
 
 
 def test_arguments_are_typed() -> None:

@@ -1,4 +1,4 @@
-"""Weights meet a network: exactly, mended in the number of classes, or with a readable difference."""
+"""Weights are loaded exactly, with an adapted number of classes, or refused with a readable difference."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def test_weights_saved_after_pruning_are_sent_to_their_run(tmp_path: Path, weigh
     weights["layer1.0.conv2.weight"] = weights["layer1.0.conv2.weight"][:, :9]
     for name in ("weight", "bias", "running_mean", "running_var"):
         weights[f"layer1.0.bn1.{name}"] = weights[f"layer1.0.bn1.{name}"][:9]
-    refused(weights, "9x16x3x3 where the network has 16x16x3x3", "saved after pruning? Give the run directory")
+    refused(weights, "9x16x3x3 where the network has 16x16x3x3", "saved after pruning, give the run directory")
     (tmp_path / "plan.json").write_text("{}")
     torch.save(weights, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=f"{tmp_path} is a run directory: give that instead"):
@@ -92,7 +92,7 @@ def test_numbers_that_are_none_are_told_with_their_place(
     weights[name].view(-1)[1] = float(value)
     weights["linear.bias"][0] = float("nan") if name != "layer2.0.conv1.weight" else 0.0
     torch.save(weights, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=f"a.pth: {name} holds {word}"):
+    with pytest.raises(CheckpointError, match=f"a.pth: {name} contains {word}"):
         load_model(str(tmp_path / "a.pth"), arch=ARCH)
 
 
@@ -115,9 +115,9 @@ def test_a_networks_own_code_may_translate_old_names(tmp_path: Path) -> None:
 
 def test_sparse_weights_are_told(weights: dict[str, Tensor]) -> None:
     weights["linear.weight"] = weights["linear.weight"].to_sparse()
-    refused(weights, "linear.weight is quantised, sparse or without numbers (float32)")
+    refused(weights, "linear.weight is quantized, sparse or without data (float32)")
 
 
 def test_a_batch_counter_of_another_shape_is_told(weights: dict[str, Tensor]) -> None:
     weights["bn1.num_batches_tracked"] = torch.zeros(1).expand(10**9)
-    refused(weights, "bn1.num_batches_tracked is 1000000000 where the network has a number")
+    refused(weights, "bn1.num_batches_tracked is 1000000000 where the network has a scalar")

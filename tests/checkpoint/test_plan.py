@@ -1,4 +1,4 @@
-"""plan.json: the small network is rebuilt bit for bit, in another process and without this package, and no file runs code."""
+"""plan.json: the compressed network is rebuilt bit for bit, in another process and without this package; no file runs code."""
 
 import copy
 import json
@@ -83,7 +83,7 @@ RUNS: dict[str, tuple[str, dict[str, object], tuple[int, int, int], Residual]] =
 
 
 def cut(model: torch.nn.Module, shape: tuple[int, int, int], residual: Residual = "coupled") -> Any:
-    """`model` without half of its MACs."""
+    """`model` with half of its MACs."""
     channels = analyse(model, shape, residual)
     goal = parse_rate(0.5)
     return remove(model, channels, lambda left: choose(left, norms(model, left), goal, round_to=1), shape)
@@ -91,7 +91,7 @@ def cut(model: torch.nn.Module, shape: tuple[int, int, int], residual: Residual 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with a small network of each kind in `runs/`, and beside each what it answers. Look, do not touch."""
+    """A project with a compressed network of each kind in `runs/`, each with its outputs. Read only."""
     folder = tmp_path_factory.mktemp("plans")
     write_project(folder)
     (folder / "nets.py").write_text(NETS)
@@ -121,7 +121,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def assert_answers(network: torch.nn.Module, run: Path) -> None:
-    """It answers bit for bit as the network did that was saved."""
+    """Its outputs equal those of the saved network bit for bit."""
     expected = torch.load(run / "expected.pt")
     with torch.no_grad():
         assert torch.equal(network(expected["images"]), expected["answers"])
@@ -244,16 +244,16 @@ def test_cutting_and_factoring_follow_each_other_in_any_order(here: Path, tmp_pa
 
 CHAINS = {
     "no type": [{}],
-    "a type that is none of ours": [{"type": "Module"}],
+    "an unknown type": [{"type": "Module"}],
     "something to import": [{"type": "os.system", "command": "touch hacked"}],
-    "an argument that is none": [{"type": "Linear", "in_features": 8, "out_features": 8, "device": "cpu", "more": 1}],
-    "a size below zero": [{"type": "Linear", "in_features": 8, "out_features": -8}],
+    "an unknown argument": [{"type": "Linear", "in_features": 8, "out_features": 8, "device": "cpu", "more": 1}],
+    "a negative size": [{"type": "Linear", "in_features": 8, "out_features": -8}],
     "a number for a list": [{"type": "Take", "dim": 1, "index": 3}],
     "a huge plane": [{"type": "Patches", "size": [9, 9], "kernel": [2**30, 2**30], "stride": [1, 1], "padding": [0, 0],
                       "dilation": [1, 1], "places": [0]}],
     "no list of parts": 3,
-    "a stride of nothing": [{"type": "Patches", "size": [9, 9], "kernel": [1, 1], "stride": [0, 0], "padding": [0, 0],
-                             "dilation": [1, 1], "places": [0]}],
+    "a stride of zero": [{"type": "Patches", "size": [9, 9], "kernel": [1, 1], "stride": [0, 0], "padding": [0, 0],
+                          "dilation": [1, 1], "places": [0]}],
     "no channels at all": [{"type": "Linear", "in_features": 8, "out_features": 0}],
     "many planes that are not quite huge": 9 * [{"type": "Patches", "size": [9, 9], "kernel": [8000, 8000], "stride": [1, 1],
                                                  "padding": [9000, 9000], "dilation": [1, 1], "places": [0]}],
@@ -264,7 +264,7 @@ CHAINS = {
 @pytest.mark.parametrize("kind", CHAINS)
 def test_a_chain_that_is_wrong_is_told(here: Path, tmp_path: Path, kind: str) -> None:
     run = rewrite(here / "runs" / "coupled", tmp_path / "run", put("steps", value=[{"parts": {"conv1": CHAINS[kind]}}]))
-    with pytest.raises(CheckpointError, match="is not a plan of ours"):
+    with pytest.raises(CheckpointError, match="is not a valid plan"):
         compressor.load(run)
 
 
@@ -321,7 +321,7 @@ def test_a_run_does_not_choose_what_code_is_executed(
         (place / "evil.py").write_text("from pathlib import Path\nPath('hacked').touch()\nclass Net: ...\n")
     (work / "nets.py").write_text(NETS)
     monkeypatch.chdir(work)
-    with pytest.raises(ArchitectureError, match="code from elsewhere is not executed unasked") as caught:
+    with pytest.raises(ArchitectureError, match="other code is not executed unless you name it") as caught:
         compressor.load(run)
     assert "--arch" in str(caught.value) and str(caught.value).count("\n") == 1
     assert not (work / "hacked").exists()
@@ -329,7 +329,7 @@ def test_a_run_does_not_choose_what_code_is_executed(
 
 def test_code_elsewhere_is_called_when_it_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArchitectureError, match=re.escape(f"no class or function of a file below {tmp_path}")):
+    with pytest.raises(ArchitectureError, match=re.escape(f"not a class or function in a file below {tmp_path}")):
         compressor.load(folder / "runs" / "scatter")
     named = compressor.load(folder / "runs" / "scatter", arch=f"{folder}/net.py:Net")
     assert_answers(named, folder / "runs" / "scatter")
@@ -337,7 +337,7 @@ def test_code_elsewhere_is_called_when_it_is_named(folder: Path, tmp_path: Path,
 
 def test_the_code_of_a_pickled_module_has_to_be_named(here: Path, tmp_path: Path) -> None:
     run = rewrite(here / "runs" / "scatter", tmp_path / "run", lambda plan: plan.update(arch="pickle:net.pt"))
-    with pytest.raises(ArchitectureError, match=r"made from pickle:net.pt, whose code lies in that file\.\nName the code"):
+    with pytest.raises(ArchitectureError, match=r"made from pickle:net.pt, whose code is in that file\.\nGive the code"):
         compressor.load(run)
     assert compressor.load(run, arch="net.py:Net")
 
@@ -365,11 +365,11 @@ def test_images_alone_are_written_as_three_numbers() -> None:
     assert json.loads(to_json(Plan("net.py:Net", inputs=(3, 8, 8))))["input_shape"] == [3, 8, 8]
 
 
-# Plans that are wrong -------------------------------------------------------------------------------------------------
+# Invalid plans --------------------------------------------------------------------------------------------------------
 
 
 def put(*path: str, value: object) -> Callable[[dict[str, Any]], object]:
-    """Set what lies under a path of keys, of the plan or of its first step."""
+    """Set the value under a path of keys, of the plan or of its first step."""
 
     def change(plan: dict[str, Any]) -> None:
         plan = plan if path[0] in plan else plan["steps"][0]
@@ -382,48 +382,48 @@ def put(*path: str, value: object) -> Callable[[dict[str, Any]], object]:
 
 IMAGES = {"size": [8, 8], "crop": 1.0, "mode": "L", "mean": [0.3], "std": [0.4], "classes": ["a", "b"]}
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "an attribute that is no count": (put("counts", "conv1", "forward", value=1), "conv1.forward is None, which is no count"),
+    "an attribute that is not a count": (put("counts", "conv1", "forward", value=1), "conv1.forward is None: it cannot be set"),
     "a count that is text": (put("counts", "conv1", "in_channels", value="8"), "'8' is not a count"),
     "a count that is true": (put("counts", "conv1", "in_channels", value=True), "True is not a count"),
     "a count that is not whole": (put("counts", "conv1", "in_channels", value=8.5), "8.5 is not a count"),
     "a huge count": (put("counts", "conv1", "in_channels", value=2**70), "is not a count"),
     "a count below zero": (put("counts", "conv1", "in_channels", value=-1), "-1 is not a count"),
-    "a count of another network": (put("counts", "conv1", "groups", value=2), "does not belong to net.py:Net"),
-    "a module that is not there": (put("counts", "conv9", value={"in_channels": 8}), "does not belong to net.py:Net"),
-    "a place twice": (put("indices", "i0", value=[1, 1]), "named in order"),
-    "no place": (put("indices", "i0", value=[]), "named in order"),
-    "a place too far": (put("indices", "i0", value=[0, 2**30]), "does not belong to net.py:Net"),
+    "a count of another network": (put("counts", "conv1", "groups", value=2), "does not fit net.py:Net"),
+    "a module that is not there": (put("counts", "conv9", value={"in_channels": 8}), "does not fit net.py:Net"),
+    "an index twice": (put("indices", "i0", value=[1, 1]), "sorted and unique"),
+    "no index": (put("indices", "i0", value=[]), "sorted and unique"),
+    "an index out of range": (put("indices", "i0", value=[0, 2**30]), "does not fit net.py:Net"),
     "a list that is not there": (put("kept", "conv1.weight", value={"0": "i99"}), "i99"),
     "a dimension that is none": (put("kept", "conv1.weight", value={"x": "i0"}), "invalid literal"),
-    "a dimension that is not there": (put("kept", "conv1.weight", value={"9": "i0"}), "does not belong to net.py:Net"),
-    "a tensor that is not there": (put("kept", "conv9.weight", value={"0": "i0"}), "does not belong to net.py:Net"),
+    "a dimension that is not there": (put("kept", "conv1.weight", value={"9": "i0"}), "does not fit net.py:Net"),
+    "a tensor that is not there": (put("kept", "conv9.weight", value={"0": "i0"}), "does not fit net.py:Net"),
     "a scatter outside its width": (put("scatter", "bn2", value={"kept": [0, 9], "width": 8, "dim": 1}), "does not fit"),
-    "a huge scatter": (put("scatter", "bn2", value={"kept": [0], "width": 2**31 - 1, "dim": 1}), "does not belong"),
+    "a huge scatter": (put("scatter", "bn2", value={"kept": [0], "width": 2**31 - 1, "dim": 1}), "does not fit net.py:Net"),
     "a scatter along the batch": (put("scatter", "bn2", value={"kept": [0], "width": 8, "dim": 0}), "does not fit"),
-    "no scatter": (put("scatter", value={}), "does not belong to net.py:Net"),
+    "no scatter": (put("scatter", value={}), "does not fit net.py:Net"),
     "missing keys": (lambda plan: plan.pop("steps"), "it has no `steps`"),
     "no version": (lambda plan: plan.pop("version"), "it has no `version`"),
-    "another version": (put("version", value=3), "has version 3, and this version of compress reads 2: update compress"),
-    "another shape": (put("kept", value={}), "the plan make it"),
-    "a list for a table": (put("kept", value=[]), "is not a plan of ours"),
-    "two sizes": (put("input_shape", value=[8, 8]), "is not a plan of ours"),
-    "no input": (put("input_shape", value=[]), "is not a plan of ours"),
-    "an input without a shape": (put("input_shape", value=[{"name": "x", "dtype": None}]), "is not a plan of ours"),
-    "an input that would fill the memory": (put("input_shape", value=[3, 2**16, 2**16]), "inputs of more than 67,108,864"),
-    "code whose name is none": (put("arch", value="a\x1b[2J\n.py:Net"), "is no name of code"),
-    "a stride below zero": (put("counts", "conv1", "stride", value=[0, 0]), "does not belong to net.py:Net"),
-    "images of no kind": (
+    "another version": (put("version", value=3), "has version 3, but this version of compress reads version 2: update"),
+    "another shape": (put("kept", value={}), "with this plan"),
+    "a list for a table": (put("kept", value=[]), "is not a valid plan"),
+    "two sizes": (put("input_shape", value=[8, 8]), "is not a valid plan"),
+    "no input": (put("input_shape", value=[]), "is not a valid plan"),
+    "an input without a shape": (put("input_shape", value=[{"name": "x", "dtype": None}]), "is not a valid plan"),
+    "an input that would fill the memory": (put("input_shape", value=[3, 2**16, 2**16]), "inputs have more than 67,108,864"),
+    "an invalid name of code": (put("arch", value="a\x1b[2J\n.py:Net"), "is not a valid architecture name"),
+    "a stride of zero": (put("counts", "conv1", "stride", value=[0, 0]), "does not fit net.py:Net"),
+    "an unknown image mode": (
         lambda plan: plan.update(preprocessing={**IMAGES, "mode": "RGBA"}),
-        "preprocessing that no image has",
+        "the preprocessing is not valid",
     ),
-    "images that are normalized by nothing": (
+    "a standard deviation of NaN": (
         lambda plan: plan.update(preprocessing={**IMAGES, "std": [float("nan")]}),
-        "a number that is none",
+        "a value is not finite",
     ),
-    "images of which too little is said": (lambda plan: plan.update(preprocessing={"size": [8, 8]}), "is not a plan of ours"),
+    "missing preprocessing entries": (lambda plan: plan.update(preprocessing={"size": [8, 8]}), "is not a valid plan"),
     "an input of a strange type": (
         put("input_shape", value=[{"name": "x", "shape": [3], "dtype": "load"}]),
-        "is not a plan of ours",
+        "is not a valid plan",
     ),
 }
 
@@ -440,7 +440,7 @@ def test_a_plan_that_is_wrong_is_told(here: Path, tmp_path: Path, kind: str) -> 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"arch": "x"}', "[" * 100_000, '{"version": 2' + "9" * 5000 + "}"])
 def test_what_is_no_plan_is_told(text: str) -> None:
-    with pytest.raises(CheckpointError, match=r"here/plan\.json is not a plan of ours: it "):
+    with pytest.raises(CheckpointError, match=r"here/plan\.json is not a valid plan: it "):
         from_json(text, "here/plan.json")
 
 
@@ -451,7 +451,7 @@ def test_weights_that_are_wrong_are_told(here: Path, tmp_path: Path) -> None:
         ({**weights, "more": torch.zeros(1)}, r"0 missing \(none\), 1 unexpected \(more\)"),
         ({name: value for name, value in weights.items() if name != "conv1.weight"}, r"1 missing \(conv1.weight\)"),
         ({**weights, "conv1.weight": weights["conv1.weight"][:1].clone()}, r"conv1.weight has the shape \[1, "),
-        ({**weights, "conv1.weight": weights["conv1.weight"].long()}, r"conv1.weight holds int64"),
+        ({**weights, "conv1.weight": weights["conv1.weight"].long()}, r"conv1.weight is int64"),
     ):
         save_file(change, run / "model.safetensors")
         with pytest.raises(CheckpointError, match=words):
@@ -476,7 +476,7 @@ def test_a_network_that_no_run_could_have_written_is_not_built(here: Path, tmp_p
 @pytest.mark.parametrize("where", ["\0", "x" * 5000, "a/" * 3000])
 def test_a_name_that_no_file_can_have_is_no_code(here: Path, tmp_path: Path, where: str) -> None:
     run = rewrite(here / "runs" / "coupled", tmp_path / "run", put("arch", value=f"{where}.py:Net"))
-    with pytest.raises(UsageError, match=r"is no name of code|no class or function of a file below"):
+    with pytest.raises(UsageError, match=r"is not a valid architecture name|not a class or function in a file below"):
         compressor.load(run)
 
 
@@ -492,5 +492,5 @@ def test_a_plan_that_is_a_pipe_or_endless_is_not_waited_for(tmp_path: Path) -> N
 
 
 def test_code_of_another_network_is_told(here: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"the plan does not belong to nets.py:Tied"):
+    with pytest.raises(CheckpointError, match=r"the plan does not fit nets.py:Tied"):
         compressor.load("runs/scatter", arch="nets.py:Tied")

@@ -1,4 +1,4 @@
-"""Files as people have them, and files that want to do harm."""
+"""Common checkpoint files, and malicious ones."""
 
 import argparse
 import codecs
@@ -67,7 +67,7 @@ def refused(source: Path | str, *words: str, **options: object) -> str:
     return message
 
 
-# What people have
+# Common files
 
 
 @FORMATS
@@ -103,10 +103,10 @@ def test_the_notes_say_what_was_done(tmp_path: Path, arch: str) -> None:
     told = "\n".join(notes)
     for word in (
         "'state_dict'",
-        "'ema': --ema",
-        "took 'module.' away from 8 of 8",
+        "'ema': use them with --ema",
+        "removed 'module.' from 8 of 8",
         "1 batch counters",
-        "float16, cast to float32",
+        "float16 weights were cast to float32",
     ):
         assert word in told, told
 
@@ -117,7 +117,7 @@ def test_the_moving_average_is_taken_when_asked_for_or_alone(tmp_path: Path, arc
     assert same(load_model(both, arch=arch).model, plain)
     assert same(load_model(both, arch=arch, ema=True).model, average)
     assert same(load_model(save({"ema": {"module": average}}, tmp_path / "one.pth"), arch=arch).model, average)
-    refused(save({"model": plain}, tmp_path / "none.pth"), "EMA weights were asked for", "the keys model", arch=arch, ema=True)
+    refused(save({"model": plain}, tmp_path / "none.pth"), "no EMA weights were found", "the keys model", arch=arch, ema=True)
 
 
 def test_a_key_chooses_among_several_sets_of_weights(tmp_path: Path, arch: str) -> None:
@@ -148,7 +148,7 @@ def test_a_lightning_file_is_read_and_its_settings_stay_closed(tmp_path: Path, a
     }
     loaded = load_model(save(content, tmp_path / "a.ckpt", zipped), arch=arch)
     assert same(loaded.model, weights)
-    assert any("argparse.Namespace" in note and "unopened" in note for note in loaded.notes)
+    assert any("argparse.Namespace" in note and "not unpickled" in note for note in loaded.notes)
 
 
 @pytest.mark.shared
@@ -173,7 +173,7 @@ def test_a_downloaded_checkpoint_loads(shared: Path, name: str) -> None:
 def test_a_pickled_module_needs_trust(tmp_path: Path, zipped: bool, wrap: Callable[[nn.Module], object]) -> None:
     model = nn.DataParallel(net().half())
     path = save(wrap(model), tmp_path / "a.pt", zipped)
-    refused(path, "opening it may run code", "torch.nn.", "--trust-pickle", "--arch")
+    refused(path, "loading it may run code", "torch.nn.", "--trust-pickle", "--arch")
     loaded = load_model(path, trust_pickle=True)
     assert loaded.arch == "pickle:a.pt"
     assert type(loaded.model) is nn.Sequential and not loaded.model.training
@@ -278,12 +278,12 @@ def test_an_exported_program_with_pickled_weights_is_refused(tmp_path: Path, exp
     refused(tmp_path / "b.pt2", "cannot be read", "Export it again")
 
 
-# What cannot be loaded
+# Files that cannot be loaded
 
 
 def test_torchscript_and_onnx_are_told_what_can_be_done(tmp_path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated; people have the files all the same
+        warnings.simplefilter("ignore")  # torch has deprecated TorchScript, but the files still exist
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "a.pt")
     assert kind_of(tmp_path / "a.pt") == "torchscript"
     refused(tmp_path / "a.pt", "TorchScript", "state_dict", "--arch")
@@ -301,13 +301,13 @@ def test_torchscript_and_onnx_are_told_what_can_be_done(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "git lfs pull"),
         (b"<!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
         (b"\n  <html>\n", "web page"),
-        (b"import torch\nprint('\xc3\xa9')\n", "text file that begins 'import torch'"),
+        (b"import torch\nprint('\xc3\xa9')\n", "text file that begins with 'import torch'"),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
         (b"\x1f\x8b\x08" + bytes(99), "gzip"),
         (bytes(257) + b"ustar\0" + bytes(300), "tar archive"),
         (pickle.dumps({"a": 1}), "plain Python pickle"),
         (b"\x08\x07\x12\xff" + bytes(50), "ONNX"),
-        (bytes(range(200, 256)), "no kind of file known here"),
+        (bytes(range(200, 256)), "unknown file format"),
         ((1 << 30).to_bytes(8, "little") + b'{"a":', "truncated"),
         ((20).to_bytes(8, "little") + b'{"a":1}             ', "truncated or damaged"),
     ],
@@ -320,8 +320,8 @@ def test_what_is_not_a_checkpoint_is_told(tmp_path: Path, content: bytes, words:
 def test_a_missing_file_or_plain_directory_is_told(tmp_path: Path, arch: str) -> None:
     save(net().state_dict(), tmp_path / "model.pth")
     refused(tmp_path / "modle.pth", "no such file", "did you mean 'model.pth'")
-    refused(tmp_path / "no" / "a.pth", "no such file", "nor is there a directory")
-    refused(arch, "Python code goes with --arch")
+    refused(tmp_path / "no" / "a.pth", "no such file", "no does not exist")
+    refused(arch, "give Python code with --arch")
     refused(tmp_path, "directory without plan.json", "model.pth")
     (tmp_path / "plan.json").write_text("{}")
     assert kind_of(tmp_path) == "run"
@@ -340,7 +340,7 @@ def test_a_foreign_zip_is_told(tmp_path: Path) -> None:
     refused(tmp_path / "a.npz", "NumPy")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("model.pth", b"x")
-    refused(tmp_path / "b.zip", "holds model.pth", "unpack")
+    refused(tmp_path / "b.zip", "contains model.pth", "unpack")
 
 
 def test_a_newer_pickle_protocol_is_told(tmp_path: Path, arch: str) -> None:
@@ -354,7 +354,7 @@ def test_a_file_without_weights_is_told(tmp_path: Path) -> None:
     refused(save({}, tmp_path / "c.pth"), "no weights", "an empty dictionary")
 
 
-# What would fill the memory
+# Files that would fill the memory
 
 
 def test_an_archive_that_would_grow_is_refused_before_it_does(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_an_archive_that_would_grow_is_refused_before_it_does(tmp_path: Path) ->
 
 @pytest.mark.parametrize("numel", [300, 2**31 - 1])
 def test_a_declared_size_is_not_believed(tmp_path: Path, numel: int) -> None:
-    """A storage of 300 numbers that says it has two thousand million."""
+    """A storage of 300 elements that declares two thousand million."""
     for zipped in (True, False):
         path = tmp_path / f"{zipped}.pth"
         save({"a.weight": torch.ones(300)}, path, zipped)
@@ -398,9 +398,9 @@ def test_a_declared_shape_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_an_expanded_tensor_is_never_written_out(tmp_path: Path, arch: str) -> None:
-    """One number that says it is a billion is a view: its shape is refused before anyone reads it."""
+    """One element that is expanded to a billion is a view: it is refused by its shape."""
     path = save({**net().state_dict(), "3.weight": torch.ones(1).expand(3, 10**9)}, tmp_path / "a.pth")
-    refused(path, "it declares a tensor of more numbers than the file has bytes", arch=arch)
+    refused(path, "it declares a tensor with more elements than the file has bytes", arch=arch)
 
 
 @FORMATS
@@ -409,7 +409,7 @@ def test_a_view_of_more_numbers_than_the_file_has_bytes_is_no_number_of_classes(
     weights = torchvision.models.squeezenet1_1().state_dict()
     for name in ("classifier.1.weight", "classifier.1.bias"):
         weights[name] = weights[name][:1].expand(10**9, *weights[name].shape[1:])
-    refused(save(weights, tmp_path / "a.pth", zipped), "more numbers than the file has bytes")
+    refused(save(weights, tmp_path / "a.pth", zipped), "more elements than the file has bytes")
 
 
 def _tower(height: int) -> tuple[object, ...]:
@@ -446,7 +446,7 @@ CALLS = {
 @FORMATS
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_that_would_fill_the_memory_or_never_end_is_refused(tmp_path: Path, arch: str, zipped: bool, call: str) -> None:
-    """Torch's weights-only reader calls all of these."""
+    """The weights-only unpickler of torch calls all of these."""
     path = save({"state_dict": net().state_dict(), "x": CALLS[call]()}, tmp_path / "a.pth", zipped)
     refused(path, "could fill the memory or never end", arch=arch)
 
@@ -467,9 +467,9 @@ def test_an_archive_with_a_second_list_of_members_is_refused(tmp_path: Path, arc
     whole = Path(save(net().state_dict(), tmp_path / "a.pth")).read_bytes()
     with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
         archive.comment = b"another list"
-    refused(tmp_path / "a.pth", "something before or behind it", arch=arch)
+    refused(tmp_path / "a.pth", "data before or after it", arch=arch)
     (tmp_path / "b.pth").write_bytes(b"PK\x03\x04" + whole)
-    refused(tmp_path / "b.pth", "something before or behind it", arch=arch)
+    refused(tmp_path / "b.pth", "data before or after it", arch=arch)
 
 
 def test_names_hung_on_what_a_pickle_holds_hide_no_method(tmp_path: Path, arch: str) -> None:
@@ -487,7 +487,7 @@ def test_names_hung_on_what_a_pickle_holds_hide_no_method(tmp_path: Path, arch: 
 def test_weights_that_are_no_plain_numbers_are_refused(tmp_path: Path, arch: str, dtype: torch.dtype) -> None:
     weights = net().state_dict()
     weights["3.weight"] = weights["3.weight"].to(dtype)
-    refused(save(weights, tmp_path / "a.pth"), "3.weight", str(dtype)[6:], "ordinary weights", arch=arch)
+    refused(save(weights, tmp_path / "a.pth"), "3.weight", str(dtype)[6:], "unquantized weights", arch=arch)
 
 
 def test_a_name_in_a_file_does_not_steer_the_terminal(tmp_path: Path, arch: str) -> None:
@@ -496,7 +496,7 @@ def test_a_name_in_a_file_does_not_steer_the_terminal(tmp_path: Path, arch: str)
     assert message.isprintable() and len(message) < 1100
 
 
-# Options that do not go together
+# Options that exclude each other
 
 
 def test_a_name_takes_no_architecture() -> None:

@@ -1,4 +1,4 @@
-"""Weights without a word on their network: which one of torchvision is it?"""
+"""The torchvision network is recognised from weights alone."""
 
 from pathlib import Path
 

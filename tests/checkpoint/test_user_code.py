@@ -1,4 +1,4 @@
-"""Which files a network's code consists of."""
+"""The source files of a network."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with what the user gives: one or two plain lines, the documented exit status, and nothing left behind."""
+"""Any wrong input of the user: an error of one or two lines, the documented exit status, and no files left behind."""
 
 import errno
 import os
@@ -52,7 +52,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
     "text": (lambda path: path.write_text("weights"), "is a text file that begins 'weights'"),
     "truncated": (lambda path: path.write_bytes(Path("net.pt").read_bytes()[:900]), "is truncated or damaged"),
-    "hostile": (lambda path: torch.save(Hostile(), path), "opening it may run code"),
+    "hostile": (lambda path: torch.save(Hostile(), path), "loading it may run code"),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps(Hostile())), "is a plain Python pickle"),
     "TorchScript": (write_torchscript, "is a TorchScript archive"),
     "ONNX": (lambda path: onnx.save(RELU, path), "is an ONNX file"),
@@ -62,14 +62,14 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_file_that_is_no_checkpoint_is_told_for_what_it_is(project: Path, kind: str) -> None:
+def test_a_file_that_is_no_checkpoint_is_an_error_that_says_what_it_is(project: Path, kind: str) -> None:
     write, words = FILES[kind]
     write(project / "bad.pt")
     assert_told(compress("prune", "bad.pt", "--arch", "net.py:Net", *FAST), 2, "bad.pt", words)
     assert not (project / "hacked").exists()
 
 
-def test_a_file_that_is_not_there_is_told_with_the_one_that_is(project: Path) -> None:
+def test_a_missing_file_is_reported_with_the_most_similar_one(project: Path) -> None:
     assert_told(compress("prune", "nett.pt", *FAST), 2, "nett.pt: no such file; did you mean 'net.pt'?")
 
 
@@ -83,30 +83,30 @@ def test_a_file_that_is_not_there_is_told_with_the_one_that_is(project: Path) ->
         ("torchvision:resnet18", "do not fit torchvision:resnet18"),
     ],
 )
-def test_a_wrong_architecture_is_told(project: Path, arch: str, words: str) -> None:
+def test_a_wrong_architecture_is_an_error(project: Path, arch: str, words: str) -> None:
     result = compress("prune", "net.pt", "--arch", arch, *FAST)
     assert_told(result, 2, words.removeprefix("torchvision:") if "81" in arch else words)
 
 
-def test_weights_that_are_no_numbers_are_told(project: Path) -> None:
+def test_weights_that_are_nan_are_an_error(project: Path) -> None:
     weights = make_net().state_dict()
     weights["conv1.weight"][0, 0, 0, 0] = torch.nan
     torch.save(weights, "nan.pt")
     assert_told(compress("prune", "nan.pt", "--arch", "net.py:Net", *FAST), 2, "nan.pt: conv1.weight holds NaN")
 
 
-def test_a_network_for_other_classes_than_the_images_is_told(project: Path) -> None:
+def test_a_network_for_other_classes_than_the_images_is_an_error(project: Path) -> None:
     torch.save(make_net(num_classes=7).state_dict(), "seven.pt")
     result = compress("prune", "seven.pt", "--arch", "net.py:Net", "--data", "digits", "--rate", "0.5", "--out", "out")
-    assert_told(result, 2, "The network answers 7 classes, but digits has 10")
+    assert_told(result, 2, "The network has 7 classes, but digits has 10")
 
 
 @pytest.mark.parametrize("rate", ["0", "1", "1.5", "-1", "nan"])
-def test_a_rate_that_is_no_share_is_told(project: Path, rate: str) -> None:
+def test_a_rate_that_is_no_fraction_is_an_error(project: Path, rate: str) -> None:
     assert_told(prune("--rate", rate, "--out", "out"), 2, "between 0 and 1, both excluded; found " + rate)
 
 
-def test_a_rate_that_is_no_number_is_told_by_the_command_line(project: Path) -> None:
+def test_a_rate_that_is_no_number_is_an_error_of_the_command_line(project: Path) -> None:
     result = prune("--rate", "abc")
     assert result.exit_code == 2 and "Invalid value for '--rate'" in result.stderr
 
@@ -123,42 +123,44 @@ def test_a_rate_that_is_no_number_is_told_by_the_command_line(project: Path) -> 
         (("--rate", "0.5", "--method", "sfp", "--set", "mask_norms"), "is not of the form name=value"),
         (("--rate", "0.5", "--method", "sfp", "--set", "mask_norms=2"), "mask_norms is a bool"),
         (("--rate", "0.5", "--epochs", "3"), "--epochs 3 needs images to train on: give --data"),
-        (("--rate", "0.5", "--method", "sfp"), "--method sfp works while it trains: give it --data"),
-        (("--rate", "0.5", "--method", "sfp", "--data", "digits", "--epochs", "0"), "at least one of --epochs"),
+        (("--rate", "0.5", "--method", "sfp"), "--method sfp needs training: give --data"),
+        (("--rate", "0.5", "--method", "sfp", "--data", "digits", "--epochs", "0"), "--epochs of at least 1"),
         (("--rate", "0.5", "--data", "digits", "--lr", "-1"), "--lr must be above 0; found -1.0"),
         (("--rate", "0.5", "--data", "digits", "--ema-decay", "2"), "--ema-decay must be between 0 and 1"),
         (("--rate", "0.5", "--max-rate", "1"), "--max-rate is the largest fraction of a group to prune"),
         (("--rate", "0.5", "--most", "nan"), "both excluded; found nan"),
         (("--rate", "0.5", "--input", "8x8"), "--input '8x8' is not a shape"),
-        (("--rate", "0.5", "--input", "3x8x8"), "cannot answer for images of 3x8x8"),
+        (("--rate", "0.5", "--input", "3x8x8"), "does not run on images of 3x8x8"),
         (("--rate", "0.5", "--input", "1x8x8", "--keep", "steem.*"), "--keep 'steem.*' matches no layer"),
         (("--rate", "0.5", "--data", "digits", "--mean", "a,b"), "--mean 'a,b' is not a list of numbers"),
-        (("--rate", "0.5", "--data", "digits", "--mean", "1,2"), "2 numbers"),
+        (("--rate", "0.5", "--data", "digits", "--mean", "1,2"), "2 values"),
         (("--rate", "0.5", "--data", "digit"), "did you mean 'digits'?"),
-        (("--rate", "0.5", "--data", "imagefolder:photos"), "There is no folder photos"),
+        (("--rate", "0.5", "--data", "imagefolder:photos"), "The folder photos does not exist"),
         (("--rate", "0.5", "--data", "digits", "--amp", "fp16", "--device", "cpu"), "--amp fp16 needs a GPU"),
         (("--rate", "0.5", "--device", "tpu"), "--device tpu"),
         (("--rate", "0.5", "--arch-arg", "classes"), "is not of the form name=value"),
     ],
 )
-def test_a_wrong_option_is_told(project: Path, options: tuple[str, ...], words: str) -> None:
+def test_a_wrong_option_is_an_error(project: Path, options: tuple[str, ...], words: str) -> None:
     assert_told(prune(*options, "--out", "out"), 2, words)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_told(project: Path) -> None:
+def test_a_missing_gpu_is_an_error(project: Path) -> None:
     assert_told(prune(*FAST, "--device", "cuda"), 2, "--device cuda cannot be used here", "Try --device cpu")
 
 
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        (("--rate", "0.99999"), "asks for 100.0% fewer macs, but at most "),
-        (("--target", "params<=1M"), "params<=1M is met by the model as it is, with 1.47 k parameters: ask for less"),
-        (("--target", "size<=1GB"), "size<=1GB is met by the model as it is"),
+        (("--rate", "0.99999"), "requires 100.0% fewer macs, but at most "),
+        (("--target", "params<=1M"), "The model already meets params<=1M, with 1.47 k parameters: set a lower target"),
+        (("--target", "size<=1GB"), "The model already meets size<=1GB"),
     ],
 )
-def test_what_cannot_be_reached_is_told_with_the_nearest_that_can(project: Path, wish: tuple[str, ...], words: str) -> None:
+def test_an_infeasible_target_is_reported_with_the_nearest_feasible_one(
+    project: Path, wish: tuple[str, ...], words: str
+) -> None:
     torch.save(make_net(width=6).state_dict(), "net.pt")
     assert_told(prune(*wish, "--arch-arg", "width=6", "--input", "1x8x8", "--out", "out"), 3, words)
 
@@ -176,23 +178,23 @@ def test_a_broken_image_is_named_and_ends_the_run(project: Path) -> None:
     assert_told(result, 2, f"{Path('photos') / 'train' / 'b' / '2.png'} cannot be read as an image")
 
 
-def test_an_output_in_the_place_of_a_file_is_told(project: Path) -> None:
+def test_an_output_that_is_a_file_is_an_error(project: Path) -> None:
     assert_told(prune("--rate", "0.5", "--out", "net.py"), 2, "--out net.py is a file: give a directory")
     assert_told(prune("--rate", "0.5", "--out", "net.py/a"), 2, "net.py/a cannot be used: Not a directory")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_that_may_not_be_written_is_told(project: Path) -> None:
+def test_an_output_without_write_permission_is_an_error(project: Path) -> None:
     (project / "locked").mkdir(mode=0o500)
     assert_told(prune("--rate", "0.5", "--out", "locked/a"), 2, "locked/a cannot be used: Permission denied")
 
 
-def test_a_disk_that_is_for_reading_alone_is_told(project: Path, small_disk: Path) -> None:
+def test_a_read_only_disk_is_an_error(project: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert_told(prune("--rate", "0.5", "--out", small_disk / "a"), 2, "a cannot be used: Read-only file system")
 
 
-def test_a_disk_that_is_full_leaves_nothing_half_written(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_incomplete_files(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, content: bytes) -> int:
         if "model.safetensors" in path.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -200,7 +202,7 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(project: Path, monkeypa
 
     real = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", full)
-    assert_told(prune(*FAST), 2, "model.safetensors could not be written: No space left on device", "Free some space")
+    assert_told(prune(*FAST), 2, "model.safetensors could not be written: No space left on device", "Free disk space")
 
 
 def test_a_training_that_diverges_leaves_nothing(project: Path) -> None:
@@ -208,13 +210,13 @@ def test_a_training_that_diverges_leaves_nothing(project: Path) -> None:
     assert_told(result, 2, "training diverged in epoch 1 of 2", "Lower --lr")
 
 
-def test_a_fault_of_ours_is_told_as_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_reported_as_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(compressor.runs.prune, "analyse", fault)
     result = prune(*FAST)
-    assert_told(result, 5, "error: a fault of ours: ZeroDivisionError: division by zero", "Run it again with --debug")
+    assert_told(result, 5, "error: a fault of ours: ZeroDivisionError: division by zero", "Rerun with --debug")
     result = prune(*FAST, "--debug")
     assert result.exit_code == 5
     assert "Traceback" in result.stderr and "ZeroDivisionError" in result.stderr

@@ -1,4 +1,4 @@
-"""`compress check`: its exit status, what it prints and writes, and that it needs nothing heavy."""
+"""`compress check`: its exit status, what it prints and writes, and that it imports nothing heavy."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ HEAVY = {"torch", "torchvision", "numpy", "matplotlib", "onnx", "onnxruntime", "
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory with a finished run and an earlier one's report, on no service."""
+    """A directory with a finished run and an earlier one's report, outside any CI service."""
     monkeypatch.chdir(tmp_path)
     for variable in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"):
         monkeypatch.delenv(variable, raising=False)
@@ -39,29 +39,29 @@ def test_a_missed_budget_fails() -> None:
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["missed", "ok", "ok", "FAIL:"]
 
 
-def test_a_run_is_held_against_an_earlier_one() -> None:
+def test_a_run_is_compared_with_an_earlier_one() -> None:
     result = compress("check", "half", "--baseline", "earlier.json", "--no-worse", "2%")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == "PASS: 3 of 3 budgets met"
     result = compress("check", "earlier.json", "--baseline", "half", "--no-worse", "2%")
     assert result.exit_code == 1
-    assert "top1>=baseline-2%: not measured; make the run with --data" in result.stdout
+    assert "top1>=baseline-2%: not measured; rerun with --data" in result.stdout
 
 
-def test_json_stands_alone_on_standard_output() -> None:
+def test_with_json_standard_output_is_only_json() -> None:
     result = compress("check", "half", "--max-drop", "0.5", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["passed"] is False
     assert [line.split()[0] for line in result.stderr.splitlines()] == ["missed", "FAIL:"]
 
 
-def test_quiet_prints_what_fails_alone() -> None:
+def test_quiet_prints_only_failures() -> None:
     result = compress("check", "half", "--max-drop", "0.5", "--min-cut", "0.4", "-q")
     assert (result.exit_code, result.stdout) == (1, "")
     assert [line.split()[0] for line in result.stderr.splitlines()] == ["missed"]
 
 
-def test_files_and_a_services_own_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_those_of_the_ci_service_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
     monkeypatch.setenv("GITHUB_OUTPUT", "outputs")
@@ -80,14 +80,14 @@ def test_files_and_a_services_own_are_written(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["half"], "error: there is no budget to check"),
+        (["half"], "error: no budget was given"),
         (["half", "--budget", "macc<=50%"], "did you mean 'macs'?"),
         (["none", "--max-drop", "1"], "error: none does not exist: give the directory of a finished run"),
         (["half", "--no-worse", "2%", "--baseline", "none"], "error: none does not exist"),
         (["half", "--max-drop", "1", "--junit", "half"], "error: half could not be written"),
     ],
 )
-def test_wrong_usage_is_told(arguments: list[str], answer: str) -> None:
+def test_wrong_usage_is_an_error(arguments: list[str], answer: str) -> None:
     result = compress("check", *arguments)
     assert result.exit_code == 2
     assert answer in result.stderr

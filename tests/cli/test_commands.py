@@ -69,7 +69,7 @@ def test_inputs_of_an_onnx_file_may_have_any_name(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["inputs"] == {"input.1": [4], "ids": [2]}
 
 
-def test_what_an_onnx_file_says_is_not_believed_or_obeyed(tmp_path: Path) -> None:
+def test_the_contents_of_an_onnx_file_are_not_trusted(tmp_path: Path) -> None:
     def write(shape: str, name: str = "x") -> Path:
         model = onnx.parser.parse_model(
             f'<ir_version: 8, opset_import: ["" : 18]> net (float[n, {shape}] x) => (float y) {{ y = Relu(x) }}'
@@ -87,15 +87,15 @@ def test_what_an_onnx_file_says_is_not_believed_or_obeyed(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("half/model.onnx", "--data", "digits", "--size", "9"), "takes images of 1x8x8, and was to be given 1x9x9"),
-        (("half/model.onnx", "--input", "3x8x8"), "takes images of 1x8x8, and was to be given 3x8x8"),
-        (("seven.onnx", "--data", "digits"), "answers 7 classes, but digits has 10"),
+        (("half/model.onnx", "--data", "digits", "--size", "9"), "takes images of 1x8x8, but was given 1x9x9"),
+        (("half/model.onnx", "--input", "3x8x8"), "takes images of 1x8x8, but was given 3x8x8"),
+        (("seven.onnx", "--data", "digits"), "has 7 classes, but digits has 10"),
         (("half/report.json",), "is a text file"),
-        ((*NET, "--input", "3x8x8"), "cannot answer for images of 3x8x8"),
+        ((*NET, "--input", "3x8x8"), "does not run on images of 3x8x8"),
         ((*NET, "--device", "cuda:77"), "--device cuda:77 cannot be used here"),
     ],
 )
-def test_what_cannot_be_measured_is_told(
+def test_what_cannot_be_measured_is_an_error(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
 ) -> None:
     if arguments[0] == "seven.onnx":
@@ -116,7 +116,7 @@ def test_a_model_is_exported_and_checked(here: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     onnx.checker.check_model(tmp_path / "new" / "a.onnx", full_check=True)
     assert "a.onnx: net.py:Net, images 1x8x8" in result.stdout
-    assert "ONNX Runtime answers as PyTorch does at batch 1, 2, 3 (largest difference " in result.stdout
+    assert "ONNX Runtime matches PyTorch at batch 1, 2, 3 (largest difference " in result.stdout
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.onnx"]
 
 
@@ -126,7 +126,7 @@ def test_a_run_has_an_exported_file_already(here: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (here / "half" / "model.onnx").read_bytes()
 
 
-def test_a_file_is_replaced_with_force_alone_and_a_wrong_one_never_written(
+def test_a_file_is_replaced_only_with_force_and_a_wrong_one_never_written(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "a.onnx"
@@ -143,7 +143,7 @@ def test_a_file_is_replaced_with_force_alone_and_a_wrong_one_never_written(
     with monkeypatch.context() as patched:
         patched.setattr(compressor.runs.export, "export_onnx", wrong)
         result = compress(*arguments, "--force")
-    assert result.exit_code == 4 and "should answer as PyTorch does" in result.stderr
+    assert result.exit_code == 4 and "differs from PyTorch by" in result.stderr
     assert out.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
 
@@ -155,7 +155,7 @@ def rows(printed: str) -> set[str]:
     return {" ".join(line.split()) for line in printed.splitlines()}
 
 
-def test_what_can_be_cut_is_shown(here: Path) -> None:
+def test_prunable_groups_are_listed(here: Path) -> None:
     result = compress("inspect", *NET, "--input", "1x8x8")
     assert result.exit_code == 0, result.output
     assert "net.pt: net.py:Net, images 1x8x8\n" in result.stdout
@@ -169,7 +169,7 @@ def test_what_can_be_cut_is_shown(here: Path) -> None:
     assert "scattered" in compress("inspect", *NET, "--input", "1x8x8", "--residual", "scatter").stdout
 
 
-def test_what_can_be_cut_is_told_to_programs(here: Path) -> None:
+def test_prunable_groups_are_listed_as_json(here: Path) -> None:
     result = compress("inspect", *NET, "--json")
     view = json.loads(result.stdout)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -182,9 +182,9 @@ def test_what_can_be_cut_is_told_to_programs(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("file", "begins"), [("a.md", "```mermaid\nflowchart"), ("a.gv", "digraph")])
-def test_the_coupling_is_drawn(here: Path, tmp_path: Path, file: str, begins: str) -> None:
+def test_the_dependencies_are_drawn(here: Path, tmp_path: Path, file: str, begins: str) -> None:
     result = compress("inspect", *NET, "--input", "1x8x8", "--graph", tmp_path / file)
-    assert result.exit_code == 0 and f"The coupling is drawn in {tmp_path / file}" in result.stdout
+    assert result.exit_code == 0 and f"The channel dependencies are drawn in {tmp_path / file}" in result.stdout
     text = (tmp_path / file).read_text()
     assert text.startswith(begins) and "stem.0" in text
 
@@ -195,24 +195,24 @@ def test_groups_that_are_alike_share_a_row() -> None:
     assert {"layer1.{0,1}.conv1 2 64 12.7% 0.6%", "conv1 1 64 35.5% 2.0% layer1.{0,1}.conv2"} <= rows(result.stdout)
 
 
-def test_a_drawing_of_an_unknown_kind_is_refused(here: Path) -> None:
+def test_a_graph_of_an_unknown_format_is_refused(here: Path) -> None:
     result = compress("inspect", *NET, "--graph", "a.png")
     assert (result.exit_code, result.stdout) == (2, "") and ".mmd, .md, .dot, .gv (Mermaid, Graphviz)" in result.stderr
 
 
-def test_a_model_of_which_nothing_can_be_cut_is_shown_too(here: Path, tmp_path: Path) -> None:
+def test_a_model_without_prunable_channels_is_listed_too(here: Path, tmp_path: Path) -> None:
     (tmp_path / "flat.py").write_text("from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
     torch.save({"1.weight": torch.ones(10, 64), "1.bias": torch.ones(10)}, tmp_path / "flat.pt")
     arguments = (tmp_path / "flat.pt", "--arch", f"{tmp_path / 'flat.py'}:net", "--input", "1x8x8")
     assert "Smallest reachable: 640 MACs (100.0%)" in compress("inspect", *arguments).stdout
     result = compress("prune", *arguments, "--rate", "0.5", "--out", tmp_path / "out")
-    assert result.exit_code == 3 and "Nothing can be cut from this model" in result.stderr
+    assert result.exit_code == 3 and "No channel of this model can be pruned" in result.stderr
 
 
 # methods --------------------------------------------------------------------------------------------------------------
 
 
-def test_methods_are_listed_and_told() -> None:
+def test_methods_are_listed_and_described() -> None:
     listed = compress("methods")
     assert listed.exit_code == 0 and "magnitude" in listed.stdout and "sfp" in listed.stdout
     told = compress("methods", "sfp")
@@ -237,7 +237,7 @@ def test_methods_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -
 # compress itself ------------------------------------------------------------------------------------------------------
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     result = compress("--version")
     assert (result.exit_code, result.stdout) == (0, f"compress {compressor.__version__}\n")
 

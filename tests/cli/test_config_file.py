@@ -1,4 +1,4 @@
-"""Settings out of compress.toml and pyproject.toml: what they mean, who wins, and what is said of a mistake."""
+"""Settings from compress.toml and pyproject.toml: their meaning, their precedence, and errors."""
 
 import json
 import tomllib
@@ -38,7 +38,7 @@ def configuration(text: str) -> Configuration:
     return Configuration(Path(FILE), text)
 
 
-def test_a_command_is_told_what_is_for_all_and_what_is_for_it_alone() -> None:
+def test_a_command_gets_the_shared_settings_and_its_own() -> None:
     found = configuration(WHOLE)
     shared = {"model": "net.pt", "arch": "net.py:Net", "data": "digits", "batch_size": "64"}
     assert found.of("prune") == shared | {"method": "sfp"}
@@ -56,13 +56,13 @@ def test_a_step_has_its_own_settings_above_those_of_its_command() -> None:
     assert second.settings == {"budget": ["macs<=60%"]}
 
 
-def test_the_text_of_a_file_says_the_same() -> None:
+def test_the_text_of_a_configuration_is_equivalent() -> None:
     found = configuration(WHOLE)
     assert tomllib.loads(found.text) == tomllib.loads(WHOLE)
     assert configuration(found.text).steps == found.steps
 
 
-def test_lists_stand_for_what_is_repeated_and_for_what_has_commas() -> None:
+def test_lists_are_repeated_options_or_comma_separated_values() -> None:
     found = configuration('keep = "head"\nmean = [0.5, 0.25, 1]\nset = ["a=1", "b=2"]\naugment = false').of("prune")
     assert found == {"keep": ["head"], "mean": "0.5,0.25,1", "set_": ["a=1", "b=2"], "augment": "false"}
 
@@ -74,9 +74,9 @@ def test_lists_stand_for_what_is_repeated_and_for_what_has_commas() -> None:
         ("\n\nepochs = 'x'", "compress.toml, line 3: epochs must be a whole number; found 'x'."),
         ("epochs = 2.5", "compress.toml, line 1: epochs must be a whole number; found 2.5."),
         ("epochs = true", "compress.toml, line 1: epochs must be a whole number; found True."),
-        ("epochs = [1]", "compress.toml, line 1: epochs must be a whole number, and not a list."),
+        ("epochs = [1]", "compress.toml, line 1: epochs must be a whole number, not a list."),
         ("ema = 1", "compress.toml, line 1: ema must be true or false; found 1."),
-        ("data = {a = 1}", "compress.toml, line 1: data must be a text; found {'a': 1}."),
+        ("data = {a = 1}", "compress.toml, line 1: data must be a string; found {'a': 1}."),
         ("schedule = 'cosin'", "line 1: schedule must be one of cosine, step; found 'cosin'; did you mean 'cosine'?"),
         ("[prun]\nrate = 1", "compress.toml, line 1: there is no setting 'prun'; did you mean 'prune'?"),
         ("[prune]\n\nratio = 1", "compress.toml, line 3: compress prune has no setting 'ratio'; did you mean 'rate'?"),
@@ -85,7 +85,7 @@ def test_lists_stand_for_what_is_repeated_and_for_what_has_commas() -> None:
         ("[[steps]]\nrate = 1", "compress.toml, line 1: do is missing: it can be prune, lowrank,"),
         (
             "[[steps]]\ndo = 'prune'\n[[steps]]\ndo = 'prun'",
-            "compress.toml, line 4: do = 'prun' is no step; did you mean 'prune'?",
+            "compress.toml, line 4: do = 'prun' is not a step; did you mean 'prune'?",
         ),
         (
             "[[steps]]\ndo = 'prune'\nrat = 1",
@@ -95,7 +95,7 @@ def test_lists_stand_for_what_is_repeated_and_for_what_has_commas() -> None:
         ("rate = ", "compress.toml is not TOML: "),
     ],
 )
-def test_a_mistake_is_told_with_its_line_and_the_nearest_right_word(text: str, told: str) -> None:
+def test_a_mistake_is_reported_with_its_line_and_the_nearest_valid_word(text: str, told: str) -> None:
     with pytest.raises(UsageError) as error:
         configuration(text)
     assert told in str(error.value) and len(str(error.value).splitlines()) <= 2
@@ -127,12 +127,12 @@ def test_every_step_is_a_command_and_every_method_can_be_named() -> None:
 
 @pytest.fixture
 def told_once(project: Path) -> Path:
-    """A project that says what its model and data are."""
+    """A project whose settings file names its model and data."""
     (project / FILE).write_text('model = "net.pt"\narch = "net.py:Net"\ndata = "digits"\nepochs = 0\nrepair = false\n')
     return project
 
 
-def test_what_the_project_says_need_not_be_said_again(told_once: Path) -> None:
+def test_settings_of_the_project_need_not_be_given_again(told_once: Path) -> None:
     result = compress("prune", "--rate", "0.5", "--out", "half")
     assert result.exit_code == 0, result.output
     assert "settings from compress.toml: model, arch, data, epochs, repair" in result.stdout.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Help fits on a screen and a half, says what its source says, and shells complete commands, options and methods."""
+"""Help fits on a screen and a half and is complete, and shells complete commands, options and methods."""
 
 import os
 import subprocess
@@ -27,8 +27,8 @@ def shown(monkeypatch: pytest.MonkeyPatch, *arguments: str, columns: int = 80) -
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
-def test_help_is_as_it_was_looked_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """`python tests/cli/test_help.py` writes these files anew: look at them before they are committed."""
+def test_help_is_as_it_was_reviewed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """`python tests/cli/test_help.py` rewrites these files: review them before they are committed."""
     golden = GOLDEN / f"{name or 'compress'}.txt"
     assert shown(monkeypatch, *name.split(), "--help") == golden.read_text(encoding="utf-8")
 

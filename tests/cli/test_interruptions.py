@@ -1,4 +1,4 @@
-"""A run that is interrupted, in whatever way, tells how to go on, and ends with the very weights of one that was not."""
+"""A run that is interrupted, in whatever way, can be resumed, and ends with the same weights as an uninterrupted one."""
 
 import os
 import random
@@ -29,7 +29,7 @@ GHFP = ("--method", "ghfp", "--data", "digits", "--rate", "0.5", "--epochs", "3"
 
 
 @pytest.mark.parametrize(("method", "options"), [("magnitude", TRAINED), ("sfp", SFP), ("ghfp", GHFP)])
-def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
     project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: tuple[str, ...]
 ) -> None:
     whole = finished / "half"
@@ -40,7 +40,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
         patched.setattr(Training, "_step", interrupt_at(11 + 5, Training._step))  # in the second epoch
         result = prune(*options, "--out", "a")
     assert result.exit_code == 130
-    assert result.stderr == "interrupted: --resume goes on after the last finished epoch\n"
+    assert result.stderr == "interrupted: --resume continues after the last finished epoch\n"
     assert [path.name for path in Path("a").iterdir()] == ["state"]
 
     result = prune(*options, "--out", "a", "--resume")
@@ -69,12 +69,12 @@ def test_resuming_needs_the_same_settings_and_the_same_model(project: Path, monk
         assert prune(*TRAINED, "--out", "a").exit_code == 130
     result = prune(*TRAINED, "--lr", "0.2", "--out", "a", "--resume")
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: --resume: a was begun with other settings: lr was 0.1 and is 0.2.\n")
+    assert result.stderr.startswith("error: --resume: a was started with other settings: lr was 0.1 and is 0.2.\n")
     result = prune(*TRAINED, "--out", "a")
-    assert result.exit_code == 2 and "holds an unfinished run: --resume goes on with it" in result.stderr
+    assert result.exit_code == 2 and "holds an unfinished run: --resume continues it" in result.stderr
     torch.save(make_net().state_dict(), project / "net.pt")
     result = prune(*TRAINED, "--out", "a", "--resume")
-    assert result.exit_code == 2 and "the model's file is not the one this run was begun with" in result.stderr
+    assert result.exit_code == 2 and "the model's file is not the one this run was started with" in result.stderr
     assert (project / "a" / "state" / "training.pt").exists()
 
 
@@ -95,16 +95,16 @@ def at_the_end_of_epoch(monkeypatch: pytest.MonkeyPatch, number: int, fault: Cal
 
 
 def assert_ends_with(result: Result, *words: str) -> None:
-    """One error of one or two lines, for which the user is to do something."""
+    """One error of one or two lines, which the user can fix."""
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") <= 2
     assert all(word in result.stderr for word in words), result.stderr
 
 
-def test_a_disk_that_fills_up_costs_the_epoch_alone(
+def test_a_disk_that_fills_up_costs_only_the_epoch(
     project: Path, finished: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is another one than that of temporary files, which makes no difference."""
+    """It is not the disk of temporary files, which makes no difference."""
     out, ballast = small_disk / "half", small_disk / "ballast"
 
     def fill() -> None:
@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_costs_the_epoch_alone(
 
     with monkeypatch.context() as patched:
         at_the_end_of_epoch(patched, 2, fill)
-        assert_ends_with(prune(*TRAINED, "--out", out), "could not be written: No space left on device.\nFree some space")
+        assert_ends_with(prune(*TRAINED, "--out", out), "could not be written: No space left on device.\nFree disk space")
     assert {path.name for path in out.rglob("*")} == {"state", "lock", "config.toml", "log.jsonl", "stages.json", "training.pt"}
     ballast.unlink()
     result = prune(*TRAINED, "--out", out, "--resume")
@@ -150,7 +150,7 @@ def test_a_clock_that_is_set_again_and_again_changes_only_what_it_says(
     assert all(row.seconds >= 0 for row in (report, *report.stages, *report.epochs))
 
 
-# Images that are read by other processes ------------------------------------------------------------------------------
+# Data loader processes ------------------------------------------------------------------------------------------------
 
 DATA = """
 from compressor import open_data
@@ -164,7 +164,7 @@ READ = ("--data", "data.py:images", "--rate", "0.5", "--epochs", "2", "--batch-s
 
 @pytest.fixture
 def photos(project: Path) -> Path:
-    """A folder of images of two classes, a network for them, and a function by which another process reads the images."""
+    """A folder of images of two classes, a network for them, and a data function with a data loader process."""
     for part, count in (("train", 60), ("test", 4)):
         for label, name in enumerate("ab"):
             (project / "photos" / part / name).mkdir(parents=True)
@@ -178,7 +178,7 @@ def photos(project: Path) -> Path:
     return project / "photos"
 
 
-def test_an_image_that_vanishes_costs_the_epoch_alone(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_vanishes_costs_only_the_epoch(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         at_the_end_of_epoch(patched, 2, lambda: (photos / "train" / "b").rename(photos / "elsewhere"))
         assert_ends_with(prune(*READ, "--out", "a"), ".png was there when its folder was listed, but is gone now")
@@ -216,7 +216,7 @@ def test_processes_that_are_stopped_and_killed_end_as_one_that_was_not(project: 
         told = (project / "stderr").read_text(encoding="utf-8")
         assert process.exitcode == status, told
         if status == 130:
-            assert told == "interrupted: --resume goes on after the last finished epoch\n"
+            assert told == "interrupted: --resume continues after the last finished epoch\n"
     last = start(project, *PRUNE, "--out", "a", "--resume")
     wait_for_epochs(last, log, 5)
     result = prune(*SLOW, "--out", "a", "--resume")  # two at a time
@@ -228,7 +228,7 @@ def test_processes_that_are_stopped_and_killed_end_as_one_that_was_not(project: 
     assert_same_result(project / "a", project / "whole")
 
 
-def test_ctrl_c_ends_the_processes_that_read_images_too(photos: Path) -> None:
+def test_ctrl_c_ends_the_data_loader_processes_too(photos: Path) -> None:
     """The terminal sends it to all of them."""
     folder = photos.parent
     process = start(folder, "prune", "net.pt", "--arch", "net.py:Net", *READ, "--epochs", "1000", "--out", "a")
@@ -237,7 +237,7 @@ def test_ctrl_c_ends_the_processes_that_read_images_too(photos: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     process.join(60)
     assert process.exitcode == 130
-    assert (folder / "stderr").read_text(encoding="utf-8") == "interrupted: --resume goes on after the last finished epoch\n"
+    assert (folder / "stderr").read_text(encoding="utf-8") == "interrupted: --resume continues after the last finished epoch\n"
     for _ in range(1000):  # they may end a little later
         time.sleep(0.01)
         try:

@@ -1,4 +1,4 @@
-"""`compress report`, and `compress compare` of finished runs: pages out of report.json alone, and what they refuse."""
+"""`compress report`, and `compress compare` of finished runs: pages from report.json alone, and errors."""
 
 import json
 from dataclasses import replace
@@ -22,11 +22,11 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_run_gets_its_pages_again(runs: Path) -> None:
+def test_the_pages_of_a_run_are_rewritten(runs: Path) -> None:
     (runs / "a" / "report.html").write_text("old")
     result = compress("report", "a")
     assert result.exit_code == 0, result.output
-    assert "40.6 M -> 20.2 M MACs" in result.stdout and "Written into a: report.html, report.md, plots/*.csv" in result.stdout
+    assert "40.6 M -> 20.2 M MACs" in result.stdout and "Written to a: report.html, report.md, plots/*.csv" in result.stdout
     assert (runs / "a" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert (runs / "a" / "plots" / "stages.csv").read_text().startswith("stage,top1,low,high,n")
     printed = compress("report", "a", "--out", "elsewhere", "--json").stdout
@@ -53,17 +53,17 @@ def test_several_runs_come_onto_one_page(runs: Path) -> None:
         (("compare", "a", "."), "report.json does not exist"),
         (
             ("compare", "model.pt"),
-            "cannot be read as a report: it is no text file\nTo prune one model by several methods, name",
+            "cannot be read as a report: it is not a text file\nTo prune one model with several methods, list",
         ),
-        (("compare", "a", "b", "--methods", "sfp"), "--methods prunes one MODEL, and 2 were given: a, b. To put finished runs"),
-        (("compare", "a", "--rates", "0.5", "--force"), "--rates, --force: there is nothing to prune without --methods"),
+        (("compare", "a", "b", "--methods", "sfp"), "--methods prunes one MODEL, but 2 were given: a, b. To compare"),
+        (("compare", "a", "--rates", "0.5", "--force"), "--rates, --force: only with --methods"),
         (("compare",), "Missing argument"),
-        (("report", "a", "--out", "b"), "b holds the report of another run"),
+        (("report", "a", "--out", "b"), "b contains the report of another run"),
         (("report", "a", "--out", "model.pt"), "could not be written"),
         (("report", "model.pt"), "cannot be read as a report"),
     ],
 )
-def test_what_cannot_be_done_is_told(runs: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_what_cannot_be_done_is_an_error(runs: Path, arguments: tuple[str, ...], words: str) -> None:
     (runs / "model.pt").write_bytes(b"\x80\x02")
     result = compress(*arguments)
     assert result.exit_code == 2, result.output

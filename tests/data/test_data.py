@@ -1,4 +1,4 @@
-"""Data specs become the right images, in the right parts, and broken data are named."""
+"""Data specs give the right images in the right splits, and errors name invalid data."""
 
 import itertools
 import os
@@ -50,7 +50,7 @@ def pets(tmp_path: Path) -> Path:
 
 
 def gather(data: Data, split: str, batch_size: int = 16, **settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, targets and indices of a whole part."""
+    """Images, targets and indices of a whole split."""
     batches = data.batches(split, batch_size=batch_size, device="cpu", **settings)
     found = list(batches)
     assert len(found) == len(batches)
@@ -64,7 +64,7 @@ def pixels(data: Data, images: Tensor) -> Tensor:
 
 
 def fails(spec: str | Path, **settings) -> str:
-    """The message of the DataError that opening `spec`, or going through it, ends with."""
+    """The message of the DataError raised by opening `spec` or iterating over it."""
     with pytest.raises(DataError) as caught:
         data = open_data(str(spec), **settings)
         for split in data.counts:
@@ -133,7 +133,7 @@ def test_val_is_the_held_out_part_beside_test(tmp_path: Path):
     places = {"train/cat": 9, "train/dog": 9, "val/cat": 2, "val/dog": 3, "test/cat": 1, "test/dog": 1}
     data = open_data(str(make_folder(tmp_path, places)))
     assert data.counts == {"train": 18, "held_out": 5, "test": 2}
-    assert data.notes == [f"{tmp_path / 'val'} is the held-out part."]
+    assert data.notes == [f"{tmp_path / 'val'} is used as the held-out (validation) split."]
 
 
 def test_class_folders_alone_are_cut(tmp_path: Path):
@@ -149,12 +149,12 @@ def test_other_files_are_left_out_with_a_note(pets: Path):
     data = open_data(str(pets))
     assert data.counts["test"] == 9
     assert data.notes == [
-        f"1 file that is not an image was left out of {pets / 'train'}, such as {pets / 'train/cat/notes.txt'}."
+        f"1 file that is not an image was ignored in {pets / 'train'}, for example {pets / 'train/cat/notes.txt'}."
     ]
 
 
 def write_cifar(root: Path, kind: type, names: Sequence[str], label_key: str, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Five pictures a file in the format of the real set, whose checksums are then not asked for."""
+    """Five images per file in the format of the real data set, with the checksums disabled."""
     monkeypatch.setattr(kind, "train_list", [["train", None]])
     monkeypatch.setattr(kind, "test_list", [["test", None]])
     monkeypatch.setattr(kind, "meta", {"filename": "meta", "key": "names", "md5": None})
@@ -181,7 +181,7 @@ def test_cifar_is_read_where_torchvision_keeps_it(tmp_path: Path, monkeypatch: p
 
 
 def write_fashion(root: Path) -> np.ndarray:
-    """Four pictures a file in the format of the real set."""
+    """Four images per file in the format of the real data set."""
     folder = root / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
     stored = np.random.default_rng(0).integers(0, 256, (4, 28, 28), dtype=np.uint8)
@@ -321,7 +321,7 @@ def test_limit_reaches_all_classes_of_the_test_part(pets: Path):
 
 
 def test_an_empty_batch_is_refused(pets: Path):
-    with pytest.raises(DataError, match="0 images"):
+    with pytest.raises(DataError, match="batch size is 0"):
         open_data(str(pets)).batches("train", batch_size=0, device="cpu")
 
 
@@ -383,7 +383,7 @@ def test_digits_move_by_a_pixel_and_are_not_mirrored(path: dict):
 
 
 def hidden(images: Tensor) -> Tensor:
-    """Which pixels of normalised `images` [n, c, h, w] are exactly zero in all channels [n, h, w]; no byte comes to that."""
+    """Which pixels of normalised `images` [n, c, h, w] are exactly zero in all channels [n, h, w]; no byte becomes zero."""
     return (images == 0).all(1)
 
 
@@ -425,7 +425,7 @@ def test_large_streamed_images_are_cut_out_at_random(tmp_path: Path):
     data = open_data(str(root), size=80, memory_limit=0)
     changed, still = gather(data, "train")[0], gather(data, "train", augment=False)[0]
     assert changed.shape == still.shape and not changed.isclose(still).flatten(1).all(1).any()
-    assert "random places and sizes" in data.notes[-1]
+    assert "random resized crops" in data.notes[-1]
 
 
 @PATHS
@@ -457,7 +457,7 @@ def test_further_views_are_moved_and_hidden_anew_and_the_first_is_as_without_the
 
 
 def of_classes(*counts: int) -> Data:
-    """Black images, so many of each class."""
+    """Black images, `counts` of each class."""
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     images = ImageTensor(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), labels, "counted")
     reader = InMemory(images, Frame(1, 8, 8, resize=False), flip=False)
@@ -507,7 +507,7 @@ def test_groups_of_three_can_be_had():
 
 @pytest.mark.parametrize(("counts", "batch_size"), [((1, 1), 8), ((4, 4), 1)])
 def test_two_of_a_class_that_there_are_not_are_missed(counts: tuple[int, ...], batch_size: int):
-    with pytest.raises(DataError, match="wants 2 images of a class"):
+    with pytest.raises(DataError, match="needs 2 images per class"):
         of_classes(*counts).batches("train", batch_size=batch_size, device="cpu", by_class=2)
 
 
@@ -573,12 +573,12 @@ def test_sixteen_bits_become_eight():
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"mean": (0.5,)}, "mean was given as 1 numbers, but images have 3 channels"),
-        ({"std": (0.5, 0.5)}, "std was given as 2 numbers"),
+        ({"mean": (0.5,)}, "mean has 1 values, but the images have 3 channels"),
+        ({"std": (0.5, 0.5)}, "std has 2 values"),
         ({"std": (0.5, 0.0, 0.5)}, "a std above 0"),
-        ({"mean": (0.5, float("nan"), 0.5)}, "give numbers"),
-        ({"held_out": 0.6}, "share of 0.6"),
-        ({"held_out": -0.1}, "share of -0.1"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "use finite numbers"),
+        ({"held_out": 0.6}, "held-out share of the training images is 0.6"),
+        ({"held_out": -0.1}, "held-out share of the training images is -0.1"),
         ({"size": 0}, "0x0 pixels"),
         ({"channels": 4}, "4 channels"),
     ],
@@ -591,7 +591,7 @@ def test_impossible_settings_are_refused(pets: Path, settings: dict, complaint: 
 def test_the_network_must_know_as_many_classes(pets: Path):
     data = open_data(str(pets))
     check_classes(data, 2)
-    with pytest.raises(DataError, match=r"answers 1000 classes, but .* has 2 \(cat, dog\)"):
+    with pytest.raises(DataError, match=r"has 1000 classes, but .* has 2 \(cat, dog\)"):
         check_classes(data, 1000)
 
 
@@ -600,7 +600,7 @@ def test_the_network_must_know_as_many_classes(pets: Path):
 
 def test_a_missing_folder_is_told_with_its_neighbours(pets: Path):
     message = fails(pets.parent / "pest" / "images")
-    assert f"{pets.parent} has pets/ and no pest; did you mean 'pets'?" in message
+    assert f"{pets.parent} contains pets/ but no pest; did you mean 'pets'?" in message
 
 
 def test_an_archive_is_no_folder(tmp_path: Path):
@@ -614,23 +614,23 @@ def test_train_is_needed(tmp_path: Path):
 
 def test_test_or_val_is_needed(tmp_path: Path):
     root = make_folder(tmp_path, {"train/cat": 4, "train/dog": 4})
-    assert f"neither test/ nor val/: add one, or give {root / 'train'}" in fails(root)
+    assert f"neither test/ nor val/: add one, or use {root / 'train'}" in fails(root)
     assert open_data(str(root / "train")).counts["test"] == 2
 
 
 def test_an_empty_class_folder_is_named(pets: Path):
     for file in (pets / "train/dog").iterdir():
         file.unlink()
-    assert f"class folder {pets / 'train/dog'} holds no image" in fails(pets)
+    assert f"class folder {pets / 'train/dog'} contains no images" in fails(pets)
 
 
 def test_different_classes_are_named(pets: Path):
     (pets / "test/dog").rename(pets / "test/dogs")
-    assert "lacks dog/ and has dogs/ more" in fails(pets)
+    assert "missing: dog/, unexpected: dogs/" in fails(pets)
 
 
 def test_a_folder_around_the_data_is_noticed(pets: Path):
-    assert f"but {pets} has: give that" in fails(pets.parent)
+    assert f"but {pets} does: use {pets}" in fails(pets.parent)
 
 
 @pytest.mark.parametrize("places", [["images"], []], ids=str)
@@ -649,7 +649,7 @@ def test_a_broken_image_is_named(pets: Path, path: dict, damage: str):
 
 
 def declare(path: Path, width: int, height: int) -> None:
-    """A PNG file that says it has so many pixels, and a checksum that says that this is true."""
+    """A PNG file whose header declares this size, with a valid checksum."""
     random_image(0).save(path)
     data = bytearray(path.read_bytes())
     data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
@@ -670,11 +670,11 @@ def test_an_image_of_endless_size_is_refused_before_it_is_read(pets: Path, path:
 
 def test_a_line_of_pixels_is_refused_before_it_is_made_large(pets: Path):
     Image.new("L", (60_000, 1)).save(pets / "train/dog/7.png")
-    assert "is 60000x1 pixels, and so narrow that at this size it would be 15360000 long" in fails(pets, size=224)
+    assert "is 60000x1 pixels; with its shorter side resized to 256, it would be 15360000 long" in fails(pets, size=224)
 
 
 def test_a_file_is_read_as_an_image_of_the_common_kinds_alone(pets: Path):
-    """To open others, Pillow starts programs: Ghostscript for this one."""
+    """For other formats Pillow starts external programs: Ghostscript for this one."""
     (pets / "train/dog/7.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 12\n%%EndComments\n")
     assert "UnidentifiedImageError" in fails(pets)
 
@@ -708,14 +708,14 @@ def test_an_image_that_vanishes_while_training_is_named(pets: Path, workers: int
     gone = pets / "train/dog"
     for file in gone.iterdir():
         file.unlink()
-    with pytest.raises(DataError, match=r"train/dog/\d+\.png was there .* but is gone now"):
+    with pytest.raises(DataError, match=r"train/dog/\d+\.png was deleted after its folder was listed"):
         list(batches)
 
 
 def test_a_worker_that_dies_is_told(pets: Path, monkeypatch: pytest.MonkeyPatch):
     data = open_data(str(pets), memory_limit=0, workers=1)
     monkeypatch.setattr(ImageFiles, "read", lambda *_: os._exit(9))
-    with pytest.raises(DataError, match="ask for fewer workers"):
+    with pytest.raises(DataError, match="use fewer workers"):
         gather(data, "test")
 
 
@@ -749,7 +749,7 @@ def test_fashionmnist_is_not_read_from_a_pickle(tmp_path: Path):
     write_fashion(tmp_path)
     (tmp_path / "FashionMNIST" / "processed").mkdir()
     (tmp_path / "FashionMNIST" / "processed" / "training.pt").touch()
-    assert "is how torchvision kept these images before 2021" in fails(f"fashionmnist:{tmp_path}")
+    assert "is a pickle file of torchvision before 2021" in fails(f"fashionmnist:{tmp_path}")
 
 
 def test_cifar_is_not_unpickled_without_its_checksum(tmp_path: Path):
@@ -757,12 +757,12 @@ def test_cifar_is_not_unpickled_without_its_checksum(tmp_path: Path):
     folder.mkdir()
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
         (folder / name).write_bytes(f"cos\nmkdir\n(S'{tmp_path / 'flag'}'\ntR.".encode())
-    assert "its files are missing or damaged" in fails(f"cifar10:{tmp_path}")
+    assert "are missing or damaged" in fails(f"cifar10:{tmp_path}")
     assert not (tmp_path / "flag").exists()
 
 
 def test_cifar_in_class_folders_is_an_imagefolder(pets: Path):
-    assert f"give imagefolder:{pets}" in fails(f"cifar10:{pets}")
+    assert f"use imagefolder:{pets}" in fails(f"cifar10:{pets}")
 
 
 # --- the user's own function -----------------------------------------------------------------------------------------
@@ -784,7 +784,7 @@ def data():
 
 @pytest.fixture(autouse=True)
 def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch):
-    """A user's file is put among the modules, and its folder on the path, for the rest of a run."""
+    """Importing a user's file adds it to sys.modules and its folder to sys.path; undo both after each test."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "mine", raising=False)
 
@@ -830,7 +830,7 @@ def test_a_function_may_return_pillow_images(tmp_path: Path, pets: Path, workers
 def test_a_function_may_return_finished_data(tmp_path: Path):
     spec = write_function(tmp_path, "from compressor.data import open_data; return open_data('digits')")
     assert open_data(spec).spec == spec and open_data(spec, size=8).shape == (1, 8, 8)
-    assert "size (16, 16) was asked for" in fails(spec, size=16)
+    assert "size (16, 16) was requested" in fails(spec, size=16)
 
 
 def test_a_function_may_import_its_neighbours(tmp_path: Path):
@@ -843,20 +843,20 @@ def test_a_function_may_import_its_neighbours(tmp_path: Path):
     ("body", "complaint"),
     [
         ("return 1 / 0", "failed (line 13): it is called without arguments.\nZeroDivisionError"),
-        ("return 7", "returned int and not data sets"),
+        ("return 7", "returned int instead of data sets"),
         ("return {'train': [], 'tset': []}", "returned a dict with 'train', 'tset'"),
-        ("return {'train': [], 'test': []}", "holds no image"),
+        ("return {'train': [], 'test': []}", "are empty"),
         ("return iter([]), iter([])", "returned a tuple_iterator")
         if False
-        else ("return (x for x in ()), 3", "is a generator"),
+        else ("return (x for x in ()), 3", "are a generator"),
         ("return Bad((images[0], 0.5)), Bad((images[0], 0))", "has the label 0.5"),
-        ("return Bad((images[0], 0)), Bad((images[0], 3))", "labels from 3 to 3, but the training part has 1 classes"),
+        ("return Bad((images[0], 0)), Bad((images[0], 3))", "labels from 3 to 3, but the training data have 1 classes"),
         ("return Bad((images[0], -1)), Bad((images[0], 0))", "labels from -1 to -1"),
-        ("return Bad((images[0] - 1.0, 0)), Bad((images[0], 0))", "leave normalisation out"),
+        ("return Bad((images[0] - 1.0, 0)), Bad((images[0], 0))", "without normalisation"),
         ("return Bad((images[0, 0], 0)), Bad((images[0], 0))", "of shape [4, 4]"),
         ("return Bad(images[0]), Bad((images[0], 0))", "not a pair"),
         ("return Bad(('cat.png', 0)), Bad((images[0], 0))", "is a str: return a Pillow image"),
-        ("return FakeData(9, transform=v2.RandomResizedCrop(32)), FakeData(9)", "another one each time"),
+        ("return FakeData(9, transform=v2.RandomResizedCrop(32)), FakeData(9)", "different each time"),
     ],
 )
 def test_a_function_that_fails_is_told(tmp_path: Path, body: str, complaint: str):
@@ -866,7 +866,7 @@ def test_a_function_that_fails_is_told(tmp_path: Path, body: str, complaint: str
 def test_a_function_that_is_not_there_is_told(tmp_path: Path):
     spec = write_function(tmp_path, "return 7")
     assert "has no function 'dta'; did you mean 'data'?" in fails(spec.replace(":data", ":dta"))
-    assert "no such file; did you mean 'mine.py'?" in fails(spec.replace("mine", "mien"))
+    assert "does not exist; did you mean 'mine.py'?" in fails(spec.replace("mine", "mien"))
     (tmp_path / "mine.py").write_text("import nothing_of_this_name")
     assert "cannot be imported (line 1).\nModuleNotFoundError" in fails(spec)
 

@@ -1,4 +1,4 @@
-"""What every method must do, whatever its paper: run on its defaults, save what was asked, be resumed, and name its source."""
+"""Requirements on every method: it runs with its defaults, meets the target, can be resumed, and cites its paper."""
 
 import copy
 import math
@@ -56,7 +56,7 @@ def test_it_makes_the_network_as_small_as_asked(entry: Entry, residual: str) -> 
 
 @every_method_of_channels
 def test_what_it_trains_moves(entry: Entry) -> None:
-    """An optimizer that still holds the parameters of before the cut would train nothing."""
+    """An optimizer with the parameters of before the pruning would train nothing."""
     method = create(entry, job("macs=30%"), {})
     method.prepare()
     before = {name: parameter.detach().clone() for name, parameter in method.model.named_parameters()}
@@ -72,7 +72,7 @@ def test_it_goes_on_where_it_was_interrupted(entry: Entry) -> None:
 
 
 def assert_resuming_changes_nothing(entry: Entry, task: Job) -> None:
-    """All that it must remember between epochs is in its state: the second epoch ends with the same weights."""
+    """The state dict has all state between epochs: the second epoch ends with the same weights."""
 
     def begin() -> tuple[Method, torch.optim.SGD]:
         torch.manual_seed(0)
@@ -99,7 +99,7 @@ def assert_resuming_changes_nothing(entry: Entry, task: Job) -> None:
 
 
 def factored(entry: Entry, task: Job | None = None) -> LowRank:
-    """Prepared. Methods of convolutions alone, or of fully-connected layers alone, can save as much, too."""
+    """A prepared method, on a network in which either convolutions or fully-connected layers alone can meet the target."""
     method = create(entry, task or job("macs=30%", Wide()), {})
     assert isinstance(method, LowRank)
     method.prepare()
@@ -158,14 +158,14 @@ def test_its_result_is_built_again_from_plain_data_and_exported(entry: Entry, tm
 
 
 def lesson(entry: Entry, model: torch.nn.Module | None = None, shape: tuple[int, int, int] = SHAPE) -> Job:
-    """A student and a teacher, where the method learns from one."""
+    """A student, and a teacher if the method needs one."""
     torch.manual_seed(0)
     teacher = None if entry.teacher_is == "none" else copy.deepcopy(model) or Toy()
     return job("macs=50%", model, shape, teacher=teacher)
 
 
 def taught(entry: Entry, task: Job, settings: dict[str, Value] | None = None) -> Distillation:
-    """Ready to be trained."""
+    """A prepared method."""
     torch.manual_seed(0)
     method = create(entry, task, settings or {})
     assert isinstance(method, Distillation)
@@ -234,17 +234,17 @@ def test_it_teaches_networks_that_nobody_has_changed_for_it(entry: Entry, networ
     assert sum(p.grad is not None and bool(p.grad.any()) for p in method.model.parameters()) > 1
 
 
-# What is said of it ---------------------------------------------------------------------------------------------------
+# Descriptions --------------------------------------------------------------------------------------------------------
 
 
 @every_method
 def test_it_says_where_it_is_from(entry: Entry) -> None:
-    year, where = r"\b(19|20)\d\d\b", r"\barXiv \d{4}\.\d{4,5}\b|\b(CVPR|IJCAI|AAAI|TPAMI) 20\d\d\b"  # some are in no archive
+    year, where = r"\b(19|20)\d\d\b", r"\barXiv \d{4}\.\d{4,5}\b|\b(CVPR|IJCAI|AAAI|TPAMI) 20\d\d\b"  # not all have a preprint
     for text in (entry.text, entry.paper):
         assert re.search(year, text) and re.search(where, text)
     assert re.fullmatch(year, entry.year)
-    assert re.search(r"(?i)(section|equation|algorithm) \d|only the abstract", entry.text), (
-        "where in the paper, or what was read of it"
+    assert re.search(r"(?i)(section|equation|algorithm) \d|only the\s+abstract", entry.text), (
+        "the section of the paper, or what was available of it"
     )
     assert entry.title.endswith(".") and entry.does.endswith(".")
 

@@ -1,4 +1,4 @@
-"""What a network computes on its way: what layers read, in which order; and what comes before what is trained, done once."""
+"""Layer inputs in the order of the calls, the split before the trained layers, and the cache of the frozen part."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ IMAGE = 8 * 4  # bytes of a row of eight numbers
 
 
 class Embedded(nn.Module):
-    """[n, 3, 12, 12] -> [n, 5], with a table that is no image's, which both the frozen part and the trained one read."""
+    """[n, 3, 12, 12] -> [n, 5], with position embeddings, which the frozen and the trained part both use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Branching(Wide):
 
 
 class InPlace(nn.Module):
-    """What the frozen part gives is changed in place after the trained part has read it."""
+    """The output of the frozen part is modified in place after the trained part has used it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class InPlace(nn.Module):
 
 
 def fully_connected_alone(model: nn.Module) -> nn.Module:
-    """`model`, of which only linear layers want a gradient."""
+    """`model`, with gradients for linear layers only."""
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -58,7 +58,7 @@ def test_what_layers_read_comes_in_the_order_of_their_calls() -> None:
     answers, read = reads(model, ["head", "fc1", "conv"], batch.images)
     assert [name for name, _ in read] == ["conv", "fc1", "head"]
     assert torch.equal(model.head(read[-1][1]), answers) and torch.equal(model(batch.images), answers)
-    assert not any(module._forward_pre_hooks for module in model.modules()), "nobody listens any more"
+    assert not any(module._forward_pre_hooks for module in model.modules()), "all hooks are removed"
 
 
 def test_both_halves_together_are_the_model_and_go_on_being_it() -> None:
@@ -89,7 +89,7 @@ def test_each_image_is_looked_at_once() -> None:
         return [F.adaptive_avg_pool2d(images, 2)[:, :2].flatten(1), images.mean((1, 2, 3))]
 
     (one, two, three) = batches(3)
-    known = Remembered(twice, 2 * 8 * (IMAGE + 4))  # two of the batches
+    known = Remembered(twice, 2 * 8 * (IMAGE + 4))  # room for two of the batches
     mixed = one._replace(
         images=torch.cat([one.images[:4], two.images[:4]]), indices=torch.cat([one.indices[:4], two.indices[:4]])
     )
@@ -97,7 +97,7 @@ def test_each_image_is_looked_at_once() -> None:
         for given, wanted in zip(known(batch), twice(batch.images), strict=True):
             torch.testing.assert_close(given, wanted)
         asked.pop()
-    assert asked == [1, 2, 8, 4, 4, 8, 8], "one image and two to begin with; the third batch finds no room"
+    assert asked == [1, 2, 8, 4, 4, 8, 8], "one image and two to begin with; the third batch does not fit"
 
 
 def test_nothing_is_kept_that_has_no_row_for_each_image() -> None:

@@ -1,4 +1,4 @@
-"""Methods of the user's own: what docs/own_methods.md shows is run, for each family; what is wrong in one is told in a line."""
+"""Custom methods: the examples of docs/own_methods.md run, for each family; errors in one are reported in one line."""
 
 import json
 import re
@@ -25,7 +25,7 @@ PRUNE = ("prune", *NET, "--rate", "0.5", "--method", "own/outliers.py:Outliers")
 
 @pytest.fixture(autouse=True)
 def own(project: Path) -> Iterator[None]:
-    """The page's methods, in a folder of the project."""
+    """The methods of the page, in a folder of the project."""
     for name, text in SHOWN.items():
         (project / "own").mkdir(exist_ok=True)
         (project / "own" / name).write_text(text)
@@ -77,7 +77,7 @@ def test_it_is_resumed_unless_its_file_has_changed(monkeypatch: pytest.MonkeyPat
     file = Path("own/outliers.py")
     text = file.read_text()
     file.write_text(text + "\n# changed\n")
-    assert "begun with other settings: method_sha256 was" in refused(*arguments, "--resume")
+    assert "started with other settings: method_sha256 was" in refused(*arguments, "--resume")
     file.write_text(text)
     result = compress(*arguments, "--resume")
     assert result.exit_code == 0, result.output
@@ -112,11 +112,11 @@ def test_it_is_described_as_built_in_ones_are() -> None:
     [
         ("own/outlier.py:Outliers", "there is no file own/outlier.py; did you mean 'outliers.py'?"),
         ("own/outliers.py:Outlier", "own/outliers.py has no class 'Outlier'; did you mean 'Outliers'?"),
-        ("own/logits.py:Logits", "is of `compress distill`, and not of `compress prune`"),
-        ("net.py:Net", "Net is no method: derive it from one of FilterPruning, Method, OneShot, SoftPruning"),
+        ("own/logits.py:Logits", "belongs to `compress distill`, not to `compress prune`"),
+        ("net.py:Net", "Net is not a method: derive it from one of FilterPruning, Method, OneShot, SoftPruning"),
         ("bad.py:Bad", "bad.py cannot be read as Python"),
-        ("odd.py:Odd", "its setting power has the type list: write bool, int, float or str"),
-        ("loud.py:Loud", "loud.py:Loud could not be made: ZeroDivisionError"),
+        ("odd.py:Odd", "setting power has the type list: use bool, int, float or str"),
+        ("loud.py:Loud", "loud.py:Loud cannot be created: ZeroDivisionError"),
         ("late.py:Late", "late.py:Late failed in line 6 of late.py.\nKeyError: 'no such group'"),
     ],
 )

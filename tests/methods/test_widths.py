@@ -1,4 +1,4 @@
-"""Goals are understood, met within a point, and refused with the nearest that can be had."""
+"""Goals are parsed, met within one percentage point, or rejected with the nearest feasible goal."""
 
 import itertools
 import math
@@ -79,9 +79,9 @@ def test_targets_are_understood(text: str, goal: Goal) -> None:
         ("params<=1e999", "was not understood"),
         ("filters<=40", "was not understood"),
         ("macs=1e%", "'1e' is not a number"),
-        ("mac=50%", "names 'mac', but knows macs, params, size, filters, weights; did you mean 'macs'"),
-        ("latency<=5", "names 'latency'"),
-        ("macs=0%", "removes 0%: between 0 % and 100 %"),
+        ("mac=50%", "--target 'mac' is not one of macs, params, size, filters, weights; did you mean 'macs'"),
+        ("latency<=5", "--target 'latency' is not one of macs"),
+        ("macs=0%", "removes 0%; the share must be between 0 % and 100 %"),
         ("macs=100%", "removes 100%"),
         ("macs=150%", "removes 150%"),
         ("macs=-5%", "removes -5%"),
@@ -94,7 +94,7 @@ def test_targets_that_make_no_sense_are_told(text: str, answer: str) -> None:
     assert answer in str(caught.value)
 
 
-# The shelf --------------------------------------------------------------------------------------------------------------
+# Shelf ------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_weakest_of_all_groups_go_first() -> None:
@@ -159,7 +159,7 @@ def test_a_share_is_met_within_a_point(resnet: Channels, quantity: Quantity, rou
 
 
 def test_one_channel_more_or_less_whichever_lies_nearer() -> None:
-    """Ten channels that cost a tenth each: 0.54 is nearer to five than to six."""
+    """Ten channels with a tenth of the cost each: 0.54 is nearer to five than to six."""
     channels = analyse(nn.Sequential(nn.Conv2d(3, 10, 1, bias=False), nn.Conv2d(10, 2, 1, bias=False)), SHAPE)
     for share, gone in [(0.5, 5), (0.54, 5), (0.56, 6)]:
         assert (~choose(channels, scores(channels), Goal("macs", "", share=share), round_to=1)).sum() == gone
@@ -199,10 +199,10 @@ def test_a_higher_rate_never_costs_more(resnet: Channels) -> None:
 
 
 def test_coarse_steps_are_made_up_for_by_narrow_groups() -> None:
-    """One step of 8 in the wide group is a fifth of the parameters; the channels of the narrow one go two by two."""
+    """One step of 8 in the wide group is a fifth of the parameters; the narrow group has steps of two."""
     model = nn.Sequential(nn.Conv2d(3, 40, 1, bias=False), nn.Conv2d(40, 14, 1, bias=False), nn.Conv2d(14, 5, 1, bias=False))
     channels, goal = analyse(model, SHAPE), parse_target("params=50%")
-    own = np.concatenate([np.arange(40) * 0.0, np.arange(14) + 1.0])  # the wide group goes first
+    own = np.concatenate([np.arange(40) * 0.0, np.arange(14) + 1.0])  # the wide group is pruned first
     coarse = Shelf(channels, own, None, 0.95)
     alone = [1 - channels.params.total(coarse.without(np.array([8 * n, 0]))) / 750 for n in range(5)]
     assert min(abs(cut - 0.5) for cut in alone) > 0.04
@@ -212,7 +212,7 @@ def test_coarse_steps_are_made_up_for_by_narrow_groups() -> None:
 
 def test_what_cannot_be_reached_is_told_with_the_nearest() -> None:
     channels = network()
-    with pytest.raises(Infeasible, match=r"--rate 0.999 asks for 99.9% fewer macs, but at most 97.6% can go") as caught:
+    with pytest.raises(Infeasible, match=r"--rate 0.999 requires 99.9% fewer macs, but at most 97.6% can be removed") as caught:
         choose(channels, scores(channels), parse_rate(0.999))
     nearest = float(str(caught.value).partition("--rate 0.999")[2].partition("--rate ")[2].split()[0])
     choose(channels, scores(channels), parse_rate(nearest))
@@ -231,23 +231,23 @@ def test_the_nearest_goal_is_told_in_the_words_of_the_one_that_was_asked(asked: 
 def test_a_goal_that_is_met_already_is_told() -> None:
     channels = network()
     params = channels.params.total(channels.all_kept())
-    with pytest.raises(Infeasible, match=f"params<=5M is met already: the model has {params:,.0f} parameters"):
+    with pytest.raises(Infeasible, match=f"params<=5M is already met: the model has {params:,.0f} parameters"):
         choose(channels, scores(channels), parse_target("params<=5M"))
 
 
 def test_nothing_to_choose_from() -> None:
     channels = analyse(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), SHAPE)
-    with pytest.raises(Infeasible, match="Nothing can be cut"):
+    with pytest.raises(Infeasible, match="No channel of this model can be pruned"):
         choose(channels, np.zeros(0), parse_rate(0.5))
 
 
-# What is kept -----------------------------------------------------------------------------------------------------------
+# Excluded layers --------------------------------------------------------------------------------------------------------
 
 
 def test_patterns_hold_the_groups_of_the_layers_they_name() -> None:
     channels = hold(network(), ["1"])
     assert [group.name for group in channels.groups] == ["0", "2"]
-    assert channels.held == {"1": "kept as asked (--keep 1)"}
+    assert channels.held == {"1": "excluded by --keep 1"}
     assert [group.name for group in hold(network(), ["[01]", "4"]).groups] == ["2"]
     assert not hold(network(), ["*"]).groups
 
@@ -274,7 +274,7 @@ def test_a_pattern_that_names_nothing_is_told() -> None:
 
     with pytest.raises(UsageError, match=r"--keep 'backbon' matches no layer; did you mean 'backbone'\?"):
         hold(analyse(Named(), SHAPE), ["backbon"])
-    assert len(hold(analyse(Named(), SHAPE), ["head"]).groups) == 1  # frozen anyway, and no mistake
+    assert len(hold(analyse(Named(), SHAPE), ["head"]).groups) == 1  # already frozen, but not an error
 
 
 # Monotone ---------------------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_a_pattern_that_names_nothing_is_told() -> None:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.floats(0.02, 0.85), st.floats(0.02, 0.9), st.integers(0, 20), st.sampled_from([None, 1]))
 def test_a_higher_rate_never_gives_a_costlier_network(one: float, other: float, seed: int, round_to: int | None) -> None:
-    """Every goal is met within a point, so rates two points apart never change places; whole channels one by one never do."""
+    """Goals are met within one point, so the order of rates two points apart is kept; with single channels, always."""
     low, high = sorted((one, other))
     assume(high - low > 2 * WITHIN or round_to == 1)
     channels = residual_network()

@@ -1,4 +1,4 @@
-"""Every figure against one that was counted by hand, or published."""
+"""Every value is compared with one that was counted by hand, or published."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from compressor.tasks.metrics import accuracy, fidelity, wilson
 
 
 class Small(nn.Module):
-    """[n, 1, 8, 8] -> logits [n, 10]; the head is a bare parameter, so its work belongs to no layer."""
+    """[n, 1, 8, 8] -> logits [n, 10]; the head is a bare parameter, so its MACs belong to no layer."""
 
     def __init__(self, width: int = 4) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Small(nn.Module):
 
 
 class Choosy(Small):
-    """Looks at values before it goes on, so it cannot run without data."""
+    """Its control flow depends on values, so it cannot run without data."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if x.sum() >= 0 else -x)
@@ -148,7 +148,7 @@ def test_transformer_layers_are_counted_on_real_data_too() -> None:
 
 
 def test_a_wrong_image_shape_is_said_in_two_lines() -> None:
-    with pytest.raises(UsageError, match="cannot answer for images of 3x8x8") as caught:
+    with pytest.raises(UsageError, match="does not run on images of 3x8x8") as caught:
         count_macs(Small(), (3, 8, 8))
     assert len(str(caught.value).splitlines()) == 2
 
@@ -210,7 +210,7 @@ def test_top5_counts_from_ten_classes_on() -> None:
 def test_accuracy_refuses_what_it_cannot_judge() -> None:
     with pytest.raises(DataError, match="no images"):
         accuracy(lambda images: torch.zeros(1, 3), [])
-    with pytest.raises(DataError, match="classes 0 to 2, but the labels go from 3 to 3"):
+    with pytest.raises(DataError, match="classes 0 to 2, but the labels range from 3 to 3"):
         accuracy(lambda images: torch.zeros(1, 3), [labelled(3)])
     with pytest.raises(VerificationFailed, match="NaN"):
         accuracy(lambda images: torch.full((1, 3), torch.nan), [labelled(0)])
@@ -240,12 +240,12 @@ def test_predicting_gives_every_module_its_mode_back() -> None:
     assert torch.equal(model.bn.running_mean, before)
 
 
-# --- speed, and answers through ONNX Runtime -------------------------------------------------------------------------
+# --- latency and outputs in ONNX Runtime -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Small]:
-    """A narrow network and one that has a hundred times its work."""
+    """A narrow network, and one with a hundred times its MACs."""
     folder = tmp_path_factory.mktemp("onnx")
     narrow, wide = Small(), Small(400)
     export_onnx(narrow, (1, 8, 8), folder / "narrow.onnx")
@@ -279,7 +279,7 @@ def test_time_is_bounded_but_some_runs_are_always_made(files: tuple[Path, Path, 
 def test_a_missing_gpu_is_an_error_and_not_a_page_of_logs(
     files: tuple[Path, Path, Small], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UsageError, match="was to run on 'cuda'"):
+    with pytest.raises(UsageError, match="cannot run on 'cuda'"):
         latency(files[0], (1, 8, 8), provider="cuda")
     assert capfd.readouterr() == ("", "")
 

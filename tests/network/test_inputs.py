@@ -1,4 +1,4 @@
-"""What a network is called with: shapes in every form, samples, and their way to `forward`."""
+"""The inputs of a network: all forms of shapes, samples, and how they are passed to `forward`."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from compressor.network.inputs import Input, Inputs
 
 
 class Meeting(nn.Module):
-    """Two images, token ids and a mask; the answer is a dict in a tuple."""
+    """Two images, token ids and a mask; the output is a dict in a tuple."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ def test_shapes_in_every_form() -> None:
 
 @pytest.mark.parametrize("wrong", [(), (3, 0, 8), (3, -1, 8), [(3, 8, 8), ()]])
 def test_what_is_no_shape_is_refused(wrong: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="is not a shape"):
+    with pytest.raises(UsageError, match="is not an input shape"):
         Inputs.of(wrong)
 
 
 def test_a_type_that_is_not_known_is_refused() -> None:
-    with pytest.raises(UsageError, match="'int7' is not a type"):
+    with pytest.raises(UsageError, match="'int7' is not an input type"):
         Input((3,), dtype="int7")
 
 
@@ -73,7 +73,7 @@ def test_what_is_not_written_so_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("wrong", [(), (Input((3,), "x"), Input((3,), "x"))])
 def test_a_name_is_of_one_input(wrong: tuple[Input, ...]) -> None:
-    with pytest.raises(UsageError, match="at least one input, each by a name of its own"):
+    with pytest.raises(UsageError, match="at least one input, and input names must differ"):
         Inputs(wrong)
 
 
@@ -114,5 +114,5 @@ def test_an_answer_without_tensors_is_refused() -> None:
         def forward(self, x: Tensor) -> None:
             super().forward(x)
 
-    with pytest.raises(UsageError, match="answer holds no tensor"):
+    with pytest.raises(UsageError, match="output contains no tensor"):
         analyse(Silent(2, 2), (2,))

@@ -1,4 +1,4 @@
-"""The copy without data is the same network, as far as shapes, types and ties go."""
+"""The copy without data has the same shapes, types and shared tensors."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from compressor.network.meta_device import meta_copy
 
 
 class Tied(nn.Module):
-    """One weight under two names, a frozen layer, and tensors in every place where people keep them."""
+    """One weight under two names, a frozen layer, and tensors in all the usual places."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Tied(nn.Module):
         self.register_buffer("scale", torch.ones(4), persistent=False)
         self.plain = torch.ones(4, dtype=torch.float64)
         self.nested = {"shifts": [torch.ones(4)]}
-        self.hidden = [nn.Linear(4, 4)]  # in a list, PyTorch does not see it
+        self.hidden = [nn.Linear(4, 4)]  # PyTorch does not find it in a list
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.frozen(self.second(self.first(x)) * self.scale + self.plain.float())
@@ -57,5 +57,5 @@ def test_keeps_hooks_and_what_they_call() -> None:
 
 def test_copies_what_an_ordinary_copy_cannot() -> None:
     model = nn.Linear(4, 4)
-    model.derived = model.weight * 2  # has a history, which deepcopy refuses
+    model.derived = model.weight * 2  # not a leaf, which deepcopy refuses
     assert meta_copy(model).derived.is_meta

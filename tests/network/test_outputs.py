@@ -1,4 +1,4 @@
-"""Tensors are found in whatever a network returns."""
+"""Tensors are found in all kinds of network outputs."""
 
 from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Pair = namedtuple("Pair", "first second")
 
 
 class Boxes(list[Any]):
-    """A subclass, which torch's pytree takes for a leaf."""
+    """A subclass, which torch's pytree treats as a leaf."""
 
 
 @dataclass
@@ -60,5 +60,5 @@ def test_other_answers_follow_the_main_one_in_order() -> None:
 
 
 def test_an_answer_without_tensors_is_told() -> None:
-    with pytest.raises(UsageError, match="answers with dict, in which there is no tensor"):
+    with pytest.raises(UsageError, match="returns dict, which contains no tensor"):
         logits_of({"loss": None})

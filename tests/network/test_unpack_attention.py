@@ -1,4 +1,4 @@
-"""Attention whose queries, keys and values lie in one weight: apart it answers as before, and each part gets its own rank."""
+"""Attention with queries, keys and values in one weight: splitting keeps the outputs, and each part has a rank of its own."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ SHAPE = (3, 8, 8)
 
 
 class Tokens(nn.Module):
-    """One block of attention over 16 places: [n, 3, 8, 8] -> [n, 5]."""
+    """One attention block over 16 tokens: [n, 3, 8, 8] -> [n, 5]."""
 
     def __init__(self, attention: nn.Module, batch_first: bool = True) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Masked(Tokens):
 
 
 class Weighing(Tokens):
-    """It reads the weights of attention, which the parts do not tell."""
+    """It uses the attention weights, which the replacement does not return."""
 
     def attended(self, x: Tensor) -> Tensor:
         out, weights = self.attention(x, x, x)
@@ -51,7 +51,7 @@ class Weighing(Tokens):
 
 
 class Fused(nn.Module):
-    """Queries, keys and values from one linear layer, as most vision transformers have it."""
+    """Queries, keys and values from one linear layer, as in most vision transformers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def test_attention_with_a_mask_is_left_alone() -> None:
 def test_its_parts_are_factored_apart(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = Tokens(nn.MultiheadAttention(32, 4, batch_first=True) if kind is Tokens else Fused()).eval()
-    with torch.no_grad():  # keys of rank 2: they are what can be factored for nothing
+    with torch.no_grad():  # keys of rank 2: they can be factored without loss
         keys = model.attention.in_proj_weight[32:64] if kind is Tokens else model.attention.qkv.weight[32:64]
         keys.copy_(torch.randn(32, 2) @ torch.randn(2, 32))
     task = job("params=10%", model, SHAPE, images=None)

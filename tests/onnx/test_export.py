@@ -1,4 +1,4 @@
-"""What is written answers as the module does, for every batch size; what cannot be written is said in two lines."""
+"""Exported files give the outputs of the module for every batch size; errors of the export are two lines."""
 
 import importlib.util
 import io
@@ -33,7 +33,7 @@ THOROUGH = """resnet18 resnet50 resnext50_32x4d vgg16_bn alexnet densenet121 goo
 
 
 class Small(nn.Module):
-    """[n, 1, 8, 8] -> logits [n, 10], with a batch norm that has seen something."""
+    """[n, 1, 8, 8] -> logits [n, 10], with a batch norm that has statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Answer:
 
 
 class Captioned(Small):
-    """Images, and token ids by name; the answer is a dataclass that torch does not know."""
+    """Images, and token ids by name; the output is a dataclass that is not registered with torch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_torchvision_networks_answer_the_same(name: str, path: Path) -> None:
     shape = (3, 75, 75) if name == "inception_v3" else (3, 64, 64)
     export_onnx(model, shape, path)
     assert set(check_onnx(model, path, shape)) == {"1", "2", "3"}
-    # Where a batch norm comes before its convolution, as in DenseNet, a ReLU lies between them.
+    # Where a batch norm comes before its convolution, as in DenseNet, there is a ReLU between them.
     assert "BatchNormalization" not in operators(path) or name == "densenet121"
 
 
@@ -174,7 +174,7 @@ def test_given_images_are_compared_as_well(path: Path) -> None:
 
 def test_other_weights_are_found_out(path: Path) -> None:
     export_onnx(Small(), SHAPE, path)
-    with pytest.raises(VerificationFailed, match="batch of 1 images the difference is"):
+    with pytest.raises(VerificationFailed, match="for a batch of 1 images; at most"):
         check_onnx(Small(), path, SHAPE)
 
 
@@ -188,7 +188,7 @@ def test_nan_does_not_pass(path: Path) -> None:
 def test_a_file_for_one_batch_size_is_found_out(path: Path) -> None:
     model = Small().eval()
     torch.onnx.export(model, (torch.zeros(2, *SHAPE),), path, dynamo=True, verbose=False)
-    with pytest.raises(VerificationFailed, match="takes 2 images alone"):
+    with pytest.raises(VerificationFailed, match="has a fixed batch size of 2"):
         check_onnx(model, path, SHAPE)
 
 
@@ -244,7 +244,7 @@ def test_too_many_weights_for_one_file_are_refused(path: Path, monkeypatch: pyte
 
 @pytest.mark.shared
 def test_a_trained_network_keeps_its_accuracy(shared: Path, path: Path) -> None:
-    """ResNet-20 is right on 87.96 % of all test images; the file must agree with the module on real ones."""
+    """ResNet-20 has a top-1 accuracy of 87.96 %; the outputs of the file must equal those of the module on real images."""
     source = importlib.util.spec_from_file_location("resnet", Path(__file__).parents[2] / "examples/cifar/resnet.py")
     resnet = importlib.util.module_from_spec(source)
     source.loader.exec_module(resnet)

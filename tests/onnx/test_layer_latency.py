@@ -1,4 +1,4 @@
-"""Times of layers: measured once for each kind of layer, and remembered."""
+"""Latency of layers: measured once for each type and size of layer, and stored."""
 
 from pathlib import Path
 
@@ -37,5 +37,5 @@ def test_which_places_are_taken_makes_no_difference_but_how_many(tmp_path: Path)
 @pytest.mark.parametrize("text", ["", "[]", '{"a": "x"}', '{"a": NaN}', '{"a": 0}', "[" * 100_000, "\x80"])
 def test_times_that_are_damaged_are_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "times.json").write_text(text, encoding="latin1")
-    with pytest.raises(UsageError, match=r"times\.json is damaged\. --force starts the run anew"):
+    with pytest.raises(UsageError, match=r"times\.json is damaged\. --force starts the run over"):
         Clock(tmp_path / "times.json")

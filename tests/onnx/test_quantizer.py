@@ -1,4 +1,4 @@
-"""ONNX files in fewer bits: which weights shrink, which stay, that all images count, and that the same gives the same file."""
+"""Quantized ONNX files: which weights are quantized, that all images are used, and that results are reproducible."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Convolutional(nn.Module):
 
 
 class Attentive(nn.Module):
-    """The same of a transformer: each of the eight rows is a token."""
+    """A transformer for the same images: each of the eight rows is a token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Attentive(nn.Module):
 
 @dataclass
 class Network:
-    """A network, and its ONNX file ready to be quantized."""
+    """A network, and its ONNX file prepared for quantization."""
 
     model: nn.Module
     file: Path
@@ -66,7 +66,7 @@ class Network:
     def difference(self, other: Path) -> float:
         """Largest difference over largest output, on random images.
 
-        Operators run one by one, between layers in float32, as the file says: fused ones overflow on x86 without VNNI.
+        Graph optimisations are off, so operators run in float32 between layers: fused ones overflow on x86 without VNNI.
         """
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -96,11 +96,11 @@ def attentive(tmp_path_factory: pytest.TempPathFactory) -> Network:
 
 
 class Images(list[Batch]):
-    """As `Batches`: a length, and the same batches each time."""
+    """Like `Batches`: it has a length, and the same batches each time."""
 
 
 def images(sizes: Sequence[float] = (1, 1, 1)) -> Any:
-    """A batch of four random images for each of `sizes`, by which its pixels are multiplied."""
+    """A batch of four random images for each of `sizes`, with its pixels multiplied by that."""
     generator, nothing = torch.Generator().manual_seed(0), torch.zeros(4, dtype=torch.int64)
     return Images(Batch(size * torch.randn(4, *SHAPE, generator=generator), nothing, nothing) for size in sizes)
 
@@ -123,7 +123,7 @@ def test_nodes_are_found_by_the_layers_they_are_of(convolutional: Network, atten
         "block.0": ["Conv"],
         "head": ["Gemm"],
     }
-    # Their weights were turned around, and lost their names.
+    # Their weights were transposed, and lost their names.
     found = quantizer.layers_of(attentive.file, attentive.model)
     assert list(found) == ["embed", "attention", "attention.out_proj", "mlp.0", "mlp.2", "head"]
 
@@ -182,7 +182,7 @@ def test_between_layers_of_a_transformer_nothing_is_quantized(attentive: Network
 
 
 def test_without_images_linear_layers_alone_are_quantized(convolutional: Network, attentive: Network, tmp_path: Path) -> None:
-    seven_bits = {"reduce_range": True}  # of eight, products overflow on x86 without VNNI
+    seven_bits = {"reduce_range": True}  # with 8 bits, products overflow on x86 without VNNI
     quantizer.to_int8(convolutional.file, tmp_path / "a.onnx", None, **seven_bits)
     graph = onnx.load(tmp_path / "a.onnx").graph
     assert [node.op_type for node in graph.node if node.op_type in ("Conv", "MatMulInteger")] == [
@@ -231,12 +231,12 @@ def test_norms_that_square_stay_in_float32(attentive: Network, tmp_path: Path) -
     assert [entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.output)] == [TensorProto.FLOAT] * 2
 
 
-# What goes wrong ------------------------------------------------------------------------------------------------------
+# Errors ---------------------------------------------------------------------------------------------------------------
 
 
 def test_what_onnx_runtime_cannot_open_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"no network")
-    with pytest.raises(VerificationFailed, match=r"cannot open the network that it quantized: --keep PATTERN.*\n.*INVALID"):
+    with pytest.raises(VerificationFailed, match=r"cannot open the quantized network: keep layers.*\n.*INVALID"):
         quantizer.check_opens(tmp_path / "a.onnx")
 
 
@@ -251,6 +251,6 @@ def test_a_broken_image_is_told_as_such(convolutional: Network, tmp_path: Path) 
 
 
 def test_what_it_cannot_quantize_is_told(convolutional: Network, tmp_path: Path) -> None:
-    with pytest.raises(Infeasible, match="cannot quantize this network; --keep PATTERN leaves"):
+    with pytest.raises(Infeasible, match="cannot quantize this network; keep layers in float32 with --keep PATTERN"):
         quantizer.to_int8(convolutional.file, tmp_path / "a.onnx", images(()))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Only networks for images run, in the number format they take, and errors fit on two lines."""
+"""Only networks for images run, inputs are cast to their types, and errors are two lines."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_several_inputs_are_given_in_the_file_s_order_and_in_its_formats(tmp_pat
     (logits,) = run_session(session, samples)
     assert logits.tolist() == [[2, 2]] * 3
     bound_run(session, samples, "cpu")()
-    with pytest.raises(UsageError, match=r"takes 2 inputs \(x, ids\), and was given 1"):
+    with pytest.raises(UsageError, match=r"takes 2 inputs \(x, ids\), but got 1"):
         run_session(session, samples[:1])
 
 
@@ -43,7 +43,7 @@ def test_a_network_for_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_fit_is_named_in_two_lines(tmp_path: Path) -> None:
     session = open_session(write(tmp_path / "half.onnx", "float16[n, 2] x", "logits = Add(x, x)"))
     for run in (lambda wrong: run_session(session, [wrong]), lambda wrong: bound_run(session, [wrong], "cpu")()):
-        with pytest.raises(UsageError, match="cannot answer for inputs of 3x5") as caught:
+        with pytest.raises(UsageError, match="does not run on inputs of 3x5") as caught:
             run(np.ones((3, 5), dtype=np.float32))
         assert len(str(caught.value).splitlines()) == 2
 

@@ -1,4 +1,4 @@
-"""In the ONNX file, planes are filled up as late as can be, and it answers as before."""
+"""In the ONNX file, feature maps are filled as late as possible, and the outputs do not change."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def perforated(kept: Kept) -> nn.Sequential:
 
 
 def norm() -> nn.BatchNorm2d:
-    """One that has seen something."""
+    """A batch norm with random statistics and weights."""
     norm = nn.BatchNorm2d(4)
     for tensor in (norm.weight, norm.bias, norm.running_mean):
         nn.init.normal_(tensor)
@@ -57,7 +57,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def operators(network: nn.Module, path: Path) -> list[str]:
-    """Of the file that is written, in order; it has answered as the network does."""
+    """Operators of the exported file, in order, after its outputs were compared with the network's."""
     export_onnx(network, SHAPE, path)
     check_onnx(network, path, SHAPE)
     return [node.op_type for node in ir.load(path).graph]
@@ -94,7 +94,7 @@ def test_fills_go_below_what_acts_on_each_place(path: Path) -> None:
         (nn.Upsample((9, 9)), nn.Conv2d(4, 4, 1, stride=2)),
         (nn.Upsample((9, 9)), nn.Softmax(3)),
         (nn.Upsample((9, 9)), Does(lambda x: x * torch.arange(9.0))),
-        (nn.Upsample((9, 9)), nn.SiLU()),  # the sigmoid and the product both read it
+        (nn.Upsample((9, 9)), nn.SiLU()),  # the sigmoid and the product both consume it
         (nn.Upsample((9, 9), mode="bilinear"), nn.ReLU()),
         (nn.Upsample((2, 2)), nn.ReLU()),
         (Take(2, [0, 3]), nn.ReLU()),

@@ -1,4 +1,4 @@
-"""What the benchmark of repair compares with: what batch norms alone say of a removed channel."""
+"""The baseline in the benchmark of repair: removed channels are replaced by their mean, from batch-norm statistics."""
 
 import sys
 from pathlib import Path

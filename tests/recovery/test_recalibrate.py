@@ -1,4 +1,4 @@
-"""Batch-norm statistics measured anew are the plain averages over the images, and nothing else moves."""
+"""Recalibrated batch-norm statistics are the plain averages over the images, and nothing else changes."""
 
 import copy
 from collections.abc import Iterator

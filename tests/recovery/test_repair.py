@@ -1,4 +1,4 @@
-"""What is lost with a channel comes back where it can: exactly when others or a bias can say it, nearer to it otherwise."""
+"""Re-estimated layers compensate for removed channels: exactly if other channels or a bias can, in part otherwise."""
 
 import copy
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def batches(shape: Sequence[int], count: int = 64, size: int = 64) -> list[Batch
 
 
 def error(original: nn.Module, small: nn.Module, shape: Sequence[int]) -> float:
-    """Mean squared difference of the answers to images that nothing was fitted to."""
+    """Mean squared difference of the outputs for held-out images."""
     images = torch.randn(64, *shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         return float((logits_of(original.eval()(images)) - logits_of(small.eval()(images))).square().mean())
@@ -94,7 +94,7 @@ def test_strides_borders_dilation_and_groups_are_those_of_the_convolution(groups
 
 
 class Sum(nn.Module):
-    """[n, 2] -> [n, 1]: a shortcut, which reads x itself, and a branch, of whose inner channels the last two are equal."""
+    """[n, 2] -> [n, 1]: a shortcut from x itself, and a branch with two equal last inner channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def test_a_branch_gives_what_its_shortcut_lacks() -> None:
     assert refit(model, small.model, small.cut, batches((2,)), (2,), ridges=(1e-9,)).layers == ["shortcut", "last"]
     (first, second), (own,) = small.model.last.weight[0].tolist(), small.model.shortcut.weight[0].tolist()
     assert first + own == pytest.approx(5, abs=1e-4)  # the original's 4 and 1
-    assert second == pytest.approx(3, abs=1e-4)  # its 1 and 1, and the 1 that the shortcut has lost
+    assert second == pytest.approx(3, abs=1e-4)  # its 1 and 1, and the 1 that is missing in the shortcut
 
 
 class Normed(nn.Module):
@@ -139,7 +139,7 @@ def test_refit_puts_the_intercept_into_the_norm_where_there_is_no_bias() -> None
 
 
 def paired() -> Toy:
-    """A network whose channels come in equal pairs, so that half of them are superfluous."""
+    """A network with pairs of equal channels, so that half of them are redundant."""
     torch.manual_seed(0)
     model = Toy()
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_the_ridge_is_the_one_that_does_best_on_images_that_nothing_was_fitted_t
     errors = {}
     for ridges in ((1e-9,), (1.0,), (1.0, 1e-9)):
         small = cut(model, (40,), **{"0": [0]})
-        refit(model, small.model, small.cut, batches((40,)), (40,), ridges=ridges)  # of what is lost, the others know nothing
+        refit(model, small.model, small.cut, batches((40,)), (40,), ridges=ridges)  # others are independent
         errors[ridges] = error(model, small.model, (40,))
     assert errors[1.0, 1e-9] == errors[1.0,] < errors[1e-9,]
 
@@ -197,7 +197,7 @@ def test_a_transformer_called_by_name_comes_nearer_to_the_original() -> None:
 
 
 class Odd(nn.Module):
-    """[n, 4] -> [n, 4]: what reads the cut channels is none of torch's own, shares its weights, or runs twice."""
+    """[n, 4] -> [n, 4]: the consumers of pruned channels are not torch modules, share weights, or run twice."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Whole reports to test with: a CIFAR ResNet-20 at half its MACs, and the awkward cousins of that run.
+"""Reports to test with: a CIFAR ResNet-20 pruned to half its MACs, and variants of that run for edge cases.
 
-The figures are such as a real run has; layers and costs add up, the training curves are made by a formula.
+The values are realistic; layers and costs add up, the training curves follow a formula.
 """
 
 import math
@@ -51,7 +51,7 @@ def conv(name: str, out: int, into: int, out_after: int, into_after: int, side: 
 
 
 def resnet20_layers() -> list[Layer]:
-    """Streams of 13, 25 and 51 channels; inside the blocks about half the channels are left."""
+    """Residual streams of 13, 25 and 51 channels; inside the blocks about half of the channels remain."""
     streams, inner = {1: (16, 13), 2: (32, 25), 3: (64, 51)}, {1: [12, 9, 11], 2: [21, 20, 17], 3: [45, 42, 27]}
     layers = [conv("conv1", 16, 3, 13, 3, 32, "residual stream 1")]
     width, width_after = streams[1]
@@ -67,7 +67,7 @@ def resnet20_layers() -> list[Layer]:
 
 
 def profile(layers: list[Layer], after: bool, peak: int, top1: Accuracy | None, latency: list[Latency]) -> Profile:
-    """What the layers add up to."""
+    """The sums over the layers."""
     macs = sum(layer.macs_after if after else layer.macs for layer in layers)
     params = sum(layer.params_after if after else layer.params for layer in layers)
     return Profile(macs, params, 4 * params, 4 * params + 21_407, peak, top1, latency)
@@ -79,7 +79,7 @@ def timed(batch: int, median: float, provider: str = "cpu", threads: int = 1) ->
 
 
 def training() -> list[Epoch]:
-    """A fine-tune that flattens out; its loss has two named terms."""
+    """A fine-tuning that converges; its loss has two named terms."""
     epochs = []
     for epoch in range(1, EPOCHS + 1):
         share = epoch / EPOCHS
@@ -93,7 +93,7 @@ def training() -> list[Epoch]:
 
 
 def example() -> Report:
-    """The whole run: data, training, two batch sizes on the CPU."""
+    """The complete run: data, training, two batch sizes on the CPU."""
     layers = resnet20_layers()
     before = profile(
         layers, False, 131_072, accuracy(0.8796, top5=0.9933), [timed(1, 1.93), timed(32, 41.7), timed(1, 1.31, "cuda")]
@@ -151,7 +151,7 @@ def example() -> Report:
 
 
 def pipeline() -> Report:
-    """A run of several steps, each with a file and times of its own; what quantizing makes smaller has as many MACs."""
+    """A pipeline of several steps, each with its own file and latency; quantization does not change the MACs."""
     report = example()
     before, cut = report.baseline, (report.compressed.macs, report.compressed.params)
     stages = [
@@ -164,7 +164,7 @@ def pipeline() -> Report:
 
 
 def without_data() -> Report:
-    """Only weights to go by: no accuracy, no training, no latency; nothing but random inputs for the fidelity."""
+    """A run without data: no accuracy, no training, no latency; agreement on random inputs only."""
     report = example()
     before = replace(report.baseline, accuracy=None, latency=[], size_bytes=None, peak_activation_bytes=None)
     after = replace(report.compressed, accuracy=None, latency=[], peak_activation_bytes=None)
@@ -184,7 +184,7 @@ def without_data() -> Report:
 
 
 def bare() -> Report:
-    """Nothing but what a report must have."""
+    """Only the required fields of a report."""
     return replace(
         without_data(),
         stages=[],
@@ -202,7 +202,7 @@ NASTY = '<script>alert("|x|")</script> `a` & *b* $x$ [bold]{{ 7*7 }}'
 
 
 def nasty() -> Report:
-    """Every text of the user is something that Markdown, HTML, LaTeX, rich or a table could trip over."""
+    """Every text of the user contains markup of Markdown, HTML, LaTeX and rich."""
     report = example()
     return replace(
         report,
@@ -227,7 +227,7 @@ def nasty() -> Report:
 
 
 def deep(layers: int = 200) -> Report:
-    """A network of many layers with long names, all of them cut."""
+    """A network of many layers with long names, all of them pruned."""
     name = "backbone.features.encoder.stage{0}.block{1}.attention.projection.convolution.depthwise"
     return replace(
         example(),

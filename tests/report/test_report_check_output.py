@@ -1,4 +1,4 @@
-"""What a check tells the services that run it: whole, on lines of its own, and nothing that a stranger's report made up."""
+"""The output of a check for CI services: complete, on lines of its own, and safe with an untrusted report."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def checked(report: Report, texts: list[str] = BUDGETS) -> Checked:
 
 
 def odd() -> Report:
-    """A report whose every word is made to do harm."""
+    """A report in which every text is malicious."""
     report = example.nasty()
     timed = [Latency(1, 2.0, 2.1, 50, 10, ODD, 1)]
     return replace(report, name=report.name + ODD, verdict=ODD, compressed=replace(report.compressed, latency=timed))
@@ -120,7 +120,7 @@ def test_the_summary_and_the_outputs_of_a_step_are_appended_to(tmp_path: Path) -
 def test_a_file_that_cannot_be_appended_to_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="could not be written: Is a directory") as caught:
         annotations(example.example(), BUDGETS, {"GITHUB_OUTPUT": str(tmp_path)})
-    assert "It is what GITHUB_OUTPUT names" in str(caught.value)
+    assert "The variable GITHUB_OUTPUT names this file" in str(caught.value)
 
 
 def test_the_summary_is_short_and_shows_the_users_text_as_it_is() -> None:
@@ -143,7 +143,7 @@ def test_a_summary_never_grows_beyond_what_is_taken() -> None:
     long = replace(report, name="n" * 1_000_000, compressed=replace(report.compressed, latency=timed))
     text = check_to_markdown(long, checked(long))
     assert len(text) < 5000
-    assert "The figures before and after are in `report.html`." in text
+    assert "The metrics before and after are in `report.html`." in text
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

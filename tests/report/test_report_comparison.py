@@ -1,4 +1,4 @@
-"""Several reports side by side: what a row says of its seeds, which one is the best, and that every format says the same."""
+"""Comparison of reports: rows over seeds, the best row, and the same content in every format."""
 
 import csv
 import io
@@ -68,8 +68,8 @@ WAITING = Gap("b", 0.3, 0, "b-0.3-seed0")
 def test_several_seeds_are_a_mean_with_its_deviation() -> None:
     row = row_of(compared(), "a", 0.5)
     assert row == {
-        "method": "a", "asked": "50.0 %", "top-1": "87.00 +- 1.41 %", "change": "-0.96", "MACs gone": "50.0 %",
-        "parameters gone": "52.9 %", "ONNX file": "527 kB", "faster": "1.5x", "training": "20 min 39 s",
+        "method": "a", "target": "50.0 %", "top-1": "87.00 +- 1.41 %", "change": "-0.96", "MACs cut": "50.0 %",
+        "parameters cut": "52.9 %", "ONNX file": "527 kB", "speedup": "1.5x", "training": "20 min 39 s",
         "cut": "31.27 +- 0.00 %", "recalibrated": "73.85 +- 0.00 %", "seeds": "2",
     }  # fmt: skip
     assert stdev(TOP1["a", 0.5]) == pytest.approx(0.014142, abs=1e-6)
@@ -82,7 +82,7 @@ def test_one_seed_is_a_measurement_with_wilsons_interval() -> None:
 
 def test_what_was_not_measured_is_no_figure() -> None:
     dense, failed = row_of(compared(*FAILED), "dense", 0.0), row_of(compared(*FAILED), "b", 0.7)
-    assert (dense["asked"], dense["faster"], dense["cut"], dense["top-1"]) == ("-", "-", "-", "88.30 +- 0.14 %")
+    assert (dense["target"], dense["speedup"], dense["cut"], dense["top-1"]) == ("-", "-", "-", "88.30 +- 0.14 %")
     assert [*failed.values()] == ["b", "70.0 %", *["-"] * 9, "0"]
 
 
@@ -129,14 +129,14 @@ def test_without_images_there_is_a_table_of_costs_and_no_plot(tmp_path: Path) ->
     comparison = collect({"a-0.5-seed0": example.without_data()})
     write_comparison(comparison, tmp_path)
     assert not [*tmp_path.glob("*.svg")] and accuracy_and_cost(comparison) == []
-    assert notes(comparison)[-1] == "Accuracy was not measured: give images with --data."
+    assert notes(comparison)[-1] == "Accuracy was not measured: the runs had no --data."
     Page((tmp_path / "comparison.html").read_text(encoding="utf-8"))
 
 
 def test_before_any_run_is_finished_there_is_a_table_of_gaps(tmp_path: Path) -> None:
     write_comparison(collect({}, [WAITING]), tmp_path)
     assert "seed 0 not run yet" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert "No run is finished." in Page((tmp_path / "comparison.html").read_text(encoding="utf-8")).text
+    assert "No run has finished." in Page((tmp_path / "comparison.html").read_text(encoding="utf-8")).text
 
 
 def test_the_terminal_shows_the_narrow_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,11 +157,11 @@ def test_runs_of_other_originals_say_which_is_whose() -> None:
     assert heading(comparison)[1] == "original" and cells(comparison, comparison.rows[1])[1] == "2"
     told = "\n".join(notes(comparison))
     assert "Original 2: elsewhere/vgg.pt (examples/cifar/resnet.py:resnet20), imagefolder:data/cifar10: 40.6 M MACs" in told
-    assert "The runs began with different originals" in told and "on the same test images everywhere" in told
+    assert "The runs have different originals" in told and "on the same test images in all runs" in told
     (found,) = tradeoffs(comparison)
     assert [axis.label.partition(",")[0] for axis in found.axes] == ["MACs", "ONNX file", "latency", "latency"]
     assert [{mark.line for mark in axis.marks} for axis in found.axes[2:]] == [
-        {"a, of original 1", "original 1"}, {"a, of original 2", "original 2"},
+        {"a, original 1", "original 1"}, {"a, original 2", "original 2"},
     ]  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_accuracies_on_other_images_never_share_an_axis(tmp_path: Path) -> None:
         {0.86},
         {0.9},
     ]
-    assert "Not on the same test images: top-1 of one set says nothing beside top-1 of another" in "\n".join(notes(comparison))
+    assert "The test images differ: top-1 on one set is not comparable with top-1 on another" in "\n".join(notes(comparison))
     assert len([*tmp_path.glob("accuracy-and-cost-?.svg")]) == len([*tmp_path.glob("accuracy-and-cost-?.csv")]) == 2
 
 
@@ -188,7 +188,7 @@ def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own() -> Non
     comparison = collect({"main/a": first, "later/a": first, "long": longer})
     names = ["a (later/a)", "a (long)", "a (main/a)"]
     assert [row.name for row in comparison.rows] == names and [len(row.points) for row in comparison.rows] == [1, 1, 1]
-    assert "Not on equal terms, the runs differ in epochs (30 or 90)." in notes(comparison)
+    assert "The runs have different settings: epochs (30 or 90)." in notes(comparison)
     (found,) = tradeoffs(comparison)
     assert {mark.line for mark in found.axes[0].marks} == {*names, "the original"}
 
@@ -196,7 +196,7 @@ def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own() -> Non
 def test_a_budget_of_something_else_than_macs_says_so() -> None:
     report = report_of("a", 0.4, 0, 0.86)
     report = replace(report, target=replace(report.target, quantity="params"))
-    assert row_of(collect({"a": report}), "a", 0.4)["asked"] == "40.0 % of the parameters"
+    assert row_of(collect({"a": report}), "a", 0.4)["target"] == "40.0 % of the parameters"
 
 
 def test_finished_runs_are_read_and_named_by_what_tells_them_apart(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_every_cost_has_its_front_and_its_original() -> None:
     }
     latency = {mark.line: mark.cost for mark in found.axes[2].marks}
     assert latency["int8"] == pytest.approx(0.7 / 1.93) and latency["the original"] == 1
-    assert found.axes[2].label == "latency, share of the original's\nbatch 1, CPU, 1 thread"
+    assert found.axes[2].label == "latency, relative to the original\nbatch 1, CPU, 1 thread"
 
 
 def test_the_plot_shows_every_axis_and_its_csv_every_mark() -> None:
@@ -248,9 +248,11 @@ def test_the_plot_shows_every_axis_and_its_csv_every_mark() -> None:
     (found,), (plot,) = tradeoffs(comparison), accuracy_and_cost(comparison)
     root = ElementTree.fromstring(plot.svg)
     texts = {element.text for element in root.iter("text")}
-    assert texts >= {"Pareto front", "the original", "a", "b", "dense, uncut", "MACs, one image", "ONNX file"}
-    assert any("opacity: 0.35" in element.get("style", "") for element in root.iter())  # what is beaten is pale
-    assert "MACs, one image, Pareto front: a 83.00 % at 12.2 M, a 87.00 % at 20.3 M, dense, uncut 88.30 % at 40.6 M" in plot.alt
+    assert texts >= {"Pareto front", "the original", "a", "b", "dense, unpruned", "MACs, one image", "ONNX file"}
+    assert any("opacity: 0.35" in element.get("style", "") for element in root.iter())  # dominated networks are pale
+    assert (
+        "MACs, one image, Pareto front: a 83.00 % at 12.2 M, a 87.00 % at 20.3 M, dense, unpruned 88.30 % at 40.6 M" in plot.alt
+    )
     lines = list(csv.DictReader(io.StringIO(plot.csv)))
     assert len(lines) == sum(len(axis.marks) for axis in found.axes)
     of_a = [line for line in lines if (line["cost"], line["line"], line["asked"]) == ("macs", "a", "50.0 %")]

@@ -1,4 +1,4 @@
-"""report.json: what is written comes back the same, and what is wrong in it is named with its place."""
+"""report.json: it can be read back unchanged, and errors in it name the key."""
 
 import json
 import re
@@ -116,9 +116,9 @@ def test_a_misspelt_key_gets_a_suggestion() -> None:
         ("[]", "not a report: expected an object, found a list"),
         ("{}", 'not a report: the key "version" is missing'),
         ('{"version": NaN}', "not a report: NaN is not JSON; write null"),
-        ('{"version": 1, "seconds": 1e999}', "not a report: 1e999 is not a measurement"),
-        (f'{{"version": 1, "seed": {"9" * 5000}}}', "not a report: 99999999999999999999... is not a measurement"),
-        ("[" * 100_000, "not a report: its objects lie too deep"),
+        ('{"version": 1, "seconds": 1e999}', "not a report: 1e999 is out of range"),
+        (f'{{"version": 1, "seed": {"9" * 5000}}}', "not a report: 99999999999999999999... is out of range"),
+        ("[" * 100_000, "not a report: its objects are nested too deeply"),
         ('{"version": 2}', f"the report has version 2, this release reads version {VERSION}; read it with"),
         ('{"version": "1"}', 'the report has version "1", this release reads'),
     ],
@@ -170,7 +170,7 @@ PYTHON_TYPES = {"object": dict, "array": list, "string": str, "integer": int, "n
 
 
 def problems(schema: dict[str, Any], value: Any, root: dict[str, Any] | None = None) -> list[str]:
-    """As much of a JSON Schema validator as the report's schema needs: it knows exactly the words used there."""
+    """A JSON Schema validator for the keywords that the schema of the report uses."""
     root = root or schema
     if "$ref" in schema:
         return problems(root["$defs"][schema["$ref"].removeprefix("#/$defs/")], value, root)

@@ -1,4 +1,4 @@
-"""report.md: the verdict first, short enough for a CI summary, and whole whatever the layers are called."""
+"""report.md: the verdict first, short enough for a CI summary, and valid whatever the names of the layers."""
 
 import html
 import re
@@ -15,7 +15,7 @@ EVERY = [example.example, example.pipeline, example.without_data, example.bare, 
 
 
 def rendered(report: Report) -> str:
-    """As a site would show it."""
+    """As HTML."""
     return MarkdownIt("commonmark").enable("table").render(to_markdown(report))
 
 
@@ -27,14 +27,14 @@ def test_the_verdict_comes_first() -> None:
 def test_everything_a_reviewer_asks_for_is_there() -> None:
     text = to_markdown(example.example())
     for line in [
-        "Asked for 50.0 % of the MACs removed (--rate 0.5), reached 50.3 %.",
+        "Target: 50.0 % of the MACs removed (--rate 0.5), reached 50.3 %.",
         "| MACs, one image | 40.6 M | 20.2 M | -50.3 % |",
         "| Top-1, n = 10,000 | 87.96 % [87.3, 88.6] | 87.10 % [86.4, 87.7] | -0.86 points |",
         "| Latency, batch 1, CPU, 1 thread | 1.93 ms (p90 2.05 ms) | 1.31 ms (p90 1.39 ms) | 1.5x faster |",
-        "Fidelity: same top-1 answer as the original on 92.31 % of 10,000 test images; mean KL divergence 0.0874 nats.",
+        "Agreement with the original: same top-1 prediction on 92.31 % of 10,000 test images; mean KL divergence 0.0874 nats.",
         "| cut | 20.2 M | 126 k | 31.27 % [30.4, 32.2] | 10,000 | 3 min 32 s | soft filters removed for good |",
         "Training: 30 epochs in 20 min 39 s, 1,090 images per second.",
-        "| compact network against the dense one it stands for | 2.4e-07 | 1.0e-04 | yes |",
+        "| compact network against its dense equivalent | 2.4e-07 | 1.0e-04 | yes |",
         "- no faster on CUDA at batch 1: 0.98x; the network is too small to fill the GPU",
         "| `conv1` | Conv2d | 16x3x3x3 -> 13x3x3x3 | 442 k -> 359 k | 432 -> 351 |",
     ]:
@@ -46,7 +46,7 @@ def test_everything_a_reviewer_asks_for_is_there() -> None:
 def test_two_hundred_layers_stay_under_a_hundred_rows() -> None:
     text = to_markdown(example.deep(200))
     assert sum(line.startswith("|") for line in text.splitlines()) < 100
-    assert "The 60 that saved the most MACs; all are in `report.html`." in text
+    assert "The 60 layers with the largest reduction in MACs; `report.html` lists all." in text
     assert "- and 18 more in `report.html`" in text  # warnings
     assert len(text) < 64_000  # the longest comment a pull request takes
 
@@ -82,5 +82,5 @@ def test_the_users_text_is_shown_as_it_is() -> None:
 def test_nothing_measured_is_no_error() -> None:
     text = to_markdown(example.bare())
     assert "accuracy not measured (no data)" in text
-    assert "Nothing was checked." in text
+    assert "No checks were run." in text
     assert "### Stages" not in text

@@ -1,4 +1,4 @@
-"""The verdict and the rows: what was gained, what it cost, and what nobody measured."""
+"""The verdict and the rows: before, after, and what was not measured."""
 
 from dataclasses import replace
 
@@ -130,15 +130,14 @@ def test_an_accuracy_of_nothing_has_no_share() -> None:
 def test_asked_and_reached_says_why_they_differ() -> None:
     target = Target("params", 0.5, 0.463, "params=50%", "widths were rounded to 8")
     assert asked_and_reached(target) == (
-        "asked for 50.0 % of the parameters removed (params=50%), reached 46.3 %: widths were rounded to 8"
+        "target: 50.0 % of the parameters removed (params=50%), reached 46.3 %: widths were rounded to 8"
     )
 
 
 def test_filters_are_counted_as_papers_do_too() -> None:
-    target = Target("filters", 0.4, 0.386, "filters=40%", "each layer gives a whole number of filters", 0.522)
+    target = Target("filters", 0.4, 0.386, "filters=40%", "filters are removed in whole numbers", 0.522)
     assert asked_and_reached(target).endswith(
-        ": each layer gives a whole number of filters; counted as papers do, with widths that are not whole, "
-        "52.2 % of the MACs go"
+        ": filters are removed in whole numbers; 52.2 % of the MACs with fractional channel counts, as papers count"
     )
 
 
@@ -148,7 +147,7 @@ def test_stages_have_columns_for_what_some_stage_has() -> None:
     assert [(row["ONNX file"], row["latency"]) for row in table] == [
         ("1.10 MB", "1.93 ms"), ("525 kB", "1.31 ms (1.5x)"), ("160 kB", "0.740 ms (2.6x)"), ("-", "-"),
     ]  # fmt: skip
-    assert stage_note(report).startswith("Latency of stages: batch 1, CPU, 1 thread, measured in turns")
+    assert stage_note(report).startswith("Latency of stages: batch 1, CPU, 1 thread, measured interleaved")
     plain = example.example()
     assert stage_heading(plain) == ["stage", "MACs", "parameters", "top-1 [95 %]", "n", "time", "note"]
     assert stage_note(plain) == ""

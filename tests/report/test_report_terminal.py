@@ -1,4 +1,4 @@
-"""The terminal: fits 80 columns, and a build log gets whole lines without colour."""
+"""The terminal: 80 columns; build logs get unwrapped lines without colour."""
 
 import io
 from collections.abc import Callable

@@ -58,7 +58,7 @@ def test_a_path_that_is_no_text_survives_in_a_form_that_can_be_printed(tmp_path:
 
 def test_a_report_that_is_endless_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "report.json").symlink_to("/dev/zero")
-    with pytest.raises(UsageError, match=r"report\.json cannot be read as a report: It is no file"):
+    with pytest.raises(UsageError, match=r"report\.json cannot be read as a report: It is not a regular file"):
         read_report(tmp_path)
 
 
@@ -68,7 +68,7 @@ def test_a_missing_report_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"{}", "the key"), (b"\xff\xfe", "cannot be read as a report: it is no text file")]
+    ("content", "message"), [(b"{}", "the key"), (b"\xff\xfe", "cannot be read as a report: it is not a text file")]
 )
 def test_a_broken_report_is_told_with_its_file(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "report.json").write_bytes(content)
@@ -100,7 +100,7 @@ def test_pages_are_written_again_beside_the_report_or_elsewhere(tmp_path: Path) 
 def test_the_pages_of_another_run_are_not_replaced(tmp_path: Path) -> None:
     for name in ("run", "other"):
         write_reports(example.bare(), tmp_path / name)
-    with pytest.raises(OutputError, match="holds the report of another run"):
+    with pytest.raises(OutputError, match="contains the report of another run"):
         write_pages(tmp_path / "run", tmp_path / "other")
 
 

@@ -1,4 +1,4 @@
-"""One command for several methods, rates and seeds: equal terms for all, nothing made twice, failures that spoil nothing."""
+"""One command for several methods, rates and seeds: equal terms for all, no run repeated, failures that stop no other run."""
 
 import csv
 import json
@@ -93,7 +93,7 @@ def test_the_table_is_there_in_every_format(done: Path) -> None:
     assert "| dense | - |" in (done / "out" / "comparison.md").read_text(encoding="utf-8")
 
 
-def test_the_uncut_reference_is_trained_and_whole(done: Path) -> None:
+def test_the_dense_baseline_is_trained_and_not_pruned(done: Path) -> None:
     report = read_report(done / "out" / "dense-seed0")
     assert [stage.name for stage in report.stages] == ["original", "trained", "ONNX"]
     assert report.change.macs == report.change.params == 1 and len(report.epochs) == 1
@@ -103,10 +103,10 @@ def test_the_uncut_reference_is_trained_and_whole(done: Path) -> None:
     assert sum(parameter.numel() for parameter in trained.parameters()) == report.baseline.params
 
 
-# Again, and after an interruption -------------------------------------------------------------------------------------
+# Repeated, and after an interruption ----------------------------------------------------------------------------------
 
 
-def test_what_is_finished_is_not_made_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_not_rerun(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in (copied / "out").glob("comparison.*")}
     monkeypatch.setattr(Method, "loss", never)
     result = compress(*ALIKE, *TWO, "--out", "out")
@@ -117,19 +117,21 @@ def test_what_is_finished_is_not_made_again(copied: Path, monkeypatch: pytest.Mo
     assert [point["run"] for point in json.loads(fewer.stdout)["points"]] == ["sfp-0.6-seed0"]
 
 
-def test_other_settings_and_another_model_are_told(copied: Path) -> None:
+def test_other_settings_and_another_model_are_errors(copied: Path) -> None:
     result = compress(*ALIKE, *TWO, "--lr", "0.2", "--out", "out")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: out/dense-seed0 was begun with other settings: lr was 0.1 and is 0.2.\n")
+    assert result.stderr.startswith("error: out/dense-seed0 was started with other settings: lr was 0.1 and is 0.2.\n")
     torch.manual_seed(1)
     torch.save(make_net().state_dict(), "net.pt")
     result = compress(*ALIKE, *TWO, "--out", "out")
-    assert result.exit_code == 2 and "was begun with another file than the net.pt of now" in result.stderr
+    assert result.exit_code == 2 and "was started with another file than the present net.pt" in result.stderr
     result = compress(*ALIKE, "--methods", "magnitude", "--rates", "0.6", "--no-dense", "--out", "out", "--force", "-q")
     assert (result.exit_code, result.output) == (0, "")
 
 
-def test_an_interrupted_comparison_has_a_table_and_goes_on(project: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_comparison_has_a_table_and_is_resumed(
+    project: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = (*ALIKE, "--methods", "magnitude,sfp", "--rates", "0.6", "--no-dense", "--out", "out")
     with monkeypatch.context() as patched:
         real, made = compare.Pruning.run, []
@@ -151,7 +153,7 @@ def test_an_interrupted_comparison_has_a_table_and_goes_on(project: Path, done: 
     assert {point["run"]: point["accuracy"] for point in read(project / "out")["points"]}.items() <= whole.items()
 
 
-def test_a_run_that_was_interrupted_in_its_training_is_taken_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_interrupted_in_training_is_resumed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (
         *NET,
         "--data",
@@ -181,7 +183,7 @@ def test_a_run_that_fails_is_a_row_and_leaves_the_others(project: Path) -> None:
     arguments = (*NET, "--data", "digits", "--epochs", "0", "--methods", "magnitude", "--rates", "0.999,0.5", "--out", "out")
     result = compress(*arguments)
     assert result.exit_code == 3
-    assert result.stderr == "error: 1 of 2 runs failed (magnitude-0.999-seed0); the table says why.\n"
+    assert result.stderr == "error: 1 of 2 runs failed (magnitude-0.999-seed0); see the table for the reasons.\n"
     found = read(project / "out")
     assert [point["run"] for point in found["points"]] == ["magnitude-0.5-seed0"]
     (gap,) = found["gaps"]
@@ -189,7 +191,7 @@ def test_a_run_that_fails_is_a_row_and_leaves_the_others(project: Path) -> None:
     assert not (project / "out" / "magnitude-0.999-seed0").exists()
 
 
-def test_a_fault_of_ours_is_told_and_logged(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_reported_and_logged(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = compare.Pruning.run
 
     def run(self: compare.Pruning) -> Report:
@@ -208,14 +210,14 @@ def test_a_fault_of_ours_is_told_and_logged(project: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((*ALIKE, "--methods", "magnitude,sf"), "--method 'sf' is not known; did you mean 'sfp'?"),
-        ((*ALIKE, "--methods", "sfp", "--epochs", "0"), "--method sfp works while it trains"),
+        ((*ALIKE, "--methods", "magnitude,sf"), "--method 'sf' is unknown; did you mean 'sfp'?"),
+        ((*ALIKE, "--methods", "sfp", "--epochs", "0"), "--method sfp needs training"),
         ((*ALIKE, "--methods", "sfp", "--rates", "50"), "found 50; for 50 % write 0.5"),
         ((*ALIKE, "--methods", "sfp", "--rates", "half"), "--rates 'half' is not a list of numbers"),
         ((*ALIKE, "--methods", "sfp", "--seeds", "0,-1"), "--seeds '0,-1' is not a list of whole numbers"),
         ((*ALIKE, "--methods", "sfp", "--set", "magnitude.a=1"), "'magnitude.a=1' is not of the form METHOD.NAME=VALUE"),
         ((*ALIKE, "--methods", "sfp", "--set", "sfp.nothing=1"), "sfp has no setting 'nothing'"),
-        ((*NET, "--methods", "magnitude", "--dense"), "--dense trains the uncut network"),
+        ((*NET, "--methods", "magnitude", "--dense"), "--dense trains the unpruned network"),
         ((*NET, "--methods", "magnitude", "--data", "nowhere", "--epochs", "0"), "nowhere"),
         (("compare", "none.pt", "--methods", "magnitude"), "none.pt"),
     ],
@@ -226,7 +228,7 @@ def test_what_would_stop_every_run_stops_at_once(project: Path, arguments: tuple
     assert not (project / "runs").exists()
 
 
-# Other ways to ask ----------------------------------------------------------------------------------------------------
+# Other calls ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_lists_the_runs(project: Path) -> None:
@@ -237,7 +239,7 @@ def test_a_dry_run_lists_the_runs(project: Path) -> None:
     assert not (project / "runs").exists()
 
 
-def test_without_data_costs_alone_are_compared(project: Path) -> None:
+def test_without_data_only_costs_are_compared(project: Path) -> None:
     result = compress(*NET, "--methods", "magnitude", "--rates", "0.5", "--input", "1x8x8")
     assert result.exit_code == 0, result.output
     assert "Accuracy was not measured" in result.stdout
@@ -256,5 +258,5 @@ def test_the_library_compares_as_the_command_does(project: Path) -> None:
     assert [*point.stages] == [stage.name for stage in report.stages[1:-1]]
     with pytest.raises(UsageError, match="--methods is empty"):
         compressor.compare("net.pt", methods=[], rates=[0.5], out="out")
-    with pytest.raises(UsageError, match="sfp is none of --methods"):
+    with pytest.raises(UsageError, match="sfp is not in --methods"):
         compressor.compare("net.pt", methods=["magnitude"], rates=[0.5], out="out", settings={"sfp": {}})

@@ -1,4 +1,4 @@
-"""Whole runs of `compress distill`: who is the student, what is reported, that what they leave is loaded again and resumed."""
+"""Whole runs of `compress distill`: the student, the report, loading the result, and resuming."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def distill(teacher: Path | None, out: Path, **options: Any) -> Report:
 # Students -------------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_student_the_teacher_is_narrowed(trained: Path, tmp_path: Path) -> None:
+def test_without_a_student_the_teacher_is_pruned(trained: Path, tmp_path: Path) -> None:
     report = distill(trained, tmp_path / "a", rate=0.4)
     assert stages_of(report) == ["original", "cut", "recalibrated", "repaired", "fine-tuned", "ONNX"]
     assert report.target.asked == 0.4 and report.target.reached == pytest.approx(0.4, abs=0.03)
@@ -42,7 +42,7 @@ def test_without_a_student_the_teacher_is_narrowed(trained: Path, tmp_path: Path
     assert answers(tmp_path / "a").shape == (5, 10)
 
 
-def test_a_student_of_another_build_has_new_weights_and_a_plan_of_its_own(trained: Path, tmp_path: Path) -> None:
+def test_a_student_of_another_architecture_has_random_weights_and_a_plan_of_its_own(trained: Path, tmp_path: Path) -> None:
     report = distill(trained, tmp_path / "a", student_arch=DIGITS, student_arch_args={"width": 8})
     assert stages_of(report) == ["original", "student", "trained", "ONNX"]
     assert report.baseline.macs == count_macs(DigitsNet(16), SHAPE)
@@ -53,7 +53,7 @@ def test_a_student_of_another_build_has_new_weights_and_a_plan_of_its_own(traine
     assert answers(tmp_path / "a").shape == (5, 10)
 
 
-def test_a_pruned_network_learns_from_the_one_it_was_cut_from(trained: Path, tmp_path: Path) -> None:
+def test_the_original_is_distilled_into_the_pruned_network(trained: Path, tmp_path: Path) -> None:
     result = compress("prune", trained, *TEACHER, "--rate", "0.6", "--epochs", "0", "--no-repair", "--out", tmp_path / "cut")
     assert result.exit_code == 0, result.output
     report = distill(trained, tmp_path / "a", student=str(tmp_path / "cut"), method="dist")
@@ -81,7 +81,7 @@ def test_networks_that_teach_each_other_need_no_teacher(trained: Path, tmp_path:
 # The teacher ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_made_of_a_teacher_is_kept_beside_it(trained: Path, tmp_path: Path) -> None:
+def test_the_prepared_teacher_is_saved_for_later_runs(trained: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "t.pt"
     teacher.write_bytes(trained.read_bytes())
     first = distill(teacher, tmp_path / "a", method="hsakd")
@@ -98,7 +98,7 @@ def test_what_was_made_of_a_teacher_is_kept_beside_it(trained: Path, tmp_path: P
         distill(teacher, tmp_path / "d", method="hsakd")
 
 
-def test_images_that_stay_are_shown_to_the_teacher_once(trained: Path, tmp_path: Path) -> None:
+def test_without_augmentation_the_teacher_sees_each_image_once(trained: Path, tmp_path: Path) -> None:
     result = compress("distill", "--teacher", trained, *TEACHER, "--epochs", "3", "--no-augment", "--out", tmp_path / "a")
     assert result.exit_code == 0, result.output
     report = read_report(tmp_path / "a")
@@ -109,11 +109,11 @@ def test_images_that_stay_are_shown_to_the_teacher_once(trained: Path, tmp_path:
 
 
 @pytest.mark.parametrize("step", [11 + 5, 11 + 22 + 5])  # 11 steps an epoch: in the teacher's, in the student's second
-def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     teachers = []
-    for name in ("one", "two"):  # each with a place of its own for what is made of the teacher
+    for name in ("one", "two"):  # each with a directory of its own for the prepared teacher
         (tmp_path / name).mkdir()
         teachers.append(tmp_path / name / "t.pt")
         teachers[-1].write_bytes(trained.read_bytes())
@@ -138,23 +138,25 @@ def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--method", "dml"), "--method dml has networks teach each other: leave --teacher away, and give --model"),
-        (("--method", "magnitude"), "--method magnitude is of `compress prune`"),
+        (("--method", "dml"), "--method dml trains networks that teach each other: omit --teacher, and give --model"),
+        (("--method", "magnitude"), "--method magnitude belongs to `compress prune`"),
         (("--method", "hsadk"), "did you mean 'hsakd'?"),
-        (("--epochs", "0"), "--method kd works while it trains: give it --data and at least one of --epochs."),
-        (("--student", "t.pt", "--rate", "0.3"), "make a student of the teacher: leave them or --student away"),
-        (("--rate", "0.3", "--target", "params=50%"), "--rate and --target say the same in two ways"),
-        (("--fresh",), "--fresh gives a student new weights: name the student"),
-        (("--student-arch-arg", "width=8"), "--student-arch-arg is for the code that --student-arch names"),
-        (("--set", "kd=-1"), "--set kd=-1.0: the weight of a loss's term is a number, 0 or more"),
-        (("--set", "kd=0", "--set", "cross_entropy=0"), "All terms of the loss are off"),
+        (("--epochs", "0"), "--method kd needs training: give --data and --epochs of at least 1."),
+        (("--student", "t.pt", "--rate", "0.3"), "are for a student pruned from the teacher: omit them, or --student"),
+        (("--rate", "0.3", "--target", "params=50%"), "--rate and --target were both given"),
+        (("--fresh",), "--fresh initializes a given student at random: give it"),
+        (("--student-arch-arg", "width=8"), "--student-arch-arg is an argument of the code that --student-arch names"),
+        (("--set", "kd=-1"), "--set kd=-1.0: the weight of a loss term must be a number, 0 or more"),
+        (("--set", "kd=0", "--set", "cross_entropy=0"), "All loss terms have weight 0"),
         (("--set", "temperature=0"), "--set temperature=0.0: give a number above 0"),
         (("--taps", "stage9"), "--taps stage9: no such module"),
-        (("--taps", "stage2.conv1"), "--taps stage2.conv1: a part of the network goes around it"),
-        (("--student-arch", "torchvision:resnet18"), "the student: The network cannot answer for images of 1x8x8"),
+        (("--taps", "stage2.conv1"), "--taps stage2.conv1: another path bypasses this module"),
+        (("--student-arch", "torchvision:resnet18"), "the student: The network does not run on images of 1x8x8"),
     ],
 )
-def test_wrong_options_are_told_in_a_line_or_two(trained: Path, tmp_path: Path, options: tuple[str, ...], told: str) -> None:
+def test_wrong_options_are_reported_in_a_line_or_two(
+    trained: Path, tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
     result = compress("distill", "--teacher", trained, *TEACHER, "--out", tmp_path / "a", *options)
     assert result.exit_code == 2 and told in result.stderr, result.output
     assert len(result.stderr.splitlines()) <= 2 and not (tmp_path / "a").exists()
@@ -167,11 +169,11 @@ def test_a_student_for_other_classes_is_refused_with_what_to_do(trained: Path, t
     options = ("--teacher", trained, *TEACHER, "--student-arch", f"{tmp_path}/net.py:net", "--out", tmp_path / "a")
     result = compress("distill", *options)
     assert result.exit_code == 2
-    assert "answers 7 classes, and the teacher 10: give a student for 10" in result.stderr
+    assert "predicts 7 classes, but the teacher 10: give a student for 10 classes" in result.stderr
 
 
-def test_nobody_to_teach_or_to_learn_is_an_error(tmp_path: Path) -> None:
+def test_neither_teacher_nor_student_is_an_error(tmp_path: Path) -> None:
     result = compress("distill", "--data", "digits", "--out", tmp_path / "a")
-    assert result.exit_code == 2 and "Nobody teaches and nobody learns" in result.stderr
+    assert result.exit_code == 2 and "There is no teacher and no student" in result.stderr
     result = compress("distill", "--model", "s.pt", "--data", "digits", "--out", tmp_path / "a")
     assert result.exit_code == 2 and "--method kd needs a teacher: give one with --teacher." in result.stderr

@@ -1,4 +1,4 @@
-"""The lines that a report gives to run model.onnx on an image file are run, and answer as the report's own test images did."""
+"""The program in a report that runs model.onnx on an image file is executed, and gives the logits of the run's test images."""
 
 import json
 import re
@@ -54,8 +54,8 @@ def lines_of(run: Path) -> str:
 
 
 def fed(run: Path, image: Path) -> tuple[list[float], str]:
-    """The logits, and the class, that the lines print for an image file."""
-    (run / "image.jpg").write_bytes(image.read_bytes())  # Pillow sees what it is
+    """The logits, and the class, that the program prints for an image file."""
+    (run / "image.jpg").write_bytes(image.read_bytes())  # Pillow detects the format
     program = lines_of(run).replace("print(classes[logits[0].argmax()])", HIDDEN)
     assert program.endswith(HIDDEN)
     done = subprocess.run([sys.executable, "-c", program], cwd=run, capture_output=True, text=True, check=True, timeout=120)
@@ -69,9 +69,9 @@ def fed(run: Path, image: Path) -> tuple[list[float], str]:
         (40, 40, None),
         (50, 40, 32),
         (120, 90, 72),
-    ],  # as it is; covered and cropped; covered with a margin, as is usual for ImageNet
+    ],  # no resizing; resized and cropped; with a margin, as usual for ImageNet
 )
-def test_the_lines_see_what_the_run_saw(project: Path, width: int, height: int, size: int | None) -> None:
+def test_the_program_preprocesses_images_as_the_run_does(project: Path, width: int, height: int, size: int | None) -> None:
     photos(project / "photos", width, height)
     (project / "net.py").write_text(COLORFUL)
     names: dict[str, type] = {}
@@ -91,7 +91,7 @@ def test_the_lines_see_what_the_run_saw(project: Path, width: int, height: int, 
         assert name == data.classes[right[number].argmax()]
 
 
-def test_grey_images_and_what_is_written_beside(finished: Path, tmp_path: Path) -> None:
+def test_grey_images_and_the_metadata_on_preprocessing(finished: Path, tmp_path: Path) -> None:
     run, how = finished / "half", read_report(finished / "half").preprocessing
     assert how is not None and (how.size, how.crop, how.mode, how.classes) == ([8, 8], 1.0, "L", list("0123456789"))
     facts = json.loads((run / "plan.json").read_text("utf-8"))["preprocessing"]
@@ -113,7 +113,7 @@ def test_grey_images_and_what_is_written_beside(finished: Path, tmp_path: Path) 
     assert name == str(right[2].argmax())
 
 
-def test_without_data_a_run_says_what_the_run_before_knew(
+def test_without_data_a_run_keeps_the_preprocessing_of_the_run_before(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished)

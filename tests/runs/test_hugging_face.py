@@ -1,4 +1,4 @@
-"""Networks of Hugging Face as people bring them: pickled, or as weights for a function. Nothing is downloaded."""
+"""Hugging Face networks as users have them: pickled, or as weights for a function. Nothing is downloaded."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def made(name: str) -> torch.nn.Module:
     return names[name]()
 
 
-def test_a_pickled_network_is_looked_at_and_pruned_by_the_name_of_its_input(here: Path) -> None:
+def test_a_pickled_network_is_inspected_and_pruned_by_the_name_of_its_input(here: Path) -> None:
     torch.save(made("vit"), "vit.pt")
     view = json.loads(compress("inspect", "vit.pt", "--trust-pickle", "--json").stdout)
     assert view["inputs"] == {"images": [3, 32, 32]}  # its own settings say so

@@ -1,4 +1,4 @@
-"""What is told: a bar on a terminal, plain lines elsewhere, and a log of one JSON object a line."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere, and a log of one JSON object per line."""
 
 import io
 import json
@@ -59,10 +59,10 @@ def test_the_bar_is_gone_after_an_error() -> None:
     with pytest.raises(KeyboardInterrupt), journal:
         journal.epoch_began(0, 1, 3)
         raise KeyboardInterrupt
-    journal.step_ended(dict)  # nothing is left that it could move
+    journal.step_ended(dict)  # there is no bar that it could advance
 
 
-def test_what_is_said_is_no_markup_and_not_wrapped() -> None:
+def test_messages_are_printed_without_markup_and_wrapping() -> None:
     shown = io.StringIO()
     Journal(Console(file=shown, width=20)).say("[bold]models/net[1].pt[/bold] is longer than the line")
     assert shown.getvalue() == "[bold]models/net[1].pt[/bold] is longer than the line\n"
@@ -83,7 +83,7 @@ def test_without_a_console_and_a_file_nothing_happens() -> None:
     watch(Journal())
 
 
-def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"log.jsonl cannot be written: No such file"):
         Journal(None, tmp_path / "gone" / "log.jsonl").event("opened")
 
@@ -99,7 +99,7 @@ def test_half_a_line_of_a_run_that_was_killed_is_dropped(tmp_path: Path) -> None
         assert [line["event"] for line in lines] == ["opened"] * (left != whole[:20]) + ["resumed"]
 
 
-def test_nothing_is_written_where_it_may_not_be_any_more(tmp_path: Path) -> None:
+def test_nothing_is_written_after_the_check_fails(tmp_path: Path) -> None:
     def check() -> None:
         raise OutputError("removed")
 

@@ -1,4 +1,4 @@
-"""Whole runs of `compress lowrank`: what they report, that what they leave is loaded again, and that they go with pruning."""
+"""Whole runs of `compress lowrank`: the report, loading the result, and combinations with pruning."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def lowrank(model: Path, out: Path, **options: Any) -> Report:
 
 @pytest.fixture(scope="module")
 def factored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Half of the MACs go; two epochs of training."""
+    """Half of the MACs removed; two epochs of training."""
     out = tmp_path_factory.mktemp("factored") / "run"
     lowrank(trained, out, rate=0.5, data="digits", keep=("down.*",), recipe=Recipe(epochs=2, lr=0.01))
     return out
@@ -40,7 +40,7 @@ def test_it_goes_through_six_stages(factored: Path) -> None:
     assert {stage.macs for stage in report.stages[1:]} == {report.compressed.macs}
 
 
-def test_half_of_the_macs_are_gone_and_parameters_with_them(factored: Path) -> None:
+def test_half_of_the_macs_are_removed_and_parameters_with_them(factored: Path) -> None:
     report, network = read_report(factored), compressor.load(factored)
     assert report.target.asked == 0.5 and report.target.reached == pytest.approx(0.5, abs=0.02)
     assert count_macs(network, SHAPE) == report.compressed.macs
@@ -49,7 +49,7 @@ def test_half_of_the_macs_are_gone_and_parameters_with_them(factored: Path) -> N
     assert max(report.verification.onnx.values()) < 1e-4
 
 
-def test_the_report_tells_what_each_layer_became_and_why_others_stayed(factored: Path) -> None:
+def test_the_report_lists_factored_layers_and_why_others_are_kept(factored: Path) -> None:
     report, network = read_report(factored), compressor.load(factored)
     layers = {layer.name: layer for layer in report.layers}
     split = layers["stage2.conv1"]
@@ -57,7 +57,7 @@ def test_the_report_tells_what_each_layer_became_and_why_others_stayed(factored:
     assert [list(part.weight.shape) for part in network.get_submodule("stage2.conv1")] == split.factors
     assert split.macs_after < split.macs and split.params_after < split.params
     frozen = {row.name: row.reason for row in report.frozen}
-    assert frozen["down.0"] == "kept as asked (--keep down.*)"
+    assert frozen["down.0"] == "excluded by --keep down.*"
     assert layers["down.0"].factors == [] and layers["down.0"].group == frozen["down.0"]
     assert (report.method, report.settings["method"], report.settings["rate"]) == ("svd", "svd", 0.5)
 
@@ -66,9 +66,7 @@ def test_what_was_written_is_loaded_without_its_method(factored: Path) -> None:
     assert answers(factored).shape == (5, 10)
 
 
-def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_ends_like_an_uninterrupted_one(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = (*NETWORK, "--rate", "0.4", "--data", "digits", "--epochs", "2", "--method", "tucker")
     assert compress("lowrank", trained, *options, "--out", tmp_path / "whole", "-q").exit_code == 0
     with monkeypatch.context() as patched:
@@ -121,19 +119,21 @@ def test_a_pruned_network_is_factored_and_a_factored_one_pruned(trained: Path, t
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ((), "Say how much is to go by one option: --rate 0.5"),
-        (("--rate", "0.5", "--rank", "4"), "Say how much is to go by one option"),
+        ((), "Give exactly one of --rate 0.5"),
+        (("--rate", "0.5", "--rank", "4"), "Give exactly one of --rate"),
         (("--rank", "0"), "--rank must be 1 or more; found 0"),
         (("--energy", "1.5"), "--energy is the share of a layer's energy to keep, between 0 and 1, both excluded; found 1.5"),
-        (("--target", "filters=50%"), "--target filters=50% is for `compress prune`: here, ask for macs, params or size"),
-        (("--rate", "0.5", "--method", "magnitude"), "--method magnitude is of `compress prune`"),
+        (("--target", "filters=50%"), "--target filters=50% is for `compress prune`: use macs, params or size"),
+        (("--rate", "0.5", "--method", "magnitude"), "--method magnitude belongs to `compress prune`"),
         (("--rate", "0.5", "--set", "splits=auto"), "svd has no setting 'splits'; did you mean 'split'?"),
-        (("--rate", "0.5", "--set", "split=chanel"), "--set split=chanel: known are auto, channel"),
+        (("--rate", "0.5", "--set", "split=chanel"), "--set split=chanel is unknown: use auto, channel"),
         (("--rate", "0.5", "--keep", "stage3.*"), "--keep 'stage3.*' matches no layer"),
         (("--rate", "0.5", "--epochs", "1"), "--epochs 1 needs images to train on: give --data"),
     ],
 )
-def test_wrong_options_are_told_in_a_line_or_two(trained: Path, tmp_path: Path, options: tuple[str, ...], told: str) -> None:
+def test_wrong_options_are_reported_in_a_line_or_two(
+    trained: Path, tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
     result = compress("lowrank", trained, *NETWORK, "--input", "1x8x8", "--out", tmp_path / "a", *options)
     assert result.exit_code == 2 and told in result.stderr, result.output
     assert len(result.stderr.splitlines()) <= 2 and not (tmp_path / "a").exists()

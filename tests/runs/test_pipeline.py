@@ -1,4 +1,4 @@
-"""A file's steps, carried out: what each begins with, what is kept, what the whole comes to."""
+"""Pipelines: what each step starts from, which results are kept, and the result of the whole."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def steps_of(text: str, out: str = "out") -> list[Step]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which all kinds of steps were carried out into `out`. Look, do not touch."""
+    """A project in which a pipeline of all kinds of steps was run into `out`. Look, do not touch."""
     folder = tmp_path_factory.mktemp("whole")
     write_project(folder)
     with chdir(folder):
@@ -60,10 +60,10 @@ def copied(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "copy"
 
 
-# What each step begins with -------------------------------------------------------------------------------------------
+# What each step starts from -------------------------------------------------------------------------------------------
 
 
-def test_a_step_begins_with_what_the_last_one_made() -> None:
+def test_a_step_starts_from_the_result_of_the_last_one() -> None:
     cut, factored, taught, written, checked = steps_of(ABOVE + CUT + FACTORED + TAUGHT + WRITTEN + CHECKED)
     assert cut.settings["model"] == "net.pt" and factored.settings["model"] == "out/1-prune"
     assert (taught.settings["teacher_"], taught.settings["student"]) == ("net.pt", "out/2-lowrank")
@@ -71,7 +71,7 @@ def test_a_step_begins_with_what_the_last_one_made() -> None:
     assert checked.settings["report"] == "out"
 
 
-def test_how_the_original_is_read_is_of_no_use_to_a_run() -> None:
+def test_options_for_reading_the_original_are_dropped_after_the_first_step() -> None:
     first, second = steps_of(ABOVE + 'key = "ema"\n' + CUT + FACTORED)
     assert first.settings["key"] == "ema" and "key" not in second.settings
     assert second.settings["arch"] == "net.py:Net"
@@ -91,10 +91,10 @@ def test_a_step_may_name_another_model_and_a_teacher_and_networks_that_teach_eac
     ("text", "told"),
     [
         (ABOVE, "needs steps: write [[steps]]"),
-        (ABOVE + CHECKED, "needs a step that makes a network smaller"),
-        (ABOVE + CHECKED + CUT, "Step 1, check, has no run before it: put it behind prune"),
-        (CUT, 'Step 1, prune, has no model to begin with: write model = "model.pt"'),
-        (ABOVE + CUT + '[[steps]]\ndo = "export"', "Step 2, export, must say where to"),
+        (ABOVE + CHECKED, "needs a step that compresses the network"),
+        (ABOVE + CHECKED + CUT, "Step 1, check, has no run before it: put it after one of prune"),
+        (CUT, 'Step 1, prune, has no model to start from: write model = "model.pt"'),
+        (ABOVE + CUT + '[[steps]]\ndo = "export"', "Step 2, export, has no output file"),
     ],
 )
 def test_steps_that_cannot_follow_each_other_are_refused(text: str, told: str) -> None:
@@ -103,7 +103,7 @@ def test_steps_that_cannot_follow_each_other_are_refused(text: str, told: str) -
     assert told in str(error.value)
 
 
-# What comes out -------------------------------------------------------------------------------------------------------
+# The result -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_report_of_the_whole_is_from_the_original_to_the_last_step(whole: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_network_of_the_whole_is_that_of_the_last_step(whole: Path, monkeypa
     assert answers(whole / "out").equal(answers(whole / "out" / "3-distill"))
 
 
-def test_layers_are_told_from_the_original_to_the_end(whole: Path) -> None:
+def test_layers_are_reported_from_the_original_to_the_end(whole: Path) -> None:
     first = {row.name: row for row in read_report(whole / "out" / "1-prune").layers}
     after = {row.name: row for row in read_report(whole / "out").layers}
     assert after.keys() == first.keys()
@@ -139,7 +139,7 @@ def test_layers_are_told_from_the_original_to_the_end(whole: Path) -> None:
     assert any(row.factors for row in report.layers)
 
 
-def test_layers_that_took_the_place_of_one_count_as_that_one() -> None:
+def test_layers_that_replaced_one_count_as_that_layer() -> None:
     from compressor.runs.pipeline_report import _after
 
     layer = Layer("conv", "Conv2d", [8, 4, 3, 3], [8, 4, 3, 3], 100, 100, 50, 50)
@@ -152,14 +152,14 @@ def test_layers_that_took_the_place_of_one_count_as_that_one() -> None:
     assert found.factors == [[1, 4, 3, 3], [8, 1, 1, 1]]
 
 
-def test_what_was_printed_tells_each_step_and_the_whole(whole: Path) -> None:
+def test_each_step_and_the_result_are_printed(whole: Path) -> None:
     printed = (whole / "printed.txt").read_text()
     steps = ("1-prune", "2-lowrank", "3-distill", "4-export", "5-check")
     for words in (*steps, "a copy of out/model.onnx", "PASS", "Results are in out:"):
         assert words in printed
 
 
-def test_the_file_that_is_left_repeats_it(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_written_settings_repeat_the_pipeline(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(whole)
     result = compress("run", "out/config.toml", "--out", "out", "--dry-run", "--json")
     assert result.exit_code == 0, result.output
@@ -182,26 +182,26 @@ def times(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_done_is_not_done_again(copied: Path) -> None:
+def test_finished_steps_are_not_rerun(copied: Path) -> None:
     for file in copied.rglob("*"):
         if file.is_file():
-            file.touch()  # contents count, and no dates
-    Path("out").rename("moved")  # nor places
+            file.touch()  # only contents matter, not dates
+    Path("out").rename("moved")  # nor paths
     before = times(copied)
     result = compress("run", "--out", "moved")
     assert result.exit_code == 0, result.output
     assert times(copied) == before
-    assert result.stdout.count("done, and nothing has changed since") == 4 and "PASS" in result.stdout
+    assert result.stdout.count(": up to date") == 4 and "PASS" in result.stdout
 
 
-def test_code_that_is_imported_has_a_say(copied: Path) -> None:
+def test_imported_code_is_part_of_the_hash(copied: Path) -> None:
     Path("net.py").write_text("import parts\n" + Path("net.py").read_text())
     contents = pipeline._contents("net.py:Net")
     Path("parts.py").write_text("width = 8\n")
     assert pipeline._contents("net.py:Net") != contents
 
 
-def test_only_what_changed_and_what_follows_is_made_again(copied: Path) -> None:
+def test_only_changed_steps_and_those_after_them_are_rerun(copied: Path) -> None:
     before = times(copied / "out")
     configured(CUT + FACTORED + TAUGHT + "lr = 0.001\n" + CHECKED.replace("70%", "10%"))
     result = compress("run", "--out", "out")
@@ -218,7 +218,7 @@ def test_another_file_of_weights_is_another_model(copied: Path) -> None:
     assert [row["state"] for row in plan] == ["to do", "done", "to do", "done", "to do"]  # the teacher of the third, too
 
 
-def test_an_interrupted_step_is_taken_up(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_step_is_resumed(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree("out", "expected")
     shutil.rmtree("out/2-lowrank")
     with monkeypatch.context() as patch:
@@ -250,7 +250,7 @@ def test_a_step_that_fails_ends_the_run_with_its_status(copied: Path) -> None:
     assert "5-check" not in result.stdout
 
 
-def test_a_damaged_record_is_told(copied: Path) -> None:
+def test_a_damaged_record_is_an_error(copied: Path) -> None:
     Path("out", pipeline.RECORD).write_text("{")
     result = compress("run", "--out", "out")
     assert result.exit_code == 2 and "out/pipeline.json is damaged: delete it" in result.stderr

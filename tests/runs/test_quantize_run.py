@@ -1,4 +1,4 @@
-"""Whole runs of `compress quantize`: what they report and leave, and what is said when INT8 costs too much."""
+"""Whole runs of `compress quantize`: their reports and files, and the warnings when INT8 costs too much accuracy."""
 
 import tomllib
 from pathlib import Path
@@ -46,22 +46,22 @@ def test_it_goes_through_three_stages(quantized: Path) -> None:
     assert report.fidelity is not None and 0.9 < report.fidelity.agreement < 1.0001
 
 
-def test_the_file_alone_is_smaller(trained: Path, quantized: Path) -> None:
+def test_only_the_file_is_smaller(trained: Path, quantized: Path) -> None:
     report = read_report(quantized)
     assert report.baseline.macs == report.compressed.macs
     assert report.change.size_bytes is not None and report.change.size_bytes < 0.6
     assert (report.target.quantity, report.target.asked, report.target.text) == ("size", 0.75, "--to int8")
     assert report.target.reached == pytest.approx(1 - report.change.size_bytes)
     assert "ONNX file (-" in report.verdict and report.verdict.endswith("checks passed")
-    assert any(warning.startswith("INT8 is model.onnx alone") for warning in report.warnings)
+    assert any(warning.startswith("only model.onnx is INT8") for warning in report.warnings)
     assert same(compressor.load(quantized).state_dict(), torch.load(trained, weights_only=True))
 
 
-def test_each_layer_tells_what_it_is_in(quantized: Path) -> None:
+def test_each_layer_is_reported_with_its_precision(quantized: Path) -> None:
     report = read_report(quantized)
     remarks = {layer.name: layer.group for layer in report.layers}
-    assert remarks.pop("head") == "kept as asked (--keep head)" and set(remarks.values()) == {"INT8"}
-    assert [(row.name, row.reason) for row in report.frozen] == [("head", "kept as asked (--keep head)")]
+    assert remarks.pop("head") == "excluded by --keep head" and set(remarks.values()) == {"INT8"}
+    assert [(row.name, row.reason) for row in report.frozen] == [("head", "excluded by --keep head")]
     held = {tensor.name: tensor.data_type for tensor in onnx.load(quantized / "model.onnx").graph.initializer}
     assert held["head.weight"] == TensorProto.FLOAT and held["stage2.conv1.weight_quantized"] == TensorProto.INT8
 
@@ -72,7 +72,7 @@ def test_its_settings_are_those_of_the_command(quantized: Path) -> None:
     assert settings.keys() == own | {"do", "model", "arch", "arch_arg", "data", "seed"}
 
 
-def test_it_looks_at_training_images_as_they_are(tmp_path: Path) -> None:
+def test_calibration_images_are_not_augmented(tmp_path: Path) -> None:
     data = open_data("digits", seed=5)
     order = Order(Source("any"), Images("digits"), Recipe(seed=5), tmp_path)
     batches = Quantizing(order, Wish(calibrate=20))._looked_at(data)
@@ -85,8 +85,8 @@ def test_it_looks_at_training_images_as_they_are(tmp_path: Path) -> None:
     assert all(torch.equal(image, found[index]) for index, image in looked_at.items())
 
 
-def test_a_loss_is_told_with_a_remedy_that_works(trained: Path, tmp_path: Path) -> None:
-    """One channel a thousand times as large as the others, which its readers make up for: no scale suits them all."""
+def test_a_loss_of_accuracy_is_reported_with_a_remedy_that_works(trained: Path, tmp_path: Path) -> None:
+    """One channel a thousand times as large as the others, which its consumers compensate: no scale suits them all."""
     state = torch.load(trained, weights_only=True)
     for name, factor in (("bn1.weight", 1000), ("bn1.bias", 1000)):
         state[f"stage2.{name}"][0] *= factor
@@ -113,17 +113,17 @@ def test_a_loss_is_told_with_a_remedy_that_works(trained: Path, tmp_path: Path) 
 # Without images -------------------------------------------------------------------------------------------------------
 
 
-def test_without_images_convolutions_stay(trained: Path, tmp_path: Path) -> None:
+def test_without_images_convolutions_stay_in_float32(trained: Path, tmp_path: Path) -> None:
     result = compress("quantize", trained, *NETWORK, *INPUT, "--out", tmp_path / "a", "-q")
     assert result.exit_code == 0, result.output
     report = read_report(tmp_path / "a")
     remarks = {layer.name: layer.group for layer in report.layers}
-    assert remarks.pop("head") == "INT8" and set(remarks.values()) == {"float32: there are no images to quantize it by"}
+    assert remarks.pop("head") == "INT8" and set(remarks.values()) == {"float32: no images for calibration"}
     assert any(warning.startswith("without --data only linear layers are in INT8") for warning in report.warnings)
     assert report.fidelity is not None and report.fidelity.inputs == "random inputs"
 
 
-def test_half_of_the_width(trained: Path, tmp_path: Path) -> None:
+def test_fp16_halves_the_file(trained: Path, tmp_path: Path) -> None:
     result = compress("quantize", trained, *NETWORK, *INPUT, "--to", "fp16", "--out", tmp_path / "a", "-q")
     assert result.exit_code == 0, result.output
     report = read_report(tmp_path / "a")
@@ -131,16 +131,16 @@ def test_half_of_the_width(trained: Path, tmp_path: Path) -> None:
     assert report.change.size_bytes is not None and 0.45 < report.change.size_bytes < 0.6 and report.target.asked == 0.5
 
 
-def test_a_network_beyond_its_numbers_is_not_published(trained: Path, tmp_path: Path) -> None:
+def test_a_network_that_overflows_fp16_is_not_published(trained: Path, tmp_path: Path) -> None:
     state = torch.load(trained, weights_only=True)
     state["stem.1.weight"] *= 1e6
     torch.save(state, tmp_path / "huge.pt")
     result = compress("quantize", tmp_path / "huge.pt", *NETWORK, *INPUT, "--to", "fp16", "--out", tmp_path / "a")
-    assert result.exit_code == 4 and "In FP16 it does not: --keep PATTERN leaves layers in float32." in result.stderr
+    assert result.exit_code == 4 and "FP16 is too imprecise for this network: keep layers in float32" in result.stderr
     assert len(result.stderr.splitlines()) <= 2 and not (tmp_path / "a").exists()
 
 
-def test_what_would_come_out_is_told_without_doing_it(trained: Path, tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(trained: Path, tmp_path: Path) -> None:
     result = compress("quantize", trained, *NETWORK, *INPUT, "--out", tmp_path / "a", "--dry-run")
     assert result.exit_code == 0 and "(0.0 %)" in result.stdout, result.output
     assert not (tmp_path / "a").exists()
@@ -152,15 +152,15 @@ def test_what_would_come_out_is_told_without_doing_it(trained: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "status", "told"),
     [
-        (("--calibrate", "0"), 2, "--calibrate is the number of training images to look at, 1 or more; found 0"),
-        (("--to", "fp16", "--reduce-range"), 2, "--reduce-range is about whole numbers, and --to fp16 has none"),
-        (("--to", "fp16", "--ranges", "entropy"), 2, "--ranges entropy is about whole numbers, and --to fp16 has none"),
-        (("--ranges", "entropy"), 2, "--ranges entropy is about what activations have on images: give --data"),
+        (("--calibrate", "0"), 2, "--calibrate is a number of training images, 1 or more; found 0"),
+        (("--to", "fp16", "--reduce-range"), 2, "--reduce-range is for INT8, not for --to fp16"),
+        (("--to", "fp16", "--ranges", "entropy"), 2, "--ranges entropy is for INT8, not for --to fp16"),
+        (("--ranges", "entropy"), 2, "--ranges entropy needs images for calibration: give --data"),
         (("--keep", "haed"), 2, "--keep 'haed' matches no layer; did you mean 'head'?"),
-        (("--keep", "head"), 3, "No layer of this network can be quantized without images, with which only"),
+        (("--keep", "head"), 3, "No layer of this network can be quantized (without images, only"),
     ],
 )
-def test_wrong_options_are_told_in_a_line_or_two(
+def test_wrong_options_are_reported_in_a_line_or_two(
     trained: Path, tmp_path: Path, options: tuple[str, ...], status: int, told: str
 ) -> None:
     result = compress("quantize", trained, *NETWORK, *INPUT, "--out", tmp_path / "a", *options)

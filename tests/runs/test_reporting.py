@@ -1,4 +1,4 @@
-"""What a run says of its own result: asked and reached, and a cost that was not planned is not believed."""
+"""The report of a run on its result: target and reached values, and an error if the cost is not the planned one."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_a_cost_that_was_not_planned_is_a_failure(channels: Channels) -> None:
         (profile_of(true.macs + 64, true.params), "MACs"),
         (profile_of(true.macs, true.params - 2), "parameters"),
     ):
-        with pytest.raises(VerificationFailed, match=rf"the small network has \d+ {words}, but \d+ were planned"):
+        with pytest.raises(VerificationFailed, match=rf"The compressed network has \d+ {words}, but \d+ were planned"):
             reporting.check_cost(wrong, planned)
 
 
@@ -56,10 +56,10 @@ def test_a_cost_that_was_not_planned_is_a_failure(channels: Channels) -> None:
         ("size<=200", None, 0.6, ""),
         ("size<=250", None, 0.6, ""),
         ("filters=25%", None, 0.25, ""),
-        ("filters=30%", None, 0.25, "each layer gives a whole number of filters"),
+        ("filters=30%", None, 0.25, "filters are removed in whole numbers"),
     ],
 )
-def test_what_was_asked_stands_beside_what_was_reached(
+def test_the_target_is_reported_with_what_was_reached(
     channels: Channels, wish: str, round_to: int | None, reached: float, note: str
 ) -> None:
     goal, mask = parse_target(wish), kept(channels, 0.25)
@@ -69,14 +69,14 @@ def test_what_was_asked_stands_beside_what_was_reached(
     assert (target.macs_at_asked is not None) == (goal.quantity == "filters")
 
 
-def test_groups_that_had_to_stay_are_the_reason(channels: Channels) -> None:
+def test_frozen_groups_are_the_reason(channels: Channels) -> None:
     held = channels.without({"conv1": "because"})
     half = profile_of(500, 40)
     target = reporting.target_of_cut(parse_rate(0.9), held, held.all_kept(), profile_of(1000, 100), half, round_to=None)
-    assert (target.asked, target.note) == (0.9, "1 group had to stay whole")
+    assert (target.asked, target.note) == (0.9, "1 group is frozen")
 
 
-def test_every_layer_stands_with_its_width_before_and_after(channels: Channels) -> None:
+def test_every_layer_is_listed_with_its_width_before_and_after(channels: Channels) -> None:
     mask, model = kept(channels, 0.5), make_net()
     small = remove(model, channels, lambda _: mask, SHAPE).model
     remarks = {"stem.0": "a group", "head": "it is an output of the model"}
@@ -91,11 +91,11 @@ def test_every_layer_stands_with_its_width_before_and_after(channels: Channels) 
     assert sum(row.macs_after for row in rows) == count_macs(small, SHAPE)
 
 
-def test_warnings_tell_what_must_not_be_overlooked() -> None:
+def test_the_warnings_of_a_report() -> None:
     change = Change(macs=0.5, params=0.5, weight_bytes=0.5, size_bytes=0.5, top1=None, latency={"1": 0.8, "32": 1.9})
     target = Target("macs", 0.5, 0.4, "--rate 0.5", "whole channels only")
     assert reporting.warnings(Made(warnings=["see there"]), target, change) == [
         "see there",
-        "asked for 50.0% fewer macs, reached 40.0%: whole channels only",
+        "target: 50.0% fewer macs, reached 40.0%: whole channels only",
         "no faster at batch 1: -50% MACs, +25% time",
     ]

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, what they report, and that nothing is published which did not pass its checks."""
+"""Whole runs: their files, their reports, and that nothing is published that failed its checks."""
 
 import json
 import tomllib
@@ -36,7 +36,7 @@ def test_a_run_with_images_goes_through_five_stages(finished: Path) -> None:
     assert report.fidelity is not None and report.fidelity.inputs == "test images"
 
 
-def test_half_of_the_macs_are_gone_from_the_network_itself(finished: Path) -> None:
+def test_half_of_the_macs_are_removed_from_the_network_itself(finished: Path) -> None:
     report = read_report(finished / "half")
     assert report.target.asked == 0.5 and report.target.reached == pytest.approx(0.5, abs=0.01)
     small = load_below(finished)
@@ -50,7 +50,7 @@ def load_below(folder: Path) -> nn.Module:
     return compressor.load(folder / "half", arch=f"{folder / 'net.py'}:Net")
 
 
-def test_the_onnx_file_answers_as_the_loaded_network(finished: Path) -> None:
+def test_the_onnx_file_matches_the_loaded_network(finished: Path) -> None:
     images = torch.randn(5, 1, 8, 8)
     session = onnxruntime.InferenceSession(finished / "half" / "model.onnx")
     (logits,) = session.run(None, {"images": images.numpy()})
@@ -65,7 +65,7 @@ def test_the_onnx_file_answers_as_the_loaded_network(finished: Path) -> None:
 DEMO = ("--arch", "compressor.demo:DigitsNet", "--arch-arg", "width=16", "--data", "digits", "--rate", "0.5")
 
 
-def test_what_reads_cut_channels_is_repaired_where_that_helps(trained: Path, tmp_path: Path) -> None:
+def test_consumers_of_pruned_channels_are_repaired_if_that_helps(trained: Path, tmp_path: Path) -> None:
     assert compress("prune", trained, *DEMO, "--epochs", "0", "--out", tmp_path / "repaired").exit_code == 0
     report = read_report(tmp_path / "repaired")
     assert stages_of(report) == ["original", "cut", "recalibrated", "repaired", "ONNX"]
@@ -75,7 +75,7 @@ def test_what_reads_cut_channels_is_repaired_where_that_helps(trained: Path, tmp
     assert stages_of(read_report(tmp_path / "bare")) == ["original", "cut", "recalibrated", "ONNX"]
 
 
-def test_training_learns_from_the_original_too_unless_a_paper_is_followed(trained: Path, tmp_path: Path) -> None:
+def test_training_distils_the_original_unless_a_paper_is_followed(trained: Path, tmp_path: Path) -> None:
     def terms(*options: str) -> set[str]:
         assert compress("prune", trained, *DEMO, "--epochs", "1", *options, "--out", tmp_path, "--force").exit_code == 0
         (epoch,) = read_report(tmp_path).epochs
@@ -86,14 +86,14 @@ def test_training_learns_from_the_original_too_unless_a_paper_is_followed(traine
     assert terms("--recipe", "paper") == {"cross_entropy"}
 
 
-def test_the_log_tells_stages_and_epochs(finished: Path) -> None:
+def test_the_log_has_stages_and_epochs(finished: Path) -> None:
     events = [json.loads(line) for line in (finished / "half" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     told = [event.get("name", event["event"]) for event in events]
     epochs = ["epoch"] * 3
     assert told == ["opened", "original", "cut", "recalibrated", *epochs, "fine-tuned", "ONNX", "done"]
 
 
-def test_the_config_holds_what_was_decided(finished: Path) -> None:
+def test_the_config_holds_the_settings(finished: Path) -> None:
     config = tomllib.loads((finished / "half" / "config.toml").read_text(encoding="utf-8"))
     decided = {"model": "net.pt", "arch": "net.py:Net", "rate": 0.5, "data": "digits", "method": "magnitude", "lr": 0.1}
     assert decided.items() <= config.items()
@@ -107,7 +107,7 @@ def test_the_report_holds_settings_with_their_types(finished: Path) -> None:
     assert (settings["channels_last"], settings["milestones"]) == (None, "0.5, 0.75")
 
 
-def test_a_finished_run_leaves_its_results_alone(finished: Path) -> None:
+def test_a_finished_run_leaves_only_its_results(finished: Path) -> None:
     assert {path.name for path in (finished / "half").iterdir()} == set(RESULTS)
 
 
@@ -118,7 +118,7 @@ def test_resuming_a_finished_run_returns_its_report(finished: Path, monkeypatch:
     assert result.stdout == (finished / "half" / "report.json").read_text(encoding="utf-8") + "\n"
 
 
-# Wishes ---------------------------------------------------------------------------------------------------------------
+# Targets --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def squeezed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_without_images_nothing_is_trained_and_no_accuracy_told(squeezed: Path) -> None:
+def test_without_images_nothing_is_trained_and_no_accuracy_reported(squeezed: Path) -> None:
     report = read_report(squeezed / "run")
     assert report.arch == "torchvision:squeezenet1_1"
     assert stages_of(report) == ["original", "cut", "ONNX"]
@@ -148,13 +148,13 @@ def test_without_images_nothing_is_trained_and_no_accuracy_told(squeezed: Path) 
     assert "not measured" in (squeezed / "run" / "report.md").read_text(encoding="utf-8")
 
 
-def test_with_json_standard_output_is_json_alone(squeezed: Path) -> None:
+def test_with_json_standard_output_is_only_json(squeezed: Path) -> None:
     printed = (squeezed / "stdout").read_text(encoding="utf-8")
     assert json.loads(printed) == json.loads((squeezed / "run" / "report.json").read_text(encoding="utf-8"))
     assert "original: " in (squeezed / "stderr").read_text(encoding="utf-8")
 
 
-def test_every_layer_of_a_scattered_stream_gives_its_share_of_filters(project: Path) -> None:
+def test_every_layer_of_a_scattered_stream_loses_its_share_of_filters(project: Path) -> None:
     result = prune("--target", "filters=40%", "--residual", "scatter", "--input", "1x8x8", "--out", "a", "-q")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     report = read_report(project / "a")
@@ -170,7 +170,7 @@ def test_a_limit_is_met_and_a_layer_kept(project: Path) -> None:
     report = read_report(project / "a")
     assert report.compressed.params == 1800  # eleven of conv1's sixteen channels
     assert next(layer for layer in report.layers if layer.name == "stem.0").shape_after[0] == 8
-    assert ("stem.0", "kept as asked (--keep stem.*)") in [(row.name, row.reason) for row in report.frozen]
+    assert ("stem.0", "excluded by --keep stem.*") in [(row.name, row.reason) for row in report.frozen]
     assert "report.html" in result.stdout and "accuracy not measured" in result.stdout
 
 
@@ -183,7 +183,7 @@ def test_a_file_size_is_met_with_rounded_widths(project: Path) -> None:
 
 
 def test_a_run_of_a_run_is_one_plan_from_the_original(project: Path) -> None:
-    """Cut while training (SFP, scattered), and cut again."""
+    """Pruned during training (SFP, scattered), and pruned again."""
     sfp = ("--method", "sfp", "--set", "mask_norms=false", "--residual", "scatter", "--ema-decay", "0.9")
     result = prune("--rate", "0.3", *sfp, "--data", "digits", "--epochs", "2", "--out", "once")
     assert result.exit_code == 0, result.output
@@ -216,7 +216,7 @@ def test_the_library_prunes_as_the_command_does(project: Path) -> None:
 
 
 @pytest.mark.parametrize("amount", [{}, {"rate": 0.5, "target": "params=50%"}])
-def test_the_library_wants_to_know_how_much(project: Path, amount: dict[str, Any]) -> None:
+def test_the_library_requires_one_target(project: Path, amount: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="give either rate or target"):
         compressor.prune("net.pt", out="a", **amount)
 
@@ -248,7 +248,7 @@ def test_a_network_of_several_inputs_is_pruned_measured_and_pruned_again(project
     network = ("captioned.pt", "--arch", "captioned.py:make", "--rate", "0.4", "--out", "once")
     inputs = ("--input", "1x8x8", "--input", "1x8x8", "--input", "ids=1x4:int64")
     result = compress("prune", *network, *inputs, "--data", "digits")
-    assert result.exit_code == 2 and "digits has images alone: leave --data away" in result.stderr
+    assert result.exit_code == 2 and "digits has only images: omit --data" in result.stderr
     result = compress("prune", *network, *inputs)
     assert result.exit_code == 0, result.output
     once = read_report(project / "once")
@@ -278,7 +278,7 @@ def test_a_wrong_cut_is_not_published(project: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(verify.surgery, "apply", wrong)
     result = prune("--rate", "0.5", "--input", "1x8x8", "--out", "a")
     assert result.exit_code == 4
-    assert result.stderr.startswith("error: The cut model could not be shown equal to the masked one")
+    assert result.stderr.startswith("error: The pruned model is not equal to the masked one")
     assert not Path("a").exists()
 
 
@@ -294,5 +294,5 @@ def test_a_wrong_onnx_file_is_not_published(project: Path, monkeypatch: pytest.M
     (project / "a").mkdir()
     (project / "a" / "notes.txt").write_text("mine")
     result = prune("--rate", "0.5", "--input", "1x8x8", "--out", "a", "--force")
-    assert result.exit_code == 4 and "should answer as PyTorch does" in result.stderr
+    assert result.exit_code == 4 and "differs from PyTorch by" in result.stderr
     assert [path.name for path in (project / "a").iterdir()] == ["notes.txt"]

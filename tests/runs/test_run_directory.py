@@ -1,4 +1,4 @@
-"""A run's directory: nothing is lost, nothing is half done, and two runs never share one."""
+"""A run's directory: no result is lost or incomplete, and two runs never share a directory."""
 
 import multiprocessing
 import os
@@ -49,16 +49,16 @@ def finish(out: Path, *, mark: str = "first", config: str = CONFIG, force: bool 
 
 
 def read(out: Path) -> dict[str, str]:
-    """The results that lie in a directory."""
+    """The results in a directory."""
     return {name: (out / name).read_text() for name in RESULTS if (out / name).exists()}
 
 
 def names(folder: Path) -> set[str]:
-    """All files and folders, but for the lock of an unfinished run."""
+    """All files and folders except the lock of an unfinished run."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")} - {"state/lock"}
 
 
-def test_a_finished_run_leaves_its_results_alone(tmp_path: Path) -> None:
+def test_a_finished_run_leaves_only_its_results(tmp_path: Path) -> None:
     finish(tmp_path / "runs" / "a")
     assert names(tmp_path / "runs" / "a") == set(RESULTS)
     assert (tmp_path / "runs" / "a" / "config.toml").read_text() == CONFIG
@@ -84,27 +84,27 @@ def test_an_interrupted_training_leaves_what_resuming_needs(tmp_path: Path) -> N
 
 def test_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
     finish(tmp_path / "a")
-    with pytest.raises(OutputError, match="holds a finished run: --force replaces it, --out DIR goes elsewhere"):
+    with pytest.raises(OutputError, match="holds a finished run: --force replaces it, --out DIR chooses another directory"):
         finish(tmp_path / "a", mark="second")
     assert (tmp_path / "a" / "model.onnx").read_text() == "first"
 
 
-def test_other_files_are_not_touched_unasked(tmp_path: Path) -> None:
+def test_other_files_are_not_touched_without_force(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"holds other files \(a.txt\): --force writes beside them"):
+    with pytest.raises(OutputError, match=r"holds other files \(a.txt\): --force writes next to them"):
         finish(tmp_path)
     finish(tmp_path, force=True)
     assert (tmp_path / "a.txt").read_text() == "mine"
 
 
-def test_an_unfinished_training_is_not_thrown_away_unasked(tmp_path: Path) -> None:
+def test_an_unfinished_training_is_not_deleted_without_force(tmp_path: Path) -> None:
     begin_run(tmp_path / "a", trained=True)
-    with pytest.raises(OutputError, match="holds an unfinished run: --resume goes on with it, --force starts anew"):
+    with pytest.raises(OutputError, match="holds an unfinished run: --resume continues it, --force starts over"):
         finish(tmp_path / "a")
     finish(tmp_path / "a", force=True)
 
 
-def test_what_a_killed_run_left_before_its_first_epoch_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_files_of_a_run_killed_before_its_first_epoch_do_not_block_the_next(tmp_path: Path) -> None:
     (tmp_path / "a" / "state" / "new").mkdir(parents=True)
     (tmp_path / "a" / "state" / "config.toml").write_text(CONFIG)
     (tmp_path / "a" / "state" / ".training.pt.x1").write_text("half")
@@ -112,7 +112,7 @@ def test_what_a_killed_run_left_before_its_first_epoch_is_in_nobodys_way(tmp_pat
     assert ".training.pt.x1" not in names(tmp_path / "a" / "state")
 
 
-def test_resuming_finds_the_state_and_clears_away_what_is_half_written(tmp_path: Path) -> None:
+def test_resuming_finds_the_state_and_deletes_incomplete_files(tmp_path: Path) -> None:
     begin_run(tmp_path / "a", trained=True)
     (tmp_path / "a" / "state" / ".training.pt.x1").write_text("half")
     place = RunDirectory(tmp_path / "a", CONFIG)
@@ -133,19 +133,19 @@ def test_resuming_with_other_settings_names_the_first(tmp_path: Path, finished: 
         finish(tmp_path / "a")
     else:
         begin_run(tmp_path / "a", trained=True)
-    with pytest.raises(UsageError, match=r"--resume: .* was begun with other settings: lr was 0.1 and is 0.2\.\nUse the same"):
+    with pytest.raises(UsageError, match=r"--resume: .* started with other settings: lr was 0.1 and is 0.2\.\nUse the same"):
         RunDirectory(tmp_path / "a", "lr = 0.2\n").check(force=False, resume=True)
 
 
 @pytest.mark.parametrize("record", [b"\x80", b"[" * 100_000, b"a = 1\0"])
-def test_settings_that_are_damaged_are_told(tmp_path: Path, record: bytes) -> None:
+def test_damaged_settings_are_an_error(tmp_path: Path, record: bytes) -> None:
     finish(tmp_path / "a")
     (tmp_path / "a" / "config.toml").write_bytes(record)
-    with pytest.raises(UsageError, match=r"begun with other settings: its config\.toml cannot be read"):
+    with pytest.raises(UsageError, match=r"started with other settings: its config\.toml cannot be read"):
         RunDirectory(tmp_path / "a", "lr = 0.2\n").check(force=False, resume=True)
 
 
-def test_going_on_and_starting_anew_exclude_each_other(tmp_path: Path) -> None:
+def test_resume_and_force_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give one of the two"):
         RunDirectory(tmp_path / "a", CONFIG).check(force=True, resume=True)
 
@@ -212,7 +212,7 @@ def stop_before_every_step(folder: Path, stop: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("stop", [kill, interrupt])
-def test_a_run_that_is_stopped_before_any_step_leaves_one_result_and_is_gone_on_with(
+def test_a_run_that_is_stopped_before_any_step_leaves_one_result_and_can_continue(
     tmp_path: Path, stop: Callable[[], None]
 ) -> None:
     process = multiprocessing.get_context("spawn").Process(target=stop_before_every_step, args=(tmp_path, stop))
@@ -221,7 +221,7 @@ def test_a_run_that_is_stopped_before_any_step_leaves_one_result_and_is_gone_on_
     assert process.exitcode == 0
 
 
-def test_starting_anew_keeps_results_that_were_about_to_be_put_in_place(tmp_path: Path) -> None:
+def test_starting_over_keeps_results_that_were_about_to_be_published(tmp_path: Path) -> None:
     place = RunDirectory(tmp_path / "a", CONFIG)
     with pytest.raises(KeyboardInterrupt), place.claimed(force=False, resume=False):
         fill(place, "first")
@@ -246,18 +246,18 @@ def test_two_runs_cannot_share_a_directory(tmp_path: Path) -> None:
         pass
 
 
-def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out, message in ((tmp_path / "file", "is a file: give a directory"), (tmp_path / "file" / "a", "Not a directory")):
         with pytest.raises(OutputError, match=message), RunDirectory(out, CONFIG).claimed(force=True, resume=False):
             pytest.fail("claimed")
 
 
-# Faults of the place --------------------------------------------------------------------------------------------------
+# Faults of the file system --------------------------------------------------------------------------------------------
 
 
 def lose(place: RunDirectory, then: Callable[[], object]) -> None:
-    """A run whose directory is removed, whereupon something else happens there."""
+    """A run whose directory is removed, before something else happens there."""
     told = pytest.raises(OutputError, match=r"a was removed or renamed while it was being written\. Start the run again")
     with told, place.claimed(force=False, resume=False):
         shutil.rmtree(place.out)
@@ -265,7 +265,7 @@ def lose(place: RunDirectory, then: Callable[[], object]) -> None:
         place.publish()
 
 
-def test_a_directory_that_is_removed_while_it_is_written_is_told_and_not_made_again(tmp_path: Path) -> None:
+def test_a_directory_that_is_removed_while_it_is_written_is_an_error_and_not_created_again(tmp_path: Path) -> None:
     place = RunDirectory(tmp_path / "a", CONFIG)
     lose(place, lambda: None)
     assert names(tmp_path) == set()
@@ -298,7 +298,7 @@ def test_a_run_that_was_finished_between_a_look_and_the_lock_is_not_replaced(tmp
     assert names(tmp_path / "a") == set(RESULTS)
 
 
-def test_what_a_dead_process_left_of_its_lock_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_the_lock_file_of_a_dead_process_does_not_block_a_run(tmp_path: Path) -> None:
     (tmp_path / "a" / "state").mkdir(parents=True)
     (tmp_path / "a" / "state" / "lock").touch()
     finish(tmp_path / "a")
@@ -314,13 +314,13 @@ def test_a_link_to_a_directory_is_as_good_as_the_directory(tmp_path: Path) -> No
     assert names(tmp_path / "elsewhere") == set(RESULTS) and (tmp_path / "a").is_symlink()
 
 
-def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+def test_a_dangling_link_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("gone")
     with pytest.raises(OutputError, match="a cannot be used: File exists"):
         finish(tmp_path / "a")
 
 
-def test_the_folder_around_may_be_for_reading_alone(small_disk: Path) -> None:
+def test_the_parent_directory_may_be_read_only(small_disk: Path) -> None:
     (small_disk / "a").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(small_disk / "a")], check=True)
     try:

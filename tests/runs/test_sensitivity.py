@@ -1,4 +1,4 @@
-"""Each group is cut alone and measured on what is no test image; the table steers the budget; interrupted runs go on."""
+"""Each group is pruned alone and evaluated, never on test images; the table steers the budget; interrupted runs are resumed."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ DIGITS = (*NET, "--data", "digits")
 
 
 def rows(group: str, *qualities: float, channels: int = 8) -> list[Row]:
-    """Accuracies of a group of eight when none, 2, 4, ... of its channels are gone."""
+    """Accuracies of a group of eight when none, 2, 4, ... of its channels are removed."""
     kept = (channels - 2 * place for place in range(len(qualities)))
     return [
         Row(group, channels, 1 - k / channels, k, quality, quality, 0.0, 0.0, 0.0)
@@ -58,7 +58,7 @@ def three_groups() -> Channels:
     return analyse(nn.Sequential(*layers), SHAPE)
 
 
-def test_the_weakest_of_the_least_sensitive_group_go_first_and_unmeasured_groups_last() -> None:
+def test_the_least_sensitive_group_is_pruned_first_and_unmeasured_groups_last() -> None:
     channels = three_groups()
     scores = np.random.default_rng(0).random(24)
     curves = {"0": Curve(8, (0.0, 0.5), (0.0, 0.4)), "2": Curve(8, (0.0, 0.5), (0.0, 0.0))}
@@ -69,7 +69,7 @@ def test_the_weakest_of_the_least_sensitive_group_go_first_and_unmeasured_groups
     assert steered[order[8:16]] == pytest.approx(0.1 * np.arange(1, 9), abs=1e-5)
 
 
-def test_groups_that_lose_equally_give_in_turn() -> None:
+def test_groups_with_equal_losses_are_pruned_in_turn() -> None:
     flat = Curve(8, (0.0, 0.5), (0.0, 0.0))
     order = np.argsort(by_sensitivity(three_groups(), np.arange(24.0), dict.fromkeys("012", flat)), kind="stable")
     assert (order // 8)[:6].tolist() == [0, 1, 2, 0, 1, 2]
@@ -84,7 +84,7 @@ def test_the_budget_spares_sensitive_groups() -> None:
     }
     mask = choose(channels, by_sensitivity(channels, np.ones(24), curves), parse_rate(0.5), round_to=1)
     kept = {name: int(own.sum()) for name, own in channels.split(mask).items()}
-    assert kept["1"] <= 3 and min(kept["0"], kept["2"]) >= 7  # one of them may make up for what a whole channel is too much
+    assert kept["1"] <= 3 and min(kept["0"], kept["2"]) >= 7  # whole channels only: one of them may lose one
 
 
 # The table ------------------------------------------------------------------------------------------------------------
@@ -127,11 +127,11 @@ def test_curves_are_losses_of_the_groups_that_the_model_has(tmp_path: Path) -> N
         (None, "cannot be read"),
         ("a,b\n1,2\n", "is not a table of `compress sensitivity`"),
         (to_csv(rows("a", 0.9))[:-12] + "x\n", "is not a table of `compress sensitivity`"),
-        (to_csv(rows("a", 0.9, 0.8)), "has no group of this model: it is about a, ...\nMeasure this one with"),
-        (to_csv([]), "has no group of this model: it is about none"),
+        (to_csv(rows("a", 0.9, 0.8)), "has no group of this model: its groups are a, ...\nMeasure this model with"),
+        (to_csv([]), "has no group of this model: its groups are none"),
     ],
 )
-def test_what_is_no_table_of_the_model_is_told(tmp_path: Path, text: str | None, words: str) -> None:
+def test_a_table_of_another_model_is_an_error(tmp_path: Path, text: str | None, words: str) -> None:
     if text is not None:
         (tmp_path / "a.csv").write_text(text)
     with pytest.raises(UsageError) as caught:
@@ -171,7 +171,7 @@ def test_groups_are_measured_on_held_out_images_as_if_really_cut(project: Path) 
 
 
 class Idle(nn.Module):
-    """[n, 3, 8, 8] -> [n, 4]. Nobody listens to its second layer, and its norms average over channels."""
+    """[n, 3, 8, 8] -> [n, 4]. Its second layer has no effect on the output, and its norms average over channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class Idle(nn.Module):
         return (self.head(self.norm(self.busy(x))) + self.deaf(self.idle(x))).mean(1)
 
 
-def test_without_data_answers_to_random_inputs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_data_predictions_for_random_inputs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(Idle(), "idle.pt")
     result = compress("sensitivity", "idle.pt", "--trust-pickle", "--input", "3x8x8", "--images", "20", "--out", "out")
@@ -200,7 +200,7 @@ def test_without_data_answers_to_random_inputs_are_compared(tmp_path: Path, monk
 
 
 class Stubborn(nn.Module):
-    """[n, 3, 8, 8] -> [n, 4], of a width that its code insists on."""
+    """[n, 3, 8, 8] -> [n, 4], with a width that its code requires."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,12 +213,12 @@ class Stubborn(nn.Module):
         return self.head(self.second(x).mean((2, 3)))
 
 
-def test_a_group_that_the_code_needs_whole_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_whose_width_the_code_requires_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(Stubborn(), "stubborn.pt")
     result = compress("sensitivity", "stubborn.pt", "--trust-pickle", "--input", "3x8x8", "--rates", "0.5", "--out", "out")
     assert result.exit_code == 0, result.output
-    assert "first: stays whole, the network's code relies on its width" in result.stdout
+    assert "first: not pruned, the network's code depends on its width" in result.stdout
     assert [*read_sensitivity("out/sensitivity.csv").groups] == ["second"]
 
 
@@ -230,7 +230,7 @@ def test_the_command_leaves_a_table_and_a_plot(project: Path) -> None:
     assert result.exit_code == 0, result.output
     told = " ".join(result.stdout.split())
     assert "measured on 50 held-out images" in told and "the most sensitive group first" in told
-    assert "group channels 25% cut 50% cut MACs gone at 50%" in told
+    assert "group channels 25% pruned 50% pruned MACs removed at 50%" in told
     out = project / "runs" / "net-sensitivity"
     assert sorted(path.name for path in out.iterdir()) == ["config.toml", "sensitivity.csv", "sensitivity.svg"]
     picture = ElementTree.fromstring((out / "sensitivity.svg").read_text())
@@ -239,7 +239,7 @@ def test_the_command_leaves_a_table_and_a_plot(project: Path) -> None:
     assert [row["group"] for row in json.loads(as_json.stdout)] == ["stem.0"] * 3 + ["conv1"] * 3
 
 
-def test_an_interrupted_measurement_goes_on_where_it_stopped(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_measurement_is_resumed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("sensitivity", *DIGITS, "--rates", "0.5", "--images", "50")
     assert compress(*arguments, "--out", "whole", "-q").exit_code == 0
     real = sensitivity.Bench.rows
@@ -252,11 +252,11 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(project: Path, monk
 
         patched.setattr(sensitivity.Bench, "rows", interrupted)
         result = compress(*arguments, "--out", "half")
-    assert result.exit_code == 130 and result.stderr == "interrupted: --resume goes on after the last finished group\n"
+    assert result.exit_code == 130 and result.stderr == "interrupted: --resume continues after the last finished group\n"
     result = compress(*arguments, "--out", "half")
-    assert result.exit_code == 2 and "exists: --resume adds what is missing" in result.stderr
+    assert result.exit_code == 2 and "exists: --resume adds the missing groups" in result.stderr
     result = compress(*arguments, "--seed", "1", "--out", "half", "--resume")
-    assert result.exit_code == 2 and "was begun with other settings: seed was 0 and is 1" in result.stderr
+    assert result.exit_code == 2 and "was started with other settings: seed was 0 and is 1" in result.stderr
     result = compress(*arguments, "--out", "half", "--resume")
     assert result.exit_code == 0 and "  conv1, 16 channels: " in result.stdout and "  stem.0, 8 channels: " not in result.stdout
     assert Path("half/sensitivity.csv").read_bytes() == Path("whole/sensitivity.csv").read_bytes()
@@ -266,13 +266,13 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(project: Path, monk
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((*DIGITS, "--rates", "0,0.5"), "--rates are shares of a group's channels, between 0 and 1"),
-        ((*DIGITS, "--rates", "half"), "--rates 'half' is not a list of shares"),
-        ((*DIGITS, "--method", "sf"), "--method 'sf' is not known; did you mean 'sfp'?"),
+        ((*DIGITS, "--rates", "0,0.5"), "--rates are fractions of a group's channels, between 0 and 1"),
+        ((*DIGITS, "--rates", "half"), "--rates 'half' is not a list of numbers"),
+        ((*DIGITS, "--method", "sf"), "--method 'sf' is unknown; did you mean 'sfp'?"),
         ((*NET, "--input", "1x8"), "is not a shape"),
     ],
 )
-def test_wrong_usage_is_told(project: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_usage_is_an_error(project: Path, arguments: tuple[str, ...], words: str) -> None:
     result = compress("sensitivity", *arguments)
     assert (result.exit_code, result.stdout) == (2, "") and words in result.stderr
     assert not (project / "runs").exists()
@@ -302,12 +302,12 @@ def test_prune_cuts_insensitive_groups_first(project: Path, sensitive: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--rate", "0.4", "--residual", "scatter"), "--sensitivity is measured on coupled groups"),
-        (("--target", "filters=40%"), "cuts every layer alike, whatever --sensitivity says"),
+        (("--rate", "0.4", "--residual", "scatter"), "--sensitivity is measured with --residual coupled"),
+        (("--target", "filters=40%"), "prunes every layer alike, without --sensitivity"),
         (("--rate", "0.4"), "no.csv cannot be read"),
     ],
 )
-def test_what_sensitivity_cannot_do_is_told(project: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_options_that_exclude_sensitivity_are_errors(project: Path, arguments: tuple[str, ...], words: str) -> None:
     result = prune(*arguments, "--input", "1x8x8", "--sensitivity", "no.csv", "--out", "out")
     assert result.exit_code == 2 and words in result.stderr
     assert not (project / "out").exists()

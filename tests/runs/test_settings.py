@@ -1,4 +1,4 @@
-"""config.toml: whatever was decided is read back as it was."""
+"""config.toml: every setting is read back as it was written."""
 
 import tomllib
 
@@ -18,11 +18,11 @@ def test_a_setting_is_read_back_as_it_was(value: Setting) -> None:
     assert tomllib.loads(to_toml({"key": value})) == {"key": value}
 
 
-def test_what_was_left_open_is_left_out() -> None:
+def test_settings_that_are_none_are_left_out() -> None:
     assert to_toml({"a": None, "b": 0, "c": False, "d": []}) == "b = 0\nc = false\nd = []\n"
 
 
-def test_a_path_that_is_no_text_can_be_written() -> None:
+def test_a_path_that_is_not_valid_text_can_be_written() -> None:
     assert tomllib.loads(to_toml({"model": "caf\udce9.pt"})) == {"model": "caf?.pt"}
 
 
@@ -41,7 +41,7 @@ def test_the_first_change_is_named(before: str, now: str, change: str | None) ->
 
 
 @pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5000, "a = \x00", "a = 1\na = 2", "é = 1"])
-def test_a_file_that_no_run_wrote_is_no_fault_of_ours(text: str) -> None:
+def test_a_file_that_no_run_wrote_cannot_be_read(text: str) -> None:
     assert first_change(text, "lr = 0.1\n") == "its config.toml cannot be read"
 
 
@@ -49,5 +49,5 @@ def test_a_file_that_no_run_wrote_is_no_fault_of_ours(text: str) -> None:
     ("value", "kind"),
     [("1979-05-27T07:32:00Z", "datetime"), ("nan", "float"), ("{a = 1979-05-27}", "dict"), ("0x" + "f" * 5000, "int")],
 )
-def test_a_value_that_no_setting_has_is_told_by_its_type(value: str, kind: str) -> None:
+def test_a_value_that_no_setting_has_is_shown_by_its_type(value: str, kind: str) -> None:
     assert first_change(f"lr = {value}\n", "lr = 0.1\n") == f"lr was a {kind} and is 0.1"

@@ -1,4 +1,4 @@
-"""A model and its images are opened together, and do not pass when they do not belong together."""
+"""A model and its images are opened together, and refused when they do not fit."""
 
 from pathlib import Path
 
@@ -14,25 +14,25 @@ NET = Source("net.pt", "net.py:Net")
 GREY = Inputs.of((1, 8, 8))
 
 
-def test_images_say_what_shape_they_have(project: Path) -> None:
+def test_the_input_shape_is_that_of_the_images(project: Path) -> None:
     opened = open_both(NET, Images("digits"), None)
     assert opened.data is not None and opened.inputs == Inputs.of((1, 8, 8)) and opened.notes == []
     assert open_both(NET, Images("digits", size=16), None).inputs == Inputs.of((1, 16, 16))
 
 
-def test_grey_images_are_shown_to_a_network_for_colours(project: Path) -> None:
+def test_grey_images_are_converted_for_a_network_of_three_channels(project: Path) -> None:
     source = Source("torchvision:squeezenet1_1", arch_args={"num_classes": 10})
     assert open_both(source, Images("digits", size=32), None).inputs == Inputs.of((3, 32, 32))
 
 
-def test_without_images_the_shape_is_asked_for_or_known_or_assumed_and_told(project: Path) -> None:
+def test_without_images_the_shape_is_given_or_known_or_assumed_with_a_note(project: Path) -> None:
     assert open_both(NET, Images(), GREY).inputs == GREY
     known = open_both(Source("torchvision:inception_v3"), Images(), None)
     assert known.inputs == Inputs.of((3, 299, 299))
-    assert known.notes == ["the weights are random: torchvision:inception_v3 names an architecture only"]
+    assert known.notes == ["the weights are random: torchvision:inception_v3 is an architecture without weights"]
     assumed = open_both(NET, Images(), None)
     assert assumed.inputs == Inputs.of((1, 224, 224))
-    assert assumed.notes == ["images are assumed to be 1x224x224: give --input or --data to say what they are"]
+    assert assumed.notes == ["images are assumed to be 1x224x224: give --input or --data if they are not"]
 
 
 def test_a_shape_that_the_images_do_not_have_is_refused(project: Path) -> None:
@@ -62,14 +62,14 @@ def test_images_go_to_the_input_that_is_named_if_it_is_the_first(project: Path) 
 
 
 def test_images_alone_are_not_enough_for_several_inputs(project: Path) -> None:
-    with pytest.raises(UsageError, match=r"takes inputs of 1x8x8, 1x8x8, and digits has images alone: leave --data away\. "):
+    with pytest.raises(UsageError, match=r"takes inputs of 1x8x8, 1x8x8, but digits has only images: omit --data\. "):
         open_both(NET, Images("digits"), Inputs.of([(1, 8, 8), (1, 8, 8)]))
 
 
 def test_a_network_for_other_classes_is_refused(project: Path) -> None:
     data = Images("digits").open(1, seed=0)
     wrong = nn.Sequential(nn.Flatten(), nn.Linear(64, 12))
-    with pytest.raises(DataError, match="answers 12 classes, but digits has 10"):
+    with pytest.raises(DataError, match="has 12 classes, but digits has 10"):
         check_answers(wrong, data)
     check_answers(wrong, None)
 
@@ -80,6 +80,6 @@ def test_the_device_is_the_gpu_if_there_is_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", ""])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+def test_a_device_that_is_not_available_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"--device {name}"):
         pick_device(name)

@@ -1,4 +1,4 @@
-"""Stages: each is measured once, also when a run is taken up, and on the same test images."""
+"""Stages: each is measured once, also in a resumed run, and on the same test images."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def digits() -> Data:
 
 
 class Counting(nn.Module):
-    """Counts how many images it is asked about."""
+    """Counts the images that it is evaluated on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def test_a_stage_is_accuracy_and_cost(digits: Data, tmp_path: Path) -> None:
     assert (first.accuracy.n, first.macs) == (359, count_macs(model, SHAPE))
 
 
-def test_the_original_is_asked_once(digits: Data, tmp_path: Path) -> None:
+def test_the_original_is_evaluated_once(digits: Data, tmp_path: Path) -> None:
     stages, model = make_stages(tmp_path, digits), Counting()
     stages.original(model)
     export_onnx(model.net, SHAPE, tmp_path / "a.onnx")
@@ -71,7 +71,7 @@ def test_the_original_is_asked_once(digits: Data, tmp_path: Path) -> None:
     assert stages.rows[1].name == "ONNX" and stages.rows[1].accuracy is not None
 
 
-def test_without_images_both_files_answer_for_random_ones(tmp_path: Path) -> None:
+def test_without_images_both_files_are_compared_on_random_inputs(tmp_path: Path) -> None:
     stages = make_stages(tmp_path, None)
     stages.original(make_net())
     for name in ("a", "b"):
@@ -81,12 +81,12 @@ def test_without_images_both_files_answer_for_random_ones(tmp_path: Path) -> Non
     assert [row.accuracy for row in stages.rows] == [None, None]
 
 
-def test_maps_of_answers_are_not_compared_as_if_they_were_classes(tmp_path: Path) -> None:
+def test_output_maps_are_not_compared_as_if_they_were_logits(tmp_path: Path) -> None:
     save_onnx("Relu", tmp_path / "a.onnx")
     assert make_stages(tmp_path, None).written(make_net(), tmp_path / "a.onnx", tmp_path / "a.onnx", seed=0) is None
 
 
-def test_a_run_that_is_taken_up_does_not_measure_again(digits: Data, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_measure_again(digits: Data, tmp_path: Path) -> None:
     first, model = make_stages(tmp_path, digits), Counting()
     first.original(model)
     first.add("cut", model)
@@ -104,14 +104,14 @@ def test_a_run_that_is_taken_up_does_not_measure_again(digits: Data, tmp_path: P
 def test_measurements_of_another_model_are_refused(digits: Data, tmp_path: Path) -> None:
     make_stages(tmp_path, None).original(make_net())
     assert json.loads((tmp_path / "stages.json").read_text(encoding="utf-8"))["identity"] == "abc"
-    with pytest.raises(UsageError, match="the model's file is not the one this run was begun with"):
+    with pytest.raises(UsageError, match="the model's file is not the one this run was started with"):
         make_stages(tmp_path, None, identity="other")
 
 
 @pytest.mark.parametrize(
     "text", ["", "[" * 100_000, "[]", "{}", '{"identity": "abc", "stages": [{"name": 3}]}', "9" * 5000, "\x80"]
 )
-def test_stages_that_are_damaged_are_told(tmp_path: Path, text: str) -> None:
+def test_damaged_stages_are_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "stages.json").write_text(text, encoding="latin1")
-    with pytest.raises(UsageError, match=r"stages\.json is damaged\. --force starts the run anew"):
+    with pytest.raises(UsageError, match=r"stages\.json is damaged\. --force starts the run over"):
         make_stages(tmp_path, None)

@@ -1,4 +1,4 @@
-"""The loss of what networks return: logits, alone or with those of auxiliary classifiers."""
+"""The loss for logits, alone or with those of auxiliary classifiers."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_other_tensors_are_no_logits(output: object) -> None:
 
 
 def test_a_teacher_shares_the_loss() -> None:
-    """T^2 KL(teacher || student) of softened logits, beside the cross-entropy; none of the gradient reaches the teacher."""
+    """T^2 KL(teacher || student) of softened logits, in addition to the cross-entropy; no gradient reaches the teacher."""
     teacher = nn.Linear(3, 5)
     terms = Classify(teacher=teacher, soft=0.25).loss(LOGITS, BATCH)
     answers = teacher(BATCH.images)

@@ -1,4 +1,4 @@
-"""Several processes make what one makes, tell it once, and end together. Two are started, once for all tests."""
+"""Two processes have the result of one, print once, and end together. They are started once, for all tests."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from compressor.training import distributed
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a process that was alone."""
+    """The folder of a run in one process."""
     folder = tmp_path_factory.mktemp("one")
     several.write_project(folder)
     with pytest.MonkeyPatch.context() as patched:
@@ -32,7 +32,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of two processes, and what became of them."""
+    """The folder of a run in two processes, and its exit."""
     folder = tmp_path_factory.mktemp("two")
     several.write_project(folder)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -82,7 +82,7 @@ def test_without_batch_norm_the_weights_are_those_of_one_process(one: Path, two:
 
 @pytest.mark.parametrize("name", ["norms", "shrunk"])
 def test_with_batch_norm_it_learns_as_much(one: Path, two: Two, name: str) -> None:
-    """Statistics are those of a part of a batch: losses of epochs differ by 3 % at most, and the accuracy by 0.1."""
+    """Batch-norm statistics are those of a part of a batch: epoch losses differ by up to 3 %, accuracies by up to 0.1."""
     (_, history), (_, row) = (kept(folder, name) for folder in (two[0], one))
     for (losses, _), (its, _) in zip(history, row, strict=True):
         assert losses == pytest.approx(its, rel=0.03)
@@ -100,7 +100,7 @@ def test_a_failure_is_told_once_and_ends_all(two: Two) -> None:
     folder, done = two
     told = done.stderr.splitlines()
     assert [line for line in told if "error:" in line] == [
-        "error: run exists and holds a finished run: --force replaces it, --out DIR goes elsewhere."
+        "error: run exists and holds a finished run: --force replaces it, --out DIR chooses another directory."
     ]
     assert done.returncode != 0
     assert (folder / "ended").stat().st_mtime - (folder / "almost").stat().st_mtime < distributed.WAIT.total_seconds() / 100
@@ -108,7 +108,7 @@ def test_a_failure_is_told_once_and_ends_all(two: Two) -> None:
 
 def test_what_needs_one_process_is_refused_in_each(two: Two) -> None:
     told = {(two[0] / f"refused-{process}").read_text() for process in (0, 1)}
-    assert told == {"--method l_mcl trains in one process, and 2 were started: run it without torchrun."}
+    assert told == {"--method l_mcl supports only one process, but 2 were started: run it without torchrun."}
 
 
 @pytest.mark.parametrize(("n", "group", "count"), [(60, 1, 2), (7, 1, 3), (5, 1, 4), (1, 1, 2), (14, 2, 4), (6, 2, 4)])
@@ -136,7 +136,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_other_commands_want_one_process(started: pytest.MonkeyPatch) -> None:
     result = compress("methods")
     assert result.exit_code == 2
-    assert result.stderr == "error: `compress methods` is done by one process, and 2 were started: run it without torchrun.\n"
+    assert result.stderr == "error: `compress methods` runs in one process, but 2 were started: run it without torchrun.\n"
 
 
 def test_without_accelerate_one_is_told_what_to_install(started: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_without_accelerate_one_is_told_what_to_install(started: pytest.MonkeyPa
 def test_a_device_is_one_for_each_process(started: pytest.MonkeyPatch) -> None:
     started.setattr(torch.cuda, "device_count", lambda: 2)
     assert [distributed.place(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
-    with pytest.raises(UsageError, match="--device cuda:1 is one device, and 2 processes were started"):
+    with pytest.raises(UsageError, match="--device cuda:1 is one device, but 2 processes were started"):
         distributed.place("cuda:1")
     started.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match="2 processes were started on a machine with 1 GPUs"):

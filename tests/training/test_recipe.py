@@ -1,4 +1,4 @@
-"""The numbers of a recipe: those that are left open, those of the ready recipes, and that options beside one win."""
+"""The values of a recipe: defaults, predefined recipes, and options that override them."""
 
 import math
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_the_quick_recipe_warms_up_for_one_epoch_in_twenty() -> None:
     assert Recipe.quick(1).checked().warmup == 0.05
 
 
-# What is left open, and what makes no sense ---------------------------------------------------------------------------
+# Defaults and invalid values ------------------------------------------------------------------------------------------
 
 
 def test_what_is_left_open_depends_on_the_optimizer() -> None:
@@ -157,8 +157,8 @@ def test_what_a_recipe_says_is_written_down_and_options_beside_it_win(project: P
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--rate", "0.4", "--recipe", "quick"), "--recipe quick is about training: give --data to train on"),
-        ((*PAPER, "--milestones", "30;60"), "--milestones '30;60' is not a list of numbers: write shares of the training"),
+        (("--rate", "0.4", "--recipe", "quick"), "--recipe quick needs images to train on: give --data"),
+        ((*PAPER, "--milestones", "30;60"), "--milestones '30;60' is not a list of numbers: write fractions of the training"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused(project: Path, options: tuple[str, ...], told: str) -> None:

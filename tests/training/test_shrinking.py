@@ -1,4 +1,4 @@
-"""A network that gets smaller while it trains ends as one that was cut after training."""
+"""A network that is pruned for good during training ends like one that is pruned after training."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_the_result_is_the_same_up_to_rounding(residual: Residual, optimizer: st
 
 
 class Doubled:
-    """Data whose images are float64, so that rounding stays small however long it is trained."""
+    """Data with float64 images, so that rounding errors stay small during training."""
 
     def __init__(self, data: object) -> None:
         self.data = data
@@ -104,7 +104,7 @@ def test_what_is_hard_leaves_and_the_original_atoms_still_name_it() -> None:
     torch.testing.assert_close(method.wide()(images), before)
     assert method.shrink() is None  # nothing more is hard
 
-    method.weaken(rate=1.0, softness=0.0, hardness=1.0)  # what is gone stays among the weakest
+    method.weaken(rate=1.0, softness=0.0, hardness=1.0)  # removed filters remain among the weakest
     assert (method.gone & ~method.hard).sum() == 0
     places = method.shrink()
     assert places is not None and len(places["model.stages.1.conv1.weight"][0]) == 10

@@ -1,4 +1,4 @@
-"""The training loop: the numbers of its recipe, and a training that was stopped anywhere ends as one that was not."""
+"""The training loop: options of its recipe, and interruption at any point, after which resuming gives the same result."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def digits() -> Data:
 
 
 class Silent:
-    """Watches, and says nothing."""
+    """A watcher that prints nothing."""
 
     def epoch_began(self, epoch: int, epochs: int, batches: int) -> None: ...
     def step_ended(self, losses: Callable[[], dict[str, float]]) -> None: ...
@@ -52,7 +52,7 @@ def train(method: Method, data: Data, **recipe: object) -> dict[str, Tensor]:
 
 
 class Flat(nn.Module):
-    """Without batch norm and dropout: what it learns from a batch is the sum of what it learns from its parts."""
+    """Without batch norm and dropout: the gradient of a batch is the sum of the gradients of its parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def test_a_method_may_want_training_images_as_they_are(digits: Data) -> None:
     assert not any(torch.equal(*pair) for pair in zip(seen[True], plain, strict=True))
     seen.clear()
     train(make_method(Looking), digits, epochs=1, augment=False)
-    assert all(torch.equal(*pair) for pair in zip(seen[True], plain, strict=True)), "the recipe may want it, too"
+    assert all(torch.equal(*pair) for pair in zip(seen[True], plain, strict=True)), "the recipe can turn it off, too"
 
 
 def test_a_method_may_want_several_views_and_images_by_class(digits: Data) -> None:
@@ -171,7 +171,7 @@ def test_averaged_weights_follow_the_networks_slowly_and_are_kept(digits: Data) 
 
 
 def test_whole_numbers_are_copied_and_not_averaged() -> None:
-    """An average of 7 and 7 in float32 can lie just below 7, and be cut off to 6: a scattered layer would lose its places."""
+    """An average of 7 and 7 in float32 can be just below 7 and be truncated to 6: wrong indices in a scattered layer."""
     model = nn.Linear(2, 2)
     model.register_buffer("places", torch.arange(1, 50))
     mean = averaged(model, 0.9)
@@ -252,7 +252,7 @@ def test_a_diverged_training_is_not_finished_for_hours(digits: Data, monkeypatch
     assert method.batches == 4
 
 
-# Interrupted and taken up ---------------------------------------------------------------------------------------------
+# Interrupting and resuming --------------------------------------------------------------------------------------------
 
 
 def make_pruning(name: str) -> Method:
@@ -337,7 +337,7 @@ def test_a_training_that_was_stopped_anywhere_ends_as_if_it_was_not(
         interrupt(first, watcher, patched)
         with pytest.raises(KeyboardInterrupt):
             first.run(watcher)
-    torch.rand(17)  # a process that is started again stands elsewhere
+    torch.rand(17)  # a new process has another random state
 
     second = Training(make_pruning(name), digits, recipe, CPU, tmp_path / "state.pt")
     assert second.resume() is (interrupt is not in_the_end_of_an_epoch)
@@ -357,8 +357,8 @@ def test_a_damaged_state_or_one_of_another_network_is_refused(digits: Data, tmp_
     state = tmp_path / "state.pt"
     Training(make_method(), digits, Recipe(epochs=1), CPU, state).run(Silent())
     other = Training(make_method(build=Flat), digits, Recipe(epochs=1), CPU, state)
-    with pytest.raises(CheckpointError, match="damaged, or of another network"):
+    with pytest.raises(CheckpointError, match="damaged or of another network"):
         other.resume()
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="--force starts anew"):
+    with pytest.raises(CheckpointError, match="--force starts over"):
         Training(make_method(), digits, Recipe(epochs=1), CPU, state).resume()

@@ -1,1 +1,1 @@
-"""Methods that distil: what they share, and in `papers/` one file each."""
+"""Knowledge distillation: the code that the methods share, and `papers/` with one file per method."""

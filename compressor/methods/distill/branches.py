@@ -1,7 +1,7 @@
-"""What follows a tap of an unmodified network, as it is or with new weights.
+"""The layers of an unmodified network after a tap, as a module: with its own weights, or as a branch with new ones.
 
-rest = Rest(model, "layer2", inputs)         rest(answer.features[1]) is what model(images) is
-branch = Branch(model, anatomy, "layer2")    the same with new weights, as papers add to a network while it trains
+rest = Rest(model, "layer2", inputs)         rest(answer.features[1]) equals model(images)
+branch = Branch(model, anatomy, "layer2")    the same layers with new weights, trained beside the network
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from compressor.network.meta_device import evaluating
 from compressor.network.outputs import logits_of
 from compressor.network.replacements import replaced
 
-SAME = 1e-4  # largest difference over largest answer between a network and its rest: the same operators in the same order
+SAME = 1e-4  # largest difference between the logits of a network and of its rest, over the largest logit
 
 
 class Blank(nn.Module):
-    """Stands for a module whose output nobody needs: zeros of its shape, for one image."""
+    """Replaces a module whose output is not needed: returns zeros of its shape, for one image."""
 
     zeros: Tensor
 
@@ -40,7 +40,7 @@ class Blank(nn.Module):
 
 
 class Given(nn.Module):
-    """Stands for a tap: gives what was put in."""
+    """Replaces a tap: returns the features that were assigned to it."""
 
     features: Tensor | None = None
 
@@ -49,10 +49,11 @@ class Given(nn.Module):
 
 
 class Rest(nn.Module):
-    """A copy of what `model` computes after `tap`: [n, ...] features there -> what the network answers.
+    """A copy of the layers of `model` after `tap`: features [n, ...] of the tap -> the output of the network.
 
-    The network's own code runs. What it calls before the tap gives zeros for one image, at no cost, and the tap gives the
-    features; so it works for code that no tracer can follow. Raises UsageError where the network cannot go on from there.
+    The network's own `forward` runs: modules that it calls before the tap return zeros for one image, at no cost, and the tap
+    returns the features. Code that cannot be traced works, too. Raises UsageError if the layers after the tap need more than
+    its output.
     """
 
     blank: Tensor
@@ -76,7 +77,7 @@ class Rest(nn.Module):
             return self.network(self.blank)
 
     def ask(self, features: Tensor, taps: Sequence[str] = ()) -> Answer:
-        """The same with what the head reads, and the features at later `taps`."""
+        """The same, with the input of the head and the features at later `taps`."""
         with self._given(features):
             return ask(self.network, self.blank, taps, self.head)
 
@@ -89,7 +90,7 @@ class Rest(nn.Module):
             self.given.features = None
 
     def _check(self, model: nn.Module, tap: str, inputs: Inputs) -> None:
-        """Raise UsageError unless it answers as the network does."""
+        """Raise UsageError unless its logits equal those of the whole network."""
         images = inputs.random(3, like=model)[0]
         with evaluating(model), evaluating(self), torch.no_grad():
             wanted = ask(model, images, [tap])
@@ -98,7 +99,7 @@ class Rest(nn.Module):
             except (RuntimeError, ValueError, TypeError, AttributeError):
                 found = torch.full_like(wanted.logits, math.nan)
         if found.shape != wanted.logits.shape or not (found - wanted.logits).abs().max() <= SAME * wanted.logits.abs().max():
-            raise UsageError(f"--taps {tap}: the network cannot go on from there alone. Name other modules.")
+            raise UsageError(f"--taps {tap}: the layers after this module need more than its output. Name other modules.")
 
 
 class Separable(nn.Sequential):
@@ -113,7 +114,7 @@ class Separable(nn.Sequential):
 
 
 class Tail(nn.Module):
-    """What stands for the rest of a network that cannot be run from a tap on: separable convolutions down to the last size."""
+    """Replaces `Rest` where it cannot be used: separable convolutions down to the spatial size of the last stage."""
 
     def __init__(self, gives: Sequence[int], last: Sequence[int], anatomy: Anatomy) -> None:
         super().__init__()
@@ -134,15 +135,15 @@ class Tail(nn.Module):
 
 
 class Branch(nn.Module):
-    """The network once more from `tap` on, with new weights: [n, ...] features at the tap -> Answer.
+    """A copy of the layers after `tap` with new weights: features [n, ...] of the tap -> Answer.
 
-    `outputs` gives it a head of its own for so many classes. `deeper` puts so many more blocks at the end of the last stage,
-    copies of the last block there that keeps its input's shape. `Answer.features` holds those at the end of the last stage.
+    `outputs` replaces the head by one with this number of classes. `deeper` appends this number of blocks to the last stage,
+    copies of its last block whose input and output have the same shape. `Answer.features` is the output of the last stage.
 
-    With `trained` the branch begins near the network's own weights, but for a new head and new blocks.
+    With `trained`, the weights start near those of the network, except for a new head and appended blocks.
 
-    Interpretation: where the network cannot be run from the tap on, and where no block can be repeated, separable convolutions
-    stand for it.
+    Interpretation: where the layers after the tap need more than its output, or no block can be repeated, separable
+    convolutions are used instead.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class Branch(nn.Module):
         return answer._replace(output=logits, logits=logits)
 
     def _take_head(self, head: nn.Linear) -> None:
-        """In the place of the network's own, or behind its answer where it has none."""
+        """Replace the head of the network, or apply the new one to the logits where there is no head."""
         fresh(head)
         if isinstance(self.rest, Tail):
             self.rest.head = head
@@ -196,10 +197,10 @@ class Branch(nn.Module):
 
     @contextmanager
     def _deeper(self) -> Iterator[None]:
-        """More blocks behind the last stage."""
+        """Append the new blocks to the last stage."""
         assert isinstance(self.rest, Rest)
         stage = self.rest.network.get_submodule(self.last)
-        handle = stage.register_forward_hook(lambda module, args, output: self.more(output).clone())  # may be written over
+        handle = stage.register_forward_hook(lambda module, args, output: self.more(output).clone())  # for in-place layers
         try:
             yield
         finally:
@@ -207,21 +208,22 @@ class Branch(nn.Module):
 
 
 def _block(model: nn.Module, outline: Outline, tap: str) -> nn.Module:
-    """One more block for the end of the stage that ends at `tap`."""
+    """A block to append to the stage that ends at `tap`."""
     if (name := outline.block(tap)) is not None:
         return copy.deepcopy(model.get_submodule(name))
     gives = outline.calls[tap].gives
     if len(gives) != 3:
-        raise UsageError(f"{tap}: no block of this network keeps the shape {list(gives)}, so that none can be added there.")
+        raise UsageError(f"{tap}: no block of this network keeps the shape {list(gives)}, so none can be repeated there.")
     return Separable(gives[0], gives[0], 1)
 
 
 def fresh(model: nn.Module) -> nn.Module:
-    """Give `model` new weights, in place, from torch's random number generator.
+    """Initialise the weights of `model` at random, in place, from torch's random number generator.
 
-    Convolutions N(0, 2 / (kernel area x output channels)), norms 1 and 0, other layers as they initialise themselves, biases 0.
-    Interpretation: tensors that belong to no such layer (positions, class tokens) are N(0, 0.02^2) if they have two or more
-    dimensions, and stay otherwise.
+    Convolutions: N(0, 2 / (kernel area x output channels)). Other layers: their own `reset_parameters`, which sets norms to
+    weight 1 and bias 0. Biases of convolutions and linear layers: 0.
+    Interpretation: tensors outside of such layers (position embeddings, class tokens) are N(0, 0.02^2) if they have two or
+    more dimensions, and are unchanged otherwise.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -238,9 +240,9 @@ def fresh(model: nn.Module) -> nn.Module:
 
 
 def near(model: nn.Module, by: float = 0.1) -> nn.Module:
-    """Move the weights of `model`, in place, by N(0, (by x the standard deviation of their tensor)^2); norms and biases stay.
+    """Add noise N(0, (by x standard deviation of the tensor)^2) to the weights of `model`, in place; not to norms and biases.
 
-    A copy that is to learn beside a trained network: the same copy would only ever do the same.
+    This makes a peer of a trained network; an exact copy would make the same predictions and get the same gradients.
     """
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,8 +1,8 @@
-"""What networks that learn from each other by contrast share: embeddings, their comparison, and training that is only tried.
+"""Shared by mutual contrastive learning methods: projectors, contrastive losses, and unrolled steps of SGD.
 
-project = projector(width)                              [n, width] -> unit vectors [n, 128]
-compared = contrasts(embeddings, targets, pairs, ...)   the four losses of MCL, image by image
-weights = unrolled(weights, [loss, loss], rate)         what SGD would make of weights, as a function of all that is in it
+project = Projector(width)                              [n, width] -> L2-normalised embeddings [n, 128]
+compared = contrasts(embeddings, targets, pairs, ...)   the four losses of MCL, per anchor
+weights = unrolled(weights, [loss, loss], rate)         the weights after steps of SGD, as a differentiable function
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class Projector(nn.Module):
-    """What the head reads [n, width] -> an embedding of length 1 [n, 128]."""
+    """An MLP: the input of the head [n, width] -> an L2-normalised embedding [n, 128]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class Projector(nn.Module):
 
 
 class Matcher(nn.Module):
-    """How much each of k layers has to tell each other one, image by image: sigmoid(cos(W_a x_a, W_b x_b)), [k, k, n].
+    """A weight for each pair of k layers, per image: sigmoid(cos(V_a x_a, V_b x_b)), [k, k, n].
 
-    Each layer has a matrix of its own for its features x [n, width].
+    Each layer has its own linear map V of its features x [n, width].
     """
 
     def __init__(self, layers: int, width: int) -> None:
@@ -49,7 +49,7 @@ class Matcher(nn.Module):
 
 
 def _precise(values: Tensor) -> Tensor:
-    """In float32 at least: divided by a temperature of 0.1, half precision would be too coarse."""
+    """At least float32: half precision is too coarse for values that are divided by a temperature of 0.1."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -64,15 +64,15 @@ def _inner(products: str, vectors: Tensor) -> Tensor:
 def contrasts(
     embeddings: Sequence[Tensor], targets: Tensor, pairs: Sequence[tuple[int, int]], tau: float, temperature: float
 ) -> dict[str, Callable[[], Tensor]]:
-    """The losses of pairs (a, b) of the embeddings, each [n, d], by name; each gives [pairs, n], a number an anchor.
+    """The losses for pairs (a, b) of the embeddings, each [n, d], by name; each returns [pairs, n], one value per anchor.
 
-        S_ab = e_a e_b^T / tau                               [n, n]: anchors of a, all images of b
-        vcl       contrast(S_aa)                             what a makes of a class
-        icl       contrast(S_ab)                             what a's anchors find in b
+        S_ab = e_a e_b^T / tau                               [n, n]: anchors from a (rows), keys from b
+        vcl       contrast(S_aa)                             within a network
+        icl       contrast(S_ab)                             between two networks
         soft_vcl  T^2 KL(softmax(S_bb / T) || softmax(S_aa / T))
         soft_icl  T^2 KL(softmax(S_ba / T) || softmax(S_ab / T))
 
-    Through the first argument of a KL, the target, goes no gradient. In the first two an image is no key of itself.
+    The first argument of a KL, the target, is detached. In vcl and icl, the keys of an anchor exclude the image itself.
     """
     a, b = torch.tensor(pairs, device=targets.device).T
     alike = _inner("and,bmd->abnm", torch.stack(list(embeddings))) / tau  # [k, k, n, n]
@@ -85,20 +85,20 @@ def contrasts(
 
 
 def matched(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of the softened rows of similarities [..., n, n]: [..., n], without their mean."""
+    """T^2 KL(teacher || student) of the softened rows of similarities [..., n, n], per row: [..., n]."""
     student, teacher = (F.log_softmax(rows / temperature, dim=-1) for rows in (student, teacher))
     return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 
-# Steps that are only tried --------------------------------------------------------------------------------------------
+# Unrolled steps -------------------------------------------------------------------------------------------------------
 
 
 def unrolled(
     weights: Named, losses: Sequence[Callable[[Named], Tensor]], rate: float, momentum: float = 0.9, decay: float = 5e-4
 ) -> dict[str, Tensor]:
-    """`weights`, which want gradients, after a step of SGD on each of `losses`: a function of all that the losses depend on.
+    """`weights`, which require gradients, after one step of SGD per loss: differentiable in all that the losses depend on.
 
-    As torch's SGD without Nesterov, from a momentum of zero. Every step is kept for the way back.
+    The steps are those of torch.optim.SGD without Nesterov, starting from zero momentum. All are kept for the backward pass.
     """
     now = dict(weights)
     speed: dict[str, Tensor | float] = dict.fromkeys(now, 0.0)
@@ -112,10 +112,10 @@ def unrolled(
 
 
 def contrast(similarities: Tensor, targets: Tensor) -> Tensor:
-    """Supervised contrast of similarities / tau [..., n, n], row by row, [..., n]: an anchor's logits over all other images.
+    """Supervised contrastive loss per anchor, from similarities / tau [..., n, n] (a row per anchor): [..., n].
 
-    The mean of -log softmax over the images of the anchor's class, the image itself left out on both sides; 0 for an anchor
-    that has no other of its class. Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2.
+    The mean of -log softmax over the positives, the other images of the anchor's class. The anchor itself is excluded from
+    positives and denominator. 0 for an anchor without positives. Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2.
     """
     itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
     positive = (targets[:, None] == targets[None]) & ~itself  # [n, n]

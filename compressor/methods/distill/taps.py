@@ -1,10 +1,11 @@
-"""Hidden features of an unmodified network: where its stages end, and what it answers there.
+"""Feature maps of an unmodified network: where its stages end, and forward hooks that record its output there.
 
     anatomy = Anatomy.of(model, inputs)          taps "layer1", "layer2", "layer3"; head "linear"
-    answer = anatomy.ask(model, images)          logits, the embedding that the head reads, the features at each tap
+    answer = anatomy.ask(model, images)          logits, the embedding (the input of the head), the features at each tap
 
-A tap is a module through whose output everything goes: if its output were cut off, the answer would not depend on the image any
-more. Of these, the last one before the image gets smaller ends a stage. All of that is found out by forward passes on `meta`.
+A tap is a module that every path from the input to the logits passes through: with its output detached, the logits do not
+depend on the image. The last tap before a decrease of the spatial size ends a stage. Both are found by forward passes on
+`meta`.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.meta_device import evaluating, meta_copy, separate_attention
 from compressor.network.outputs import logits_of
 
-MOST = 4  # stages, counted from the last: what comes before is the stem
-GROUPS = 3  # taps of a network whose features never get smaller, such as a vision transformer
+MOST = 4  # stages, counted from the last; the layers before are the stem
+GROUPS = 3  # taps of a network whose spatial size never decreases, such as a vision transformer
 
 
 class Answer(NamedTuple):
-    """What a network answers to n images."""
+    """The outputs of a network for n images."""
 
-    output: Any  # as the network gives it: logits, or a tuple or mapping that holds them
+    output: Any  # as the network returns it: logits, or a tuple or mapping that contains them
     logits: Tensor  # float [n, classes]
-    embedding: Tensor  # [n, width], what the head reads; the logits where there is no such layer
+    embedding: Tensor  # [n, width], the input of the head; the logits where there is no head
     features: list[Tensor]  # [n, ...] at each tap
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The names of a network's taps, of its head (None: it does not end in a fully-connected layer), and two sizes."""
+    """The names of a network's taps and of its head (None: it does not end in a fully-connected layer), and two sizes."""
 
     inputs: Inputs
     taps: tuple[str, ...]
@@ -50,7 +51,7 @@ class Anatomy:
 
     @staticmethod
     def of(model: nn.Module, inputs: AnyInputs, taps: Sequence[str] = ()) -> Anatomy:
-        """`taps` names modules; without, the ends of the stages. Raises UsageError for a name that is no tap."""
+        """`taps` names modules; by default, the ends of the stages. Raises UsageError for a module that is not a tap."""
         inputs = Inputs.of(inputs)
         outline = Outline(model, inputs)
         for name in taps:
@@ -59,15 +60,15 @@ class Anatomy:
         with evaluating(model), torch.no_grad():
             answer = ask(model, inputs.random(2, like=model)[0], (), head)
         if answer.logits.dim() != 2:
-            raise UsageError(f"Distillation is for networks that answer [images, classes]; found {list(answer.logits.shape)}.")
+            raise UsageError(f"Distillation needs logits of shape [images, classes]; found {list(answer.logits.shape)}.")
         return Anatomy(inputs, tuple(taps or outline.stage_ends()), head, answer.logits.shape[1], answer.embedding.shape[1])
 
     def ask(self, model: nn.Module, images: Tensor) -> Answer:
-        """What `model`, or another network of the same build, answers to images [n, channels, height, width]."""
+        """The outputs of `model`, or another network of the same architecture, for images [n, channels, height, width]."""
         return ask(model, images, self.taps, self.head)
 
     def depth(self, model: nn.Module) -> int:
-        """How many blocks end the last stage, of the kind that `Branch` repeats there; 1 where there is none to repeat."""
+        """The number of blocks in the last stage of the kind that `Branch` repeats there; 1 where none can be repeated."""
         return Outline(model, self.inputs).depth(*self.taps[-2:])
 
     def widths(self, model: nn.Module) -> list[int]:
@@ -78,7 +79,7 @@ class Anatomy:
 
 
 def ask(model: nn.Module, images: Tensor, taps: Sequence[str] = (), head: str | None = None) -> Answer:
-    """The answer of `model` to images [n, channels, height, width], with the features at `taps` and what `head` reads."""
+    """The outputs of `model` for images [n, channels, height, width], with features at `taps` and the input of `head`."""
     features: dict[str, Tensor] = {}
     read: list[Tensor] = []
     with ExitStack() as stack:
@@ -105,7 +106,7 @@ def by_channel(features: Tensor) -> Tensor:
 
 
 def channels_last(shape: Sequence[int]) -> bool:
-    """Whether a map of this shape is [height, width, channels], as Swin has it."""
+    """Whether a feature map of this shape is [height, width, channels], as in Swin."""
     return shape[0] == shape[1] != shape[2]
 
 
@@ -114,7 +115,7 @@ def channels_last(shape: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class _Call:
-    """One module that is called once and gives one tensor: when it began and ended, and the shapes of one image there."""
+    """A module that is called once and returns one tensor: start and end of the call, input and output shape per image."""
 
     name: str
     began: int
@@ -131,14 +132,14 @@ class _Call:
 
 
 class Outline:
-    """A network on `meta`, and in which order its modules are called."""
+    """A copy of a network on `meta`, and the order in which its modules are called."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model, self.inputs = meta_copy(model).eval().requires_grad_(False), inputs
         self.calls = self._record()
 
     def stage_ends(self) -> list[str]:
-        """The last taps before the features get smaller; evenly spaced blocks where they never do."""
+        """The last tap before each decrease of the spatial size; evenly spaced blocks where there is none."""
         by_size: dict[int, list[_Call]] = {}
         for call in self.calls.values():
             by_size.setdefault(call.positions, []).append(call)
@@ -151,22 +152,22 @@ class Outline:
         return ends[-MOST:] if len(ends) > 1 else self._spaced(max(by_size.values(), key=len)) if sizes else []
 
     def head(self) -> str | None:
-        """The last fully-connected layer, whose output is the answer."""
+        """The last fully-connected layer, if its output is the logits."""
         for call in reversed(self.calls.values()):
             if isinstance(self.model.get_submodule(call.name), nn.Linear) and self.is_tap(call.name):
                 return call.name if call.gives == tuple(self._answer().shape[1:]) else None
         return None
 
     def check(self, name: str) -> None:
-        """Raise UsageError when `name` is no tap."""
+        """Raise UsageError unless `name` is a tap."""
         if name not in self.calls:
             near = did_you_mean(name, list(self.calls))
-            raise UsageError(f"--taps {name}: no such module gives one tensor, once an image{near or '.'}")
+            raise UsageError(f"--taps {name}: no such module is called once per image and returns one tensor{near or '.'}")
         if not self.is_tap(name):
-            raise UsageError(f"--taps {name}: a part of the network goes around it: take the end of a whole block.")
+            raise UsageError(f"--taps {name}: another path bypasses this module: name the end of a whole block.")
 
     def is_tap(self, name: str) -> bool:
-        """Whether everything goes through the output of this module: cut off there, the answer knows nothing of the image."""
+        """Whether all paths pass through this module: with its output detached, the logits do not depend on the image."""
         handle = self.model.get_submodule(name).register_forward_hook(lambda module, args, output: output.detach())
         try:
             return not self._answer().requires_grad
@@ -174,7 +175,7 @@ class Outline:
             handle.remove()
 
     def block(self, tap: str) -> str | None:
-        """The last block whose output has the shape of its input and of the tap's output, before the tap ends."""
+        """The last block, up to the end of the tap, whose input and output have the shape of the tap's output."""
         end = self.calls[tap]
         for call in reversed(self.calls.values()):
             block, same = self.model.get_submodule(call.name), call.reads == call.gives == end.gives
@@ -185,7 +186,7 @@ class Outline:
         return None
 
     def depth(self, *taps: str) -> int:
-        """How many modules like the last one's block there are after the tap before it, and give what it gives."""
+        """The number of modules of the same class and output shape as the block of the last tap, after the tap before it."""
         if (name := self.block(taps[-1])) is None:
             return 1
         began, end = self.calls[taps[0]].ended if len(taps) > 1 else 0, self.calls[taps[-1]]
@@ -194,7 +195,7 @@ class Outline:
         return sum(type(self.model.get_submodule(c)) is kind and not name.startswith(f"{c}.") for c in stage)
 
     def _spaced(self, calls: list[_Call]) -> list[str]:
-        """Of the blocks of one kind that there are most of, every third, sixth, ..."""
+        """The ends of GROUPS equal groups of the most frequent kind of block; without such blocks, the last tap."""
         kinds = {call.name: type(self.model.get_submodule(call.name)) for call in calls if call.reads == call.gives}
         leaves = {type(module) for module in self.model.modules() if not list(module.children())}
         common = Counter(kind for kind in kinds.values() if kind not in leaves and kind is not nn.Sequential).most_common()
@@ -213,7 +214,7 @@ class Outline:
             return logits_of(self.inputs.call(self.model, samples))
 
     def _record(self) -> dict[str, _Call]:
-        """What is called once and takes and gives one tensor a time, in the order in which it ends."""
+        """The modules that are called once and return one tensor, in the order in which their calls end."""
         began: dict[str, int] = {}
         calls: dict[str, _Call] = {}
         clock, often = count(), Counter[str]()

@@ -1,6 +1,6 @@
-"""What papers on distillation share: a teacher that only answers, or peers that learn together, and terms that can be weighed.
+"""Shared by all distillation methods: a frozen teacher, peers that are trained together, and a loss of weighted terms.
 
-A paper's loss is a sum of named terms. Each has a setting of the same name, its weight, and is not computed where that is 0:
+A method's loss is a sum of named terms. Each has a setting of the same name, its weight. A term of weight 0 is not computed:
 
     def __init__(self, job, *, cross_entropy: float = 0.1, kd: float = 0.9, temperature: float = 4.0):
         super().__init__(job, {"cross_entropy": cross_entropy, "kd": kd})
@@ -12,7 +12,7 @@ A paper's loss is a sum of named terms. Each has a setting of the same name, its
             "kd": lambda: softened(student.logits, teacher, self.temperature),
         })
 
-All that a paper adds to the network (heads, branches, peers) is a module beside `self.model`, trained with it and left behind.
+Everything that a method adds (heads, branches, peers) is a module beside `self.model`, trained with it and then discarded.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from compressor.methods.distill.taps import Anatomy, Answer
 from compressor.methods.output_cache import Remembered
 from compressor.training.method import Job, Method
 
-TIMED = 50  # calls of a teacher are timed, after the first few
+TIMED = 50  # calls of a teacher are timed, after WARMING calls
 WARMING = 3
-KEPT = 2e9  # bytes of answers that are kept for images that are always the same
+KEPT = 2e9  # bytes of cached logits, for images that are the same in every epoch
 
 
 class Frozen(nn.Module):
-    """A network that only answers: in eval mode, whatever `train` says, without gradients, trained and saved by nobody.
+    """A network for inference only: always in eval mode, without gradients, and neither trained nor saved.
 
-    Its parameters are not found, so no optimizer moves them and no state holds them; it goes to a device with its owner.
+    `parameters()` and `state_dict()` of the owner do not contain its tensors; `to()` of the owner moves them.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._hidden = (network.eval().requires_grad_(False),)  # a tuple, for a module would be found
+        self._hidden = (network.eval().requires_grad_(False),)  # a tuple: a module would be registered
         self.calls, self._times = 0, list[float]()
 
     @property
@@ -60,20 +60,20 @@ class Frozen(nn.Module):
         return self
 
     def forward(self, *args: Any) -> Any:
-        """What the network gives for tensors; those in its answer can be used in a loss."""
+        """The output of the network; its tensors can be used in a loss."""
         with self._answering():
             answer = self.network(*args)
         return _usable(answer)
 
     @property
     def seconds(self) -> float | None:
-        """Of one call: the median; None before enough calls."""
+        """Median time of one call; None before enough calls."""
         times = sorted(self._times)
         return times[len(times) // 2] if times else None
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """The first calls are timed; not all, for to wait for a GPU takes time, too."""
+        """Inference mode. Only the first calls are timed, because synchronising with a GPU takes time."""
         self.calls += 1
         timed = WARMING < self.calls <= WARMING + TIMED
         with torch.inference_mode():  # 15 % faster than no_grad on a ResNet-56
@@ -84,40 +84,40 @@ class Frozen(nn.Module):
 
 
 class Teacher(Frozen):
-    """A copy of the network that teaches, with its anatomy. `images_stay`: an image is the same in every epoch."""
+    """A copy of `job.teacher`, with its anatomy. Its logits are cached if images are the same in every epoch."""
 
     def __init__(self, job: Job) -> None:
-        assert job.teacher is not None, "the command sees to it"
+        assert job.teacher is not None, "checked by the command"
         super().__init__(copy.deepcopy(job.teacher))
         self.anatomy = Anatomy.of(self.network, job.inputs, job.teacher_taps)
         self.known = Remembered(lambda images: [self.ask(images).logits], KEPT if job.images_stay else 0)
 
     def ask(self, images: Tensor) -> Answer:
-        """Its answer to images [n, channels, height, width], no part of which wants a gradient."""
+        """Its outputs for images [n, channels, height, width], without gradients."""
         with self._answering():
             answer = self.anatomy.ask(self.network, images)
         return Answer(*map(_usable, answer))
 
     @property
     def keeps(self) -> bool:
-        """Whether answers were kept."""
+        """Whether logits were cached."""
         return bool(self.known.rows)
 
     def logits(self, batch: Batch) -> Tensor:
-        """[n, classes], computed once for each image where images stay the same."""
+        """[n, classes], computed once per image if images are the same in every epoch."""
         (logits,) = self.known(batch)
         return logits  # type: ignore[no-any-return]
 
 
 def _now(wait: bool) -> float:
-    """The time, when the GPU has done what it was told, if there is one."""
+    """The time; with `wait`, after the GPU has finished its work, if there is one."""
     if wait and torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def _usable(value: Any) -> Any:
-    """What was made in inference mode, as tensors that autograd may keep."""
+    """Tensors made in inference mode, copied so that autograd can save them."""
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, list | tuple):
@@ -126,47 +126,47 @@ def _usable(value: Any) -> Any:
 
 
 class Distillation(Method):
-    """Abstract. `model` is the student, or the one of several peers that is kept.
+    """Abstract. `model` is the student, or the peer that is kept.
 
-    `weights` are those of the loss's terms, by name. A paper's class says what `teacher_is` to it: "needed",
-    "optional", or "none" where networks teach each other.
+    `weights` are those of the loss terms, by name. A method's class sets `teacher_is`: "needed", "optional", or "none" where
+    networks teach each other.
     """
 
     def __init__(self, job: Job, weights: Mapping[str, float]) -> None:
         super().__init__(job)
         for name, weight in weights.items():
             if not 0 <= weight < math.inf:
-                raise UsageError(f"--set {name}={weight}: the weight of a loss's term is a number, 0 or more.")
+                raise UsageError(f"--set {name}={weight}: the weight of a loss term must be a number, 0 or more.")
         if not any(weights.values()):
-            raise UsageError(f"All terms of the loss are off: leave one of {', '.join(weights)} above 0.")
+            raise UsageError(f"All loss terms have weight 0: set at least one of {', '.join(weights)} above 0.")
         self.weights = dict(weights)
         self.student = Anatomy.of(self.model, job.inputs, job.taps)
         self.teacher = Teacher(job) if job.teacher is not None else None
 
     def weigh(self, terms: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """Each term times its weight; those that weigh nothing are not computed."""
+        """Each term times its weight; terms of weight 0 are not computed."""
         return {name: self.weights[name] * term() for name, term in terms.items() if self.weights[name]}
 
     def labels(self, answer: Answer, batch: Batch) -> Tensor:
-        """The cross-entropy with the labels, those of auxiliary classifiers included."""
+        """The cross-entropy with the labels, including that of auxiliary classifiers."""
         return total(self.job.task.loss(answer.output, batch).values())
 
     def taught(self) -> Teacher:
         """The teacher. Raises UsageError when there is none."""
         if self.teacher is None:
-            raise UsageError("This method learns from a teacher: give one with --teacher.")
+            raise UsageError("This method needs a teacher: give one with --teacher.")
         return self.teacher
 
     def copies(self, count: int) -> nn.ModuleList:
-        """So many networks of the same build, with new weights; near a network that is trained.
+        """`count` networks of the same architecture with new weights; with weights near those of a trained network.
 
-        Interpretation: papers train all from new weights. Beside them a trained network would first unlearn.
+        Interpretation: papers train all networks from scratch. With random peers, a trained network first loses accuracy.
         """
         begin = near if self.job.trained else fresh
         return nn.ModuleList(begin(copy.deepcopy(self.model)).requires_grad_(True) for _ in range(count))
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Which tap of the student goes with which of the teacher: from the deepest backwards, as many as both have."""
+        """Indices of matched taps of student and teacher: from the last one backwards, as many as both have."""
         ours, theirs = self.student.taps, self.taught().anatomy.taps
         return [(len(ours) - i, len(theirs) - i) for i in range(min(len(ours), len(theirs)), 0, -1)]
 
@@ -182,17 +182,17 @@ def total(terms: Iterable[Tensor]) -> Tensor:
 
 
 def above(least: float, **settings: float) -> None:
-    """Raise UsageError for a setting that is not above `least`."""
+    """Raise UsageError if a setting is not above `least`."""
     for name, value in settings.items():
         if not value > least:
             raise UsageError(f"--set {name}={value}: give a number above {least:g}.")
 
 
 class Branched(Distillation):
-    """Abstract. So many networks that share the first stages: `model`, and `others`, each with new weights behind them.
+    """Abstract. Branches that share the first stages: `model`, and `others`, whose later stages have new weights.
 
-    `share` is the number of stages that are shared; 0: all but the last. Each branch has `deeper` blocks more than the one
-    before. Raises UsageError for a network that has but one stage.
+    `share` is the number of shared stages; 0: all but the last. Each branch has `deeper` blocks more than the one before.
+    Raises UsageError for a network with only one stage.
     """
 
     def __init__(self, job: Job, weights: Mapping[str, float], branches: int, share: int = 0, deeper: int = 0) -> None:
@@ -200,10 +200,8 @@ class Branched(Distillation):
         above(1, branches=branches)
         taps = self.student.taps
         if len(taps) < 2:
-            found = f"{taps[0]} alone" if taps else "nothing"
-            raise UsageError(
-                f"Branches grow where a stage ends that is not the last, and {found} was found: name two with --taps."
-            )
+            found = f"only {taps[0]}" if taps else "none"
+            raise UsageError(f"Branches need the ends of at least two stages, and {found} was found: name two with --taps.")
         if not 0 <= share < len(taps):
             raise UsageError(
                 f"--set share={share}: of the stages {', '.join(taps)}, 1 to {len(taps) - 1} can be shared; 0: all but one."
@@ -215,6 +213,6 @@ class Branched(Distillation):
         )
 
     def answers(self, images: Tensor) -> list[Answer]:
-        """Of all branches to images [n, channels, height, width]: first the one that is kept."""
+        """The outputs of all branches for images [n, channels, height, width]; the first branch is the one that is kept."""
         kept = self.student.ask(self.model, images)
         return [kept, *(branch(kept.features[self.shared]) for branch in self.others)]

@@ -1,1 +1,1 @@
-"""Methods that factor layers: what they share, and in `papers/` one file each."""
+"""Low-rank methods: the code they share, and one file per paper in `papers/`."""

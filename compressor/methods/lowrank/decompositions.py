@@ -1,11 +1,11 @@
-"""The ways in which one layer becomes a chain of smaller ones, with images or without.
+"""Low-rank decompositions of one layer into a chain of smaller layers, with or without images.
 
     split = SPLITS["channel"]                      k x k to `rank` channels, then 1 x 1
-    split.why_not(layer)                           "" where it can be done
-    split.errors(layer, [8, 16], seen)             what is lost at these ranks, 0..1
-    split.factor(layer, 16, seen)                  the chain: plain Conv2d and Linear layers, to stand in the layer's place
+    split.why_not(layer)                           "" if it applies to the layer, else the reason
+    split.errors(layer, [8, 16], seen)             relative squared error at these ranks, 0..1
+    split.factor(layer, 16, seen)                  the chain of Conv2d or Linear layers that replaces the layer
 
-    seen = watch(model, ["features.0"], batches)   what layers read and give on images; None instead: the weights alone decide
+    seen = watch(model, ["features.0"], batches)   statistics of layer inputs and outputs; None: decompose the weights alone
 
 W is [N outputs, C inputs, kernel rows, kernel columns], or [N, C] of a linear layer.
 
@@ -14,21 +14,21 @@ W is [N outputs, C inputs, kernel rows, kernel columns], or [N, C] of a linear l
     input       1 x 1 from C to rank, k x k to N
     separable   k x 1 from C to rank, 1 x k to N
 
-All four cut one matrix M, an unfolding of W, down to U U^T M, where U has `rank` orthonormal columns. Without images
-these are the first left singular vectors of M: no matrix of that rank is nearer. With images they are such that the layer's
-*output* changes least:
+All four approximate one matrix M, an unfolding of W, by U U^T M, where U has `rank` orthonormal columns. Without images these
+are the first left singular vectors of M, which gives the best approximation of that rank. With images they minimise the change
+of the layer's *output*:
 
 - `linear` and `channel`: the first principal components of the output, as in Zhang, Zou, He, Sun: "Accelerating Very Deep
   Convolutional Networks for Classification and Detection", TPAMI 2016, arXiv 1505.06798 (section 2.1). The output is centred,
-  and its mean goes into the bias: b' = b + (I - U U^T) (mean - b).
-- `input`: the left singular vectors of M S, where S is the root of the covariance of the input channels. Interpretation: the
-  places of a patch are taken as uncorrelated, and for the mean that goes into the bias, a plane is taken to have no border.
-- `separable` cuts by the weights alone, whatever was seen.
+  and its mean is absorbed by the bias: b' = b + (I - U U^T) (mean - b).
+- `input`: the left singular vectors of M S, where S is the square root of the covariance of the input channels. Interpretation:
+  the positions of a patch are assumed to be uncorrelated, and for the mean in the bias, padding is ignored.
+- `separable` uses the weights alone, also with images.
 
-A split of a paper's own stands in the paper's file (papers/tucker.py, papers/cp.py).
+Decompositions of single papers are in the file of the paper (papers/tucker.py, papers/cp.py).
 
-Then each of the `rank` pairs, a column of U and a row of U^T M, is scaled so that both have the same norm: without images this
-is U S^1/2 and S^1/2 V^T. All is computed in float64.
+Each of the `rank` pairs of a column of U and a row of U^T M is scaled to equal norms: without images this gives U S^1/2 and
+S^1/2 V^T. All computation is in float64.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ from compressor.data import Batch
 from compressor.errors import UsageError
 from compressor.network.meta_device import evaluating, separate_attention
 
-ROWS = 8191  # places at most of a layer that a batch counts with; a prime, lest evenly spaced ones all lie in a few columns
-TIE = 1e-9  # of the variance: makes what was never seen follow the weights, where fewer images than channels were seen
+ROWS = 8191  # maximum positions per layer and batch; prime, so that evenly spaced ones do not fall into a few columns
+TIE = 1e-9  # of the variance: orders directions without activations by the weights, with fewer samples than channels
 TINY = torch.finfo(torch.float64).tiny
 
 Layer = nn.Linear | nn.Conv2d
 
 
-# What is seen on images -----------------------------------------------------------------------------------------------
+# Activation statistics ------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Moments:
-    """Mean and covariance of rows that come one batch after the other, in float64."""
+    """Running mean and covariance of rows, accumulated over batches in float64."""
 
     count: int = 0
     mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))  # [n]
-    scatter: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))  # [n, n] sum of centred squares
+    scatter: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))  # [n, n] sum of outer products
 
     def add(self, x: Tensor) -> None:
         """x [rows, n]."""
@@ -80,24 +80,24 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """[n, n], centred; the mean over all rows."""
+        """[n, n] covariance over all rows."""
         return self.scatter / self.count
 
 
 @dataclass
 class Seen:
-    """What a layer read and gave on images, channel by channel, over images and places."""
+    """Statistics of the input and output channels of a layer, over images and spatial positions."""
 
     outputs: Moments
-    inputs: Moments | None  # for convolutions of more than 1 x 1 alone
+    inputs: Moments | None  # only for convolutions larger than 1 x 1
 
 
 def watch(model: nn.Module, layers: Iterable[str], batches: Iterable[Batch]) -> dict[str, Seen]:
-    """What each of `layers` reads and gives while `model` looks at `batches`, in eval mode and without gradients.
+    """Activation statistics of each of `layers` while `model` runs on `batches`, in eval mode and without gradients.
 
-    Of a batch, all places of a layer count up to `ROWS`, and beyond that so many, evenly spaced. A layer that is not called is
-    absent. Afterwards the model's modes are as before. Look at enough images: directions of the output that were not seen are
-    ordered by the weights alone.
+    At most `ROWS` evenly spaced positions per layer and batch are used. Layers that are not called are absent. The training
+    mode of the model is restored. Use enough images: directions of the output without variance on them are ordered by the
+    weights alone.
     """
     seen: dict[str, Seen] = {}
     with ExitStack() as stack:
@@ -113,7 +113,7 @@ def watch(model: nn.Module, layers: Iterable[str], batches: Iterable[Batch]) -> 
 
 
 def _look(seen: dict[str, Seen], name: str, layer: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
-    """Add what `layer` just read and gave to what was seen of it."""
+    """Add one call of `layer` to its statistics."""
     assert isinstance(layer, Layer)
     known = seen.setdefault(name, Seen(Moments(), Moments() if places_of(layer) > 1 else None))
     known.outputs.add(_rows(layer, out))
@@ -122,71 +122,71 @@ def _look(seen: dict[str, Seen], name: str, layer: nn.Module, args: Any, kwargs:
 
 
 def _rows(layer: Layer, tensor: Tensor) -> Tensor:
-    """What `layer` reads or gives at some places [rows, channels]."""
+    """The input or output of `layer` at some positions [rows, channels]."""
     table = (tensor if isinstance(layer, nn.Linear) else tensor.movedim(1, -1)).flatten(0, -2)
     return table if len(table) <= ROWS else table[torch.arange(ROWS, device=table.device) * len(table) // ROWS]
 
 
 def places_of(layer: Layer) -> int:
-    """Of the kernel."""
+    """Number of positions of the kernel."""
     return prod(layer.weight.shape[2:])
 
 
-# What all ways share --------------------------------------------------------------------------------------------------
+# Base class of decompositions -----------------------------------------------------------------------------------------
 
 
 class Split(ABC):
-    """Abstract. One way to split a layer; one of each serves all layers."""
+    """Abstract. One decomposition of a layer; one instance is used for all layers."""
 
     name: ClassVar[str]
-    kind: ClassVar[type[nn.Module]] = nn.Conv2d  # what it splits
-    whitens: ClassVar[bool] = True  # whether what was seen makes a difference
+    kind: ClassVar[type[nn.Module]] = nn.Conv2d  # type of layer that it applies to
+    whitens: ClassVar[bool] = True  # whether it uses activation statistics
 
     def why_not(self, layer: Layer) -> str:
-        """Why this way cannot split `layer`, in a few words; "" if it can."""
+        """The reason why `layer` cannot be decomposed in this way; "" if it can."""
         if not isinstance(layer, self.kind):
-            return f"no {self.kind.__name__}"
+            return f"not a {self.kind.__name__}"
         if type(layer) is not self.kind:
-            return f"its class, {type(layer).__name__}, may do more than {self.kind.__name__}"
+            return f"its class {type(layer).__name__} is a subclass of {self.kind.__name__}"
         return _odd(layer) if isinstance(layer, nn.Conv2d) else ""
 
     @abstractmethod
     def shape(self, layer: Layer) -> tuple[int, int]:
-        """Of the matrix that is truncated."""
+        """Shape of the matrix that is truncated."""
 
     def most(self, layer: Layer) -> int:
-        """The highest rank that means anything."""
+        """The highest useful rank."""
         return min(self.shape(layer))
 
     def chain(self, layer: Layer, rank: int, bias: bool | None = None) -> nn.Sequential:
-        """The layers at that rank, on `meta`. The last has a bias if `bias` says so, None: if `layer` has one.
+        """The layers of the chain, on the `meta` device. `bias` is for the last layer; None: as in `layer`.
 
-        Raises UsageError when there is no such rank.
+        Raises UsageError if the rank is out of range.
         """
         if not 1 <= rank <= self.most(layer):
             sizes = " x ".join(map(str, layer.weight.shape))
-            raise UsageError(f"Rank {rank} was asked of weights of {sizes} ({self.name}): give 1 to {self.most(layer)}.")
+            raise UsageError(f"Rank {rank} is out of range for weights of {sizes} ({self.name}): use 1 to {self.most(layer)}.")
         parts = self._parts(layer, rank, layer.bias is not None if bias is None else bias)
         return nn.Sequential(*parts).train(layer.training)
 
     @abstractmethod
     def singular(self, layer: Layer, seen: Seen | None = None) -> Tensor:
-        """[most] float64, falling: what a rank r loses is the sum of the squares beyond the first r.
+        """Singular values [most], float64, descending: the squared error at rank r is the sum of squares after the first r.
 
-        They are those of the weights or, with `seen`, of the output: then squares are the variances that are lost.
+        They are those of the weights or, with `seen`, of the output, where squares are variances.
         """
 
     def errors(self, layer: Layer, ranks: Sequence[int], seen: Seen | None = None) -> npt.NDArray[np.float64]:
-        """Squared error at each of `ranks`, as a share of the whole, 0..1: of the weights or, with `seen`, of the output."""
+        """Relative squared error at each of `ranks`, 0..1: of the weights or, with `seen`, of the output."""
         energies = self.singular(layer, seen).square().cpu().numpy()
-        left = np.append(energies[::-1].cumsum()[::-1], 0.0)  # [most + 1] beyond each rank
+        left = np.append(energies[::-1].cumsum()[::-1], 0.0)  # [most + 1] energy after each rank
         errors: npt.NDArray[np.float64] = left[list(ranks)] / max(left[0], TINY)
         return errors
 
     def factor(self, layer: Layer, rank: int, seen: Seen | None = None) -> nn.Sequential:
-        """The chain with its weights, of the layer's type, on its device and in its mode.
+        """The chain with its weights, with the dtype, device and training mode of the layer.
 
-        The last part has a bias if `layer` has one, and if what was seen makes a difference. Raises UsageError as `chain` does.
+        The last part has a bias if `layer` has one, or if activation statistics are used. Raises UsageError like `chain`.
         """
         seen = seen if self.whitens else None
         chain = self.chain(layer, rank, bias=None if seen is None else True).to_empty(device=layer.weight.device)
@@ -200,31 +200,31 @@ class Split(ABC):
         return chain
 
     def dense(self, chain: nn.Sequential) -> Tensor:
-        """The weights that the chain stands for, float64: [N, C, rows, columns], or [N, C] of linear layers."""
+        """The product of the factors, float64: [N, C, rows, columns], or [N, C] for linear layers."""
         weights = [weight_of(part) for part in chain if isinstance(part, Layer)]
         whole = reduce(_behind, [weight.reshape(*weight.shape[:2], *(weight.shape[2:] or (1, 1))) for weight in weights])
         return whole.flatten(1) if weights[0].dim() == 2 else whole
 
     @abstractmethod
     def _parts(self, layer: Layer, rank: int, bias: bool) -> list[nn.Module]:
-        """The layers of the chain, on `meta`."""
+        """The layers of the chain, on the `meta` device."""
 
     @abstractmethod
     def _factors(self, layer: Layer, rank: int, seen: Seen | None) -> tuple[list[Tensor], Tensor]:
-        """Weights of each part, in any shape that has the right order; what the mean output [N] would lose without a bias."""
+        """Weights of each part, in any shape with the same element order, and the bias correction [N] for the mean output."""
 
 
 def _odd(layer: nn.Conv2d) -> str:
-    """What there is to a convolution that no chain could do."""
+    """The property of a convolution that prevents a decomposition; "" if there is none."""
     if layer.groups > 1:
-        return "grouped"
+        return "a grouped convolution"
     if layer.padding_mode != "zeros":
         return f"{layer.padding_mode} padding"
-    return f"padding {layer.padding!r}, not in numbers" if isinstance(layer.padding, str) else ""
+    return f"padding {layer.padding!r} instead of numbers" if isinstance(layer.padding, str) else ""
 
 
 def _behind(first: Tensor, then: Tensor) -> Tensor:
-    """The kernel of two convolutions that come one after the other, at most one of them with several rows, and columns.
+    """The kernel of two consecutive convolutions, of which at most one has several rows and at most one several columns.
 
     `first` is [r, C, rows, columns], `then` [N, r, rows, columns] or, depthwise, [r, 1, rows, columns].
     """
@@ -240,7 +240,7 @@ def weight_of(layer: Layer) -> Tensor:
 def conv_like(
     layer: Layer, inputs: int, outputs: int, axes: Sequence[int] = (), depthwise: bool = False, bias: bool = False
 ) -> nn.Conv2d:
-    """A convolution on `meta` that does along `axes` (0: rows, 1: columns) what `layer` does, and nothing along others."""
+    """A convolution on `meta` with the kernel of `layer` along `axes` (0: rows, 1: columns), and 1 x 1 along the others."""
     assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
 
     def along(values: Sequence[int], neutral: int) -> tuple[int, int]:
@@ -262,17 +262,17 @@ def conv_like(
 
 
 def balanced(last: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """`last` [m, rank] and `first` [rank, n] with the same product, each column of one as long as its row of the other."""
+    """Rescale `last` [m, rank] and `first` [rank, n] to equal norms of columns and rows, without changing the product."""
     scale = (first.norm(dim=1) / last.norm(dim=0)).sqrt()
     scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
     return last * scale, first / scale[:, None]
 
 
-# One matrix that is cut -----------------------------------------------------------------------------------------------
+# Truncation of one matrix ---------------------------------------------------------------------------------------------
 
 
 class Known(NamedTuple):
-    """The spectrum of a layer, and what it was computed from."""
+    """The cached spectrum of a layer, with the weight and statistics it was computed from."""
 
     weight: Tensor
     seen: Seen | None
@@ -285,19 +285,19 @@ class Known(NamedTuple):
 
 
 class Truncation(Split):
-    """Abstract. The truncation of one matrix, [N * places of the last part, C * places of the first]."""
+    """Abstract. Truncates one matrix of shape [N * kernel of the last part, C * kernel of the first part]."""
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Layer, Known] = WeakKeyDictionary()
 
     @abstractmethod
     def matrix(self, weight: Tensor) -> Tensor:
-        """The unfolding of a layer's weights."""
+        """The unfolding of the weights that is truncated."""
 
     def spectrum(self, layer: Layer, seen: Seen | None) -> tuple[Tensor, Tensor]:
-        """Orthonormal columns [rows, k], the most important first, and what each is worth [k], k >= most.
+        """Orthonormal columns [rows, k], the most important first, and their singular values [k], k >= most.
 
-        Kept while the layer lives: its errors are asked for, then its singular values, and the factors of several ranks.
+        Cached for the lifetime of the layer, because errors, singular values and factors of several ranks are computed from it.
         """
         seen = seen if self.whitens else None
         known = self._known.get(layer)
@@ -311,17 +311,17 @@ class Truncation(Split):
         if len(matrix) > matrix.shape[1]:
             left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
             return left, values
-        # The same for a wide matrix, many times faster; values are read off the matrix, for roots would lose half their digits.
+        # Much faster for a wide matrix. Singular values are norms, because roots of eigenvalues lose half of the precision.
         _, left = torch.linalg.eigh(matrix @ matrix.mT)
         values, order = (left.mT @ matrix).norm(dim=1).sort(descending=True)
         return left[:, order], values
 
     def mean(self, layer: Layer, seen: Seen | None) -> Tensor:
-        """[rows] of the matrix times what it reads; 0 where nothing was seen, or it makes no difference."""
+        """Mean of the matrix times the input [rows]; 0 without activation statistics."""
         return weight_of(layer).new_zeros(self.shape(layer)[0])
 
     def lost(self, layer: Layer, basis: Tensor, seen: Seen | None) -> Tensor:
-        """What the mean output [N] loses when the matrix is projected on `basis`."""
+        """The change of the mean output [N] when the matrix is projected onto `basis`."""
         mean = self.mean(layer, seen)
         return (mean - basis @ (basis.mT @ mean)).reshape(len(layer.weight), -1).sum(1)
 
@@ -339,7 +339,7 @@ class Truncation(Split):
 
 
 class ByOutputs(Truncation):
-    """Abstract. The matrix has a row for each output: the output's principal components are those of the layer."""
+    """Abstract. The matrix has one row per output channel, so `basis` is the principal components of the output."""
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)  # [N, C * kernel]
@@ -349,7 +349,7 @@ class ByOutputs(Truncation):
             return super()._spectrum(layer, seen)
         matrix = self.matrix(weight_of(layer))
         covariance = seen.outputs.covariance.to(matrix)
-        unseen = matrix @ matrix.mT  # the covariance if all that it reads were white
+        unseen = matrix @ matrix.mT  # covariance of the output for white inputs
         unseen *= covariance.trace() / unseen.trace().clamp(min=TINY)
         values, vectors = torch.linalg.eigh(covariance + TIE * unseen)
         return vectors.flip(1), values.flip(0).clamp(min=0).sqrt()
@@ -418,10 +418,10 @@ class Input(Truncation):
 
 
 class Separable(Truncation):
-    """k x 1 from C to rank, 1 x k to N: params k rank (C + N). The weights alone decide.
+    """k x 1 from C to rank, 1 x k to N: params k rank (C + N). Uses the weights alone.
 
     Tai, Xiao, Zhang, Wang, E: "Convolutional Neural Networks with Low-Rank Regularization", ICLR 2016, arXiv 1511.06067: the
-    nearest such chain is a truncated singular value decomposition.
+    best approximation of this form is a truncated singular value decomposition.
     """
 
     name = "separable"
@@ -444,7 +444,7 @@ def small(layer: Layer) -> str:
 
 def narrow(layer: Layer) -> str:
     rows, columns = layer.weight.shape[2:]
-    return f"a {rows} x {columns} kernel, already separate" if min(rows, columns) == 1 else ""
+    return f"its {rows} x {columns} kernel is already separable" if min(rows, columns) == 1 else ""
 
 
 CHANNEL, INPUT = Channel(), Input()

@@ -1,10 +1,10 @@
-"""What low-rank papers share: layers are replaced by chains of smaller ones until the goal is met, and the result is proved.
+"""Base class of the low-rank methods: replaces layers by chains of smaller layers until the goal is met, and verifies them.
 
-    sites     the layers, what each rank costs, and what it loses (factorable.py)
-    choice    one rank a site, so that the goal is met (rank_allocation.py)
-    chains    of plain layers in place of the chosen sites (decompositions.py), proved (verify.py)
+    sites     the layers, with the cost and error of each rank (factorable.py)
+    choice    one rank per site, so that the goal is met (rank_allocation.py)
+    chains    sequences of Conv2d and Linear layers that replace the chosen sites (decompositions.py), verified (verify.py)
 
-A paper says which sites it takes, which ways to split them it allows, and how the chains are trained.
+A paper defines which layers are factored, by which decompositions, and how the factors are trained.
 """
 
 from __future__ import annotations
@@ -31,56 +31,56 @@ from compressor.network.unpack_attention import unpacked
 from compressor.training import distributed
 from compressor.training.method import Job, Made, Method
 
-IMAGES = 512  # training images on which layers are watched
-PROBED = 256  # of them, those on which the network is asked what a layer's error does to its answers
+IMAGES = 512  # training images for activation statistics
+PROBED = 256  # training images on which the effect of a layer's error on the output is measured
 COSTS = ("macs", "latency")
 
 
 class LowRank(Method, ABC):
-    """Abstract. A method whose result is the network with some layers replaced by chains of smaller ones.
+    """Abstract. A method whose result is the network with some layers replaced by chains of smaller layers.
 
-    ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
-    whiten: decide what is lost by what the layers give on images (when there are any), not by their weights
-    cost: what ranks are to save: macs (or parameters, if the goal is about them), or latency, as measured layer by layer
+    ranks: rank selection rule: knapsack, greedy, energy, minmax, uniform or evbmf
+    whiten: minimise the error of layer outputs on training images (if there are any) instead of the error of the weights
+    cost: what the ranks reduce: macs (or parameters, if the target is in parameters), or latency measured per layer
     """
 
     def __init__(self, job: Job, *, ranks: str = "knapsack", whiten: bool = True, cost: str = "macs") -> None:
         super().__init__(job)
         if cost not in COSTS:
-            raise UsageError(f"--set cost={cost}: known are {', '.join(COSTS)}{did_you_mean(cost, COSTS) or '.'}")
+            raise UsageError(f"--set cost={cost} is unknown: use {', '.join(COSTS)}{did_you_mean(cost, COSTS) or '.'}")
         if cost == "latency" and job.clock is None:
-            raise UsageError("cost=latency needs a clock: give the job one, such as compressor.onnx.layer_latency.Clock().")
+            raise UsageError("cost=latency needs Job.clock: set it, for example, to compressor.onnx.layer_latency.Clock().")
         self.in_time = cost == "latency"
         if ranks not in RULES:
-            raise UsageError(f"--set ranks={ranks}: known are {', '.join(RULES)}{did_you_mean(ranks, RULES) or '.'}")
+            raise UsageError(f"--set ranks={ranks} is unknown: use {', '.join(RULES)}{did_you_mean(ranks, RULES) or '.'}")
         self.rule, self.whiten = ranks, whiten
-        self.left: dict[str, str] = {}  # layers that no chain can stand for -> why
+        self.left: dict[str, str] = {}  # layers that cannot be factored -> reason
         self.remarks: dict[str, str] = {}
         self.ranks: dict[str, int] = {}
         self.chains: dict[str, nn.Sequential] = {}
-        self.packed: dict[str, nn.Module] = {}  # what was taken apart, as it was,
-        self.opened: dict[str, list[Part]] = {}  # and what took its place
-        self.read: dict[str, tuple[Shape, ...]] = {}  # shapes of what layers read, of all that a chain could stand for,
-        self.shapes: dict[str, tuple[Shape, ...]] = {}  # and of those that the paper factors
+        self.packed: dict[str, nn.Module] = {}  # attention modules with packed projections,
+        self.opened: dict[str, list[Part]] = {}  # and their unpacked replacements
+        self.read: dict[str, tuple[Shape, ...]] = {}  # input shapes of all layers that can be factored,
+        self.shapes: dict[str, tuple[Shape, ...]] = {}  # and of those that this method factors
         self.difference: float | None = None
         self.planned: dict[str, float] = {}
-        self.times: dict[str, tuple[float, float]] = {}  # layers that were measured: milliseconds before and after
-        self.asked: float | None = None  # of a goal that is no cost: the share to go, and the share that went
+        self.times: dict[str, tuple[float, float]] = {}  # measured layers: milliseconds before and after
+        self.asked: float | None = None  # for a goal in energy or rank: requested and achieved reduction
         self.reached: float | None = None
 
     # What papers override ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def splits(self, name: str, layer: Layer) -> Sequence[Split]:
-        """The ways in which a layer may be split; the one that hurts least is taken. None: the paper leaves it whole."""
+        """The candidate decompositions of a layer, of which the least harmful is used; empty: the layer is not factored."""
 
     def prepare(self) -> None:
         self.factor()
 
-    # Verbs ------------------------------------------------------------------------------------------------------------
+    # Operations -------------------------------------------------------------------------------------------------------
 
     def factor(self) -> None:
-        """Replace layers by chains until the goal is met, verified. Raises Infeasible."""
+        """Replace layers by chains until the goal is met, and verify the network. Raises Infeasible."""
         seen = self.watched()
         sites = self.sites(seen)
         if not sites:
@@ -88,12 +88,12 @@ class LowRank(Method, ABC):
         self.use(sites, distributed.agreed(self.choose(sites)), seen)
 
     def unpack(self) -> None:
-        """Take apart what holds queries, keys and values in one weight, if the network then answers as before."""
+        """Unpack attention modules that store queries, keys and values in one weight, if the output does not change."""
         apart = unpacked(self.model, self.job.inputs)
         apart = {name: module for name, module in apart.items() if not any(fnmatch(name, keep) for keep in self.job.keep)}
         try:
             gap = gap_between(self.model, replaced(copy.deepcopy(self.model), copy.deepcopy(apart)), self.job.inputs)
-        except Exception:  # the model's code reads what such a module no longer has
+        except Exception:  # the model's code accesses attributes of the packed module
             return
         if gap <= TOLERANCE:
             self.opened = {name: describe(module) for name, module in apart.items()}
@@ -101,7 +101,7 @@ class LowRank(Method, ABC):
             replaced(self.model, apart)
 
     def watched(self) -> Mapping[str, Seen]:
-        """What each layer reads and gives on training images; nothing when there are none or they are not to be used."""
+        """Activation statistics of each layer on training images; empty without images or with `whiten=false`."""
         self.unpack()
         self.read, self.left = layers(self.model, self.job.inputs, self.job.keep)
         self.shapes = {name: shapes for name, shapes in self.read.items() if self._ways(name)}
@@ -110,7 +110,7 @@ class LowRank(Method, ABC):
         return watch(self.model, self.shapes, self.samples(IMAGES))
 
     def sites(self, seen: Mapping[str, Seen]) -> list[Site]:
-        """All layers with a ladder. Of several ways to split a layer the one is taken that changes the answers least."""
+        """All layers with their candidate ranks, each with the decomposition that changes the output of the network least."""
         found = []
         for name, shapes in self.shapes.items():
             layer = self._layer(name)
@@ -118,13 +118,13 @@ class LowRank(Method, ABC):
             if ways := [site for site in sites if len(site.ladder.ranks)]:
                 found.append(ways)
             else:
-                self.left[name] = "no rank would save both MACs and parameters"
+                self.left[name] = "no rank saves both MACs and parameters"
         if self.job.images is None or self.rule not in ("knapsack", "greedy"):
             return [min(ways, key=half_error) for ways in found]
         return probed(self.model, found, seen, [batch.images for batch in self.samples(PROBED)])
 
     def choose(self, sites: Sequence[Site]) -> Choice:
-        """A rank for each site. Raises Infeasible when the goal cannot be met."""
+        """A rank for each site. Raises Infeasible if the goal cannot be met."""
         choice = self.allocation.choose(sites, self._reasons())
         if told := self.allocation.reached(sites, choice):
             self.asked, self.reached = told
@@ -132,28 +132,28 @@ class LowRank(Method, ABC):
 
     @property
     def allocation(self) -> Allocation:
-        """How ranks are shared out."""
+        """The rank allocation for the goal of the job."""
         job, ms = self.job, self.ms if self.in_time else None
         return Allocation(job.goal, self.rule, job.macs, self._params, job.overhead, ms)
 
     @property
     def granularity(self) -> str:
-        """Why what is reached may differ from what was asked."""
+        """Why the achieved reduction can differ from the target."""
         return f"ranks are multiples of {self.job.round_to or 'up to 8'}"
 
     def use(self, sites: Sequence[Site], choice: Choice, seen: Mapping[str, Seen]) -> None:
-        """Make the chains and put them in place, proved. Raises VerificationFailed."""
+        """Build the chains, replace the layers and verify the network. Raises VerificationFailed."""
         dense = self.make(sites, choice, seen)
         if not self.chains:
-            raise Infeasible(f"{self.job.goal.text}: every layer would stay whole. Ask for more. {self._reasons()}")
+            raise Infeasible(f"{self.job.goal.text}: no layer would be factored. Request a larger reduction. {self._reasons()}")
         self.put(dense)
 
     def make(self, sites: Sequence[Site], choice: Choice, seen: Mapping[str, Seen]) -> dict[str, Tensor]:
-        """Make the chains, and return the weights that each of them stands for."""
+        """Build the chains, and return the product of the factors of each."""
         dense = {}
         for site, index in zip(sites, choice, strict=True):
             if index is None:
-                self.remarks[site.name] = "left whole: others give more for less"
+                self.remarks[site.name] = "not factored: other layers save more at less error"
                 continue
             rank = int(site.ladder.ranks[index])
             chain = self.chains[site.name] = site.split.factor(site.layer, rank, seen.get(site.name))
@@ -166,12 +166,12 @@ class LowRank(Method, ABC):
         return dense
 
     def ms(self, name: str, chain: nn.Module) -> float:
-        """The time of what stands in the place of a layer, for one image."""
+        """The latency of the replacement of a layer, for one image."""
         assert self.job.clock is not None
         return sum(self.job.clock(chain, shape) for shape in self.read[name])
 
     def put(self, dense: Mapping[str, Tensor], copies: Mapping[str, Tensor] | None = None) -> None:
-        """Put the chains in place, and prove that the network is the one it stands for. Raises VerificationFailed.
+        """Replace layers by chains, and verify the network against its dense equivalent. Raises VerificationFailed.
 
         `dense` and `copies` are those of `difference`.
         """
@@ -186,9 +186,9 @@ class LowRank(Method, ABC):
         self._pack_again()
 
     def samples(self, images: int, batch_size: int = 128, split: Literal["train", "held_out"] = "train") -> Iterable[Batch]:
-        """Batches of so many images as they are, on the method's device. Raises UsageError when there are none."""
+        """Batches of `images` images without augmentation, on the method's device. Raises UsageError if there is no data."""
         if self.job.images is None:
-            raise UsageError("this method looks at images: give --data, or take --method svd.")
+            raise UsageError("this method needs training images: give --data, or use --method svd.")
         device = next(self.model.parameters()).device
         return self.job.images.batches(split, batch_size=batch_size, device=device, augment=False, limit=images)
 
@@ -208,7 +208,7 @@ class LowRank(Method, ABC):
     # ------------------------------------------------------------------------------------------------------------------
 
     def _pack_again(self) -> None:
-        """Put back in one piece what was taken apart in vain, and say of the rest what became of its parts."""
+        """Restore packed attention modules without a factored part, and merge the remarks on the parts of the others."""
         for name, whole in self.packed.items():
             inside = {part: remark for part, remark in self.remarks.items() if part.startswith(f"{name}.")}
             if any(part in self.chains for part in inside):
@@ -217,7 +217,7 @@ class LowRank(Method, ABC):
             else:
                 replaced(self.model, {name: whole})
                 del self.opened[name]
-                self.remarks[name] = "left whole: others give more for less"
+                self.remarks[name] = "not factored: other layers save more at less error"
 
     def _layer(self, name: str) -> Layer:
         layer = self.model.get_submodule(name)
@@ -225,13 +225,13 @@ class LowRank(Method, ABC):
         return layer
 
     def _ways(self, name: str) -> list[Split]:
-        """The ways to split a layer that fit it; without one, the reason is noted."""
+        """The decompositions that apply to a layer; if there are none, the reason is recorded in `left`."""
         layer = self._layer(name)
         allowed = self.splits(name, layer)
         reasons = {split.name: split.why_not(layer) for split in allowed}
         fitting = [split for split in allowed if not reasons[split.name]]
         if not fitting:
-            self.left[name] = "; ".join(dict.fromkeys(reasons.values())) or "the method leaves such layers whole"
+            self.left[name] = "; ".join(dict.fromkeys(reasons.values())) or "the method does not factor this type of layer"
         return fitting
 
     def _site(self, name: str, layer: Layer, shapes: tuple[Shape, ...], split: Split, seen: Seen | None) -> Site:
@@ -240,11 +240,11 @@ class LowRank(Method, ABC):
 
     @property
     def _params(self) -> float:
-        """Of the whole network."""
+        """Parameters of the whole network."""
         return float(sum(parameter.numel() for parameter in self.model.parameters()))
 
     def _planned(self) -> dict[str, float]:
-        """MACs and parameters of the network with chains."""
+        """Planned MACs and parameters of the factored network."""
         before = [cost(self._layer(name), self.read[name]) for name in self.chains]
         after = [cost(chain, self.read[name]) for name, chain in self.chains.items()]
         return {
@@ -253,6 +253,6 @@ class LowRank(Method, ABC):
         }
 
     def _reasons(self) -> str:
-        """Why layers were left, the commonest reason first."""
+        """The reasons why layers cannot be factored, the most frequent first."""
         counts = Counter(self.left.values()).most_common(3)
-        return "Left whole: " + ", ".join(f"{n} x {reason}" for reason, n in counts) + "." if counts else ""
+        return "Not factored: " + ", ".join(f"{n} x {reason}" for reason, n in counts) + "." if counts else ""

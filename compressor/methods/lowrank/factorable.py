@@ -1,4 +1,4 @@
-"""Which layers of a network can be factored, what each rank costs and loses, and what a layer's error does to the answers."""
+"""The layers of a network that can be factored, the cost and error of each rank, and the effect of an error on the output."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from compressor.network.outputs import logits_of
 from compressor.network.replacements import replaced
 from compressor.training.goal import Goal
 
-RUNGS = 96  # ranks on a ladder, at most
+RUNGS = 96  # maximum number of ranks on a ladder
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Site:
-    """A layer that can be factored, and the shape of what it reads, once for each call with one image."""
+    """A layer that can be factored: its input shape in each call for one image, its decomposition and candidate ranks."""
 
     name: str
     layer: Layer
@@ -40,7 +40,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds for one image, and parameters."""
+    """Multiply-adds per image, and parameters."""
 
     macs: int
     params: int
@@ -50,7 +50,7 @@ class Cost:
 
 
 def cost(chain: nn.Module, shapes: Iterable[Shape]) -> Cost:
-    """What a chain costs that reads tensors of these shapes, each with a batch of one."""
+    """Cost of a chain for inputs of these shapes, each with batch size 1."""
     macs = 0
     twin = meta_copy(chain)
     for shape in shapes:
@@ -66,9 +66,9 @@ def cost(chain: nn.Module, shapes: Iterable[Shape]) -> Cost:
 def layers(
     model: nn.Module, inputs: AnyInputs, keep: Sequence[str] = ()
 ) -> tuple[dict[str, tuple[Shape, ...]], dict[str, str]]:
-    """The layers that a chain could stand for, with the shapes of what they read; and those that none could, with the reason.
+    """The layers that can be factored, with their input shapes; and those that cannot, with the reason.
 
-    `keep` are patterns of layers to leave whole. Raises UsageError for one that matches none.
+    `keep` are patterns of layers not to factor. Raises UsageError for a pattern that matches no layer.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)}
     check_keep(keep, linear)
@@ -80,25 +80,25 @@ def layers(
     for name, module in linear.items():
         kept = next((pattern for pattern in keep if fnmatch(name, pattern)), None)
         if kept is not None:
-            left[name] = f"kept as asked (--keep {kept})"
+            left[name] = f"excluded by --keep {kept}"
         elif type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward):
-            left[name] = f"no way to factor a {type(module).__name__}"
+            left[name] = f"no decomposition for {type(module).__name__}"
         elif names[id(module)] > 1 or "weight" not in module._parameters or owners[id(module.weight)] > 1:
-            left[name] = "its weights are shared, or computed from others"
+            left[name] = "its weights are shared, or computed from other parameters"
         elif module._forward_hooks or module._forward_pre_hooks:
-            left[name] = "a hook changes what it gives"
+            left[name] = "a hook can change its output"
         elif name not in read:
-            left[name] = "it is not called: another module reads its weights, or nobody"
+            left[name] = "it is not called: its weights are unused, or used by another module"
         else:
             fine[name] = tuple(read[name])
     for name in _irreplaceable(model, inputs, list(fine)):
-        left[name] = "the model's code reads its weights"
+        left[name] = "the model's code accesses its weights directly"
         del fine[name]
     return fine, left
 
 
 def _irreplaceable(model: nn.Module, inputs: AnyInputs, names: Sequence[str]) -> Sequence[str]:
-    """Layers in whose place nothing else can stand, for the network then fails."""
+    """Layers that cannot be replaced by another module, because the network then fails."""
 
     def works(some: Sequence[str]) -> bool:
         network = copy.deepcopy(model).eval()
@@ -106,7 +106,7 @@ def _irreplaceable(model: nn.Module, inputs: AnyInputs, names: Sequence[str]) ->
         try:
             with torch.no_grad():
                 Inputs.of(inputs).call(network, Inputs.of(inputs).random(1, like=network))
-        except Exception:  # whatever the model's own code may raise
+        except Exception:  # the model's code can raise anything
             return False
         return True
 
@@ -114,13 +114,13 @@ def _irreplaceable(model: nn.Module, inputs: AnyInputs, names: Sequence[str]) ->
 
 
 def _shapes_read(model: nn.Module, inputs: AnyInputs, names: Iterable[str]) -> dict[str, list[Shape]]:
-    """For each of the modules that is called: the shapes of its input, call by call, for one image."""
+    """The input shapes of each module that is called, call by call, for one image."""
     read: dict[str, list[Shape]] = {}
     inputs = Inputs.of(inputs)
     try:
         network = meta_copy(model).eval()
         _listen(network, inputs, names, read)
-    except Exception:  # a network that branches on values cannot run without data
+    except Exception:  # a network that branches on values cannot run on `meta`
         read.clear()
         _listen(copy.deepcopy(model).eval(), inputs, names, read)
     return read
@@ -142,13 +142,13 @@ def _listen(network: nn.Module, inputs: Inputs, names: Iterable[str], read: dict
 def ladder_of(
     layer: Layer, shapes: Sequence[Shape], split: Split, seen: Seen | None, goal: Goal, round_to: int | None
 ) -> Ladder:
-    """Ranks that save both MACs and parameters, in multiples of `round_to`, or of what suits processors."""
+    """The ranks that save both MACs and parameters, in multiples of `round_to`, or by default of `units`."""
     quantity = goal.quantity
     full, most = cost(layer, shapes), split.most(layer)
     unit = min(most, round_to or int(units(np.array([most // 2]))[0]))
     bias = True if seen is not None and split.whitens else None
     steps = np.linspace(1, most // unit, RUNGS).astype(int) * unit
-    if goal.limit and quantity == "rank":  # what was asked for, though it be odd
+    if goal.limit and quantity == "rank":  # the requested rank, even if it is not a multiple
         multiple = round_to or 1
         steps = np.append(steps, np.clip(int(goal.limit) // multiple * multiple, multiple, most))
     costs = {int(rank): cost(split.chain(layer, int(rank), bias), shapes) for rank in np.unique(steps)}
@@ -164,10 +164,10 @@ def ladder_of(
 
 
 def probed(model: nn.Module, found: Sequence[Sequence[Site]], seen: Mapping[str, Seen], images: Sequence[Tensor]) -> list[Site]:
-    """For each layer the way to split it that changes the network's answers least at half the layer's cost, and how much.
+    """For each layer the decomposition that changes the output of the network least at half the cost of the layer.
 
-    `found` has all ways to split a layer together. Each is tried alone, on `images`, batches of [n, channels, height, width].
-    What it does to the answers, as KL divergence, over its error is taken as the weight of all errors of that layer.
+    `found` lists the candidates of each layer. Each is tried alone on `images`, batches of [n, channels, height, width]. The KL
+    divergence from the original output, divided by the error of the layer, becomes the weight of all errors of that layer.
     """
     original = _answers(model, images)
     chosen = []
@@ -193,5 +193,5 @@ def _answers(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
 
 
 def half_error(site: Site) -> float:
-    """The error at half the layer's cost, or as near as its ranks come."""
+    """The error at the rank whose cost is nearest to half the cost of the layer."""
     return float(site.ladder.errors[np.argmin(np.abs(site.ladder.costs - site.ladder.full / 2))])

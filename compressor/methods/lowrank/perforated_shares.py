@@ -1,7 +1,7 @@
-"""How much of each layer of a network is computed: what a layer loses by it is asked of the network itself.
+"""Perforation rates of the layers of a network, selected by their measured effect on the loss.
 
-A layer keeps a share of the places of its output, those that matter most (perforated_conv.py). Shares are lowered one by one
-where the loss rises least for what is saved, or alike for all layers.
+Each layer keeps a fraction (share) of the positions of its output, those with the largest impact (perforated_conv.py). Shares
+are lowered greedily where the loss increases least per cost saved, or equally for all layers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from compressor.recovery.recalibrate import recalibrate
 from compressor.tasks.classify import Classify
 
 Kind = Literal["grid", "rows", "places"]
-Shares = Mapping[str, float]  # layer -> the share of its places that it keeps
-GRIDS = ((2, 1), (2, 2), (3, 2), (3, 3), (4, 3), (4, 4))  # rows and columns; each keeps less than the one before
-RATES = (1 / 1.5, *(1 / n for n in range(2, 21)))  # shares that a layer may keep, as in the code of Figurnov et al.
+Shares = Mapping[str, float]  # layer -> fraction of its positions to keep
+GRIDS = ((2, 1), (2, 2), (3, 2), (3, 3), (4, 3), (4, 4))  # rows and columns, in descending order of the fraction kept
+RATES = (1 / 1.5, *(1 / n for n in range(2, 21)))  # fractions that a layer can keep, as in the code of Figurnov et al.
 
 
 class Trial:
-    """A copy of `model` in which some layers, and the chains that stand for some, can be computed at some places alone.
+    """A copy of `model` in which the layers of `chains` can be perforated.
 
-    `chains` are those, each with the size (height, width) of what it reads. Batch norms get statistics of `batches`, and what
-    places matter is measured on them, unless it makes no difference, as for grids.
+    `chains` maps the name of a layer to its replacement (or the layer itself) and the size (height, width) of its input. Batch
+    norm statistics are re-estimated on `batches`, and the impact of positions is measured on them, except for grids.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Trial:
             self.impacts = impact(self.network, list(chains), batches, task)
 
     def kept(self, name: str, share: float) -> Kept | None:
-        """What a layer keeps when that is to be at most `share` of its places; None: all."""
+        """The mask of a layer that keeps at most `share` of its positions; None: all."""
         return sparse(self.impacts[name], self.kind, share) if share < 1 else None
 
     def loss(self, shares: Shares) -> float:
-        """Of all images, on average, when layers keep such shares."""
+        """Mean loss over all images when layers keep these shares."""
         for name, (chain, size) in self.chains.items():
             kept = self.kept(name, shares.get(name, 1.0))
             replaced(self.network, {name: chain if kept is None else perforate(chain, size, kept)})
@@ -68,9 +68,9 @@ class Trial:
 
 
 def sparse(impact: Tensor, kind: Kind, share: float) -> Kept:
-    """What is kept of a plane whose places matter as `impact` [height, width] says, when it is to be at most that share of it.
+    """The mask that keeps at most the fraction `share` of a plane, by `impact` [height, width].
 
-    Of a grid, nothing but its steps can be chosen: the closest of `GRIDS` that is sparse enough, or else the sparsest.
+    For grids: the densest of `GRIDS` within `share`, or else the sparsest.
     """
     if kind != "grid":
         return strongest(impact, kind, share)
@@ -85,20 +85,19 @@ def greedily(
     loss: Callable[[Shares], float],
     enough: Callable[[Shares], bool],
 ) -> dict[str, float]:
-    """The share of its places that each layer keeps: from all of them step by step down `RATES`, until it is `enough`.
+    """Lower the shares of the layers greedily along `RATES`, from 1, until they are `enough`.
 
-    Each step lowers the layer for which
+    Each step lowers the share of the layer with the smallest
 
-        (loss after the step - loss with all places) / (cost with all places - cost after the step)
+        (loss after the step - loss with all positions) / (cost with all positions - cost after the step)
 
-    is least (Figurnov et al.). `cost` is that of one layer at a share, `loss` that of the network when layers keep such shares.
-    Rates at which a layer is no cheaper are passed over; where no layer has another step, they stay as they are then. The layer
-    of the last step comes last.
-    Unlike the paper: the loss of a step is measured again only when it would be the next by what was measured last.
+    (Figurnov et al.). `cost` is that of one layer at a share, `loss` that of the network at given shares. Rates at which a
+    layer is not cheaper are skipped; the search ends when no layer has a step left. The layer of the last step comes last.
+    Unlike the paper: the loss of a step is measured again only if the step would be next by its last measurement.
     """
     shares, saved = dict.fromkeys(layers, 1.0), 0.0
     first = now = loss(shares)
-    added: dict[str, float] = {}  # what the next step of a layer adds to the loss, as last measured
+    added: dict[str, float] = {}  # last measured increase of the loss by the next step of a layer
 
     def price(name: str) -> float:
         gain = cost(name, shares[name]) - cost(name, steps[name])
@@ -120,5 +119,5 @@ def greedily(
 
 
 def _step(share: float, cost: Callable[[float], float]) -> float | None:
-    """The next lower rate that is cheaper."""
+    """The next lower rate at which the layer is cheaper."""
     return next((rate for rate in RATES if rate < share and cost(rate) < cost(share)), None)

@@ -1,7 +1,7 @@
-"""How many ranks each layer keeps: from tables of error and cost alone, so the search never runs the model.
+"""Rank selection rules. They use tables of error and cost alone, so the search never runs the model.
 
-A rule turns a strength between 0 and 1 into one choice for all layers together; `meet` finds the strength at which a budget is
-met. A choice is an index into a layer's ladder, or None: the layer is left whole.
+A rule maps a strength between 0 and 1 to a choice of ranks for all layers; `meet` finds the strength at which a budget is met.
+A choice is an index into the ladder of a layer, its candidate ranks, or None: the layer is not factored.
 """
 
 from __future__ import annotations
@@ -19,69 +19,69 @@ from compressor.errors import Infeasible
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-HALVINGS = 40  # of the range of strengths: to one part in 10^12
-LEVEL = 1e-12  # of a whole layer's cost: less is no difference between two ranks
+HALVINGS = 40  # bisection steps for the strength, to one part in 10^12
+LEVEL = 1e-12  # of the cost of the dense layer: smaller differences between two ranks count as none
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """What one layer may become: with each of `ranks` [k], rising.
+    """The candidate `ranks` [k] of one layer, ascending, with their errors and costs.
 
-    `errors` [k]: the share of its energy that is lost, 0..1, falling. `costs` [k]: of the quantity that is budgeted, rising;
-    `full`: the cost of the layer left whole. Only ranks that make it cheaper are on a ladder.
+    `errors` [k]: fraction of the energy that is lost, 0..1, descending. `costs` [k]: cost in the quantity of the budget,
+    ascending. `full`: cost of the dense layer. Only ranks that are cheaper than the dense layer are on a ladder.
     """
 
     ranks: IntArray
     errors: FloatArray
     costs: FloatArray
     full: float
-    singular: FloatArray  # singular values, falling (all of them, more than ranks as a rule)
-    shape: tuple[int, int]  # of the matrix they belong to
-    weight: float = 1.0  # how much the network suffers from this layer's error
+    singular: FloatArray  # all singular values, descending (usually more than `ranks`)
+    shape: tuple[int, int]  # of the matrix with these singular values
+    weight: float = 1.0  # sensitivity of the network to the error of this layer
 
     @cached_property
     def analytic(self) -> int:
-        """The rank that `evbmf` finds; kept, for a search asks for it again and again."""
+        """The rank found by `evbmf`; cached, because the search uses it many times."""
         return evbmf(self.singular, self.shape)
 
     @property
     def stairs(self) -> tuple[FloatArray, FloatArray]:
-        """Errors and costs from the lowest rank up, the whole layer last [k + 1 each]."""
+        """Errors and costs from the lowest rank upwards, the dense layer last [k + 1 each]."""
         return np.append(self.errors, 0.0), np.append(self.costs, self.full)
 
     def at(self, costs: Mapping[int, float], full: float) -> Ladder:
-        """The same with other costs, known at some ranks: straight between these, and never less than at a lower rank."""
+        """The same ladder with costs known at some ranks: linear interpolation, made non-decreasing in the rank."""
         known = sorted(costs)
         rising = np.maximum.accumulate(np.interp(self.ranks, known, [costs[rank] for rank in known]))
         return replace(self, costs=rising, full=full)
 
 
-Choice = list[int | None]  # for each ladder an index into its ranks, or None: whole
+Choice = list[int | None]  # for each ladder an index into its ranks, or None: not factored
 Rule = Callable[[Sequence[Ladder], float], Choice]
-"""Strength 0..1: 0 leaves everything (nearly) whole, 1 takes the lowest ranks, and the cost never rises with it."""
+"""Strength 0..1: 0 factors (nearly) nothing, 1 uses the lowest ranks, and the cost never increases with the strength."""
 
 
 # Rules ----------------------------------------------------------------------------------------------------------------
 
 
 def knapsack(ladders: Sequence[Ladder], strength: float) -> Choice:
-    """The least sum of weight * error + lambda * cost: Lagrangian relaxation of the knapsack problem.
+    """Minimise the sum of weight * error + lambda * cost: Lagrangian relaxation of the knapsack problem.
 
-    All layers share one lambda, and `strength` is the share of all steps down that are worth it. So the sum of weight * error
-    is the least for what the choice costs; at a cost between two choices, `meet` misses the least by less than what one layer
-    loses between neighbours on the lower convex hull of its stairs.
+    All layers share one lambda, and `strength` is the fraction of all rank reductions that pay at this lambda. The sum of
+    weight * error is then minimal for the cost of the choice; at a cost between two choices, `meet` exceeds the minimum by less
+    than the error difference of one layer between neighbours on the lower convex hull of its (cost, error) points.
     """
     return _worthwhile(ladders, strength, lambda ladder, errors: ladder.weight * np.diff(errors))
 
 
 def greedy(ladders: Sequence[Ladder], strength: float) -> Choice:
-    """Lower, again and again, the layer that loses the least share of its remaining energy per cost saved.
+    """Repeatedly lower the rank of the layer that loses the smallest fraction of its remaining energy per cost saved.
 
-    So the product of all energies kept, each to the power of its weight, stays large: Zhang, Zou, He and Sun, "Accelerating
+    This maximises the product of the kept energies, each to the power of its weight: Zhang, Zou, He and Sun, "Accelerating
     Very Deep Convolutional Networks for Classification and Detection", TPAMI 2016, arXiv 1505.06798, section 2.4. `strength`
-    is the share of all steps taken.
-    Unlike the paper: steps that pay only together are taken together. The first step down from a whole layer loses much and
-    saves next to nothing, if the highest rank hardly makes it cheaper.
+    is the fraction of all steps taken.
+    Unlike the paper: steps that pay only together are taken together. The first step from a dense layer loses much and saves
+    almost nothing if the highest rank is hardly cheaper.
     """
 
     def losses(ladder: Ladder, errors: FloatArray) -> FloatArray:
@@ -91,7 +91,7 @@ def greedy(ladders: Sequence[Ladder], strength: float) -> Choice:
 
 
 def energy(ladders: Sequence[Ladder], threshold: float) -> Choice:
-    """The smallest rank of each layer that keeps a share of the energy above the threshold; whole where none does.
+    """The smallest rank of each layer that keeps a fraction of the energy above the threshold; dense if no rank does.
 
     As in Lin et al., "Holistic CNN Compression via Low-rank Decomposition with Knowledge Transfer", TPAMI 2019.
     """
@@ -99,14 +99,14 @@ def energy(ladders: Sequence[Ladder], threshold: float) -> Choice:
 
 
 def by_energy(ladders: Sequence[Ladder], strength: float) -> Choice:
-    """`energy` with thresholds from 1 to just below 0, which every rank is above."""
+    """`energy` with thresholds from 1 to just below 0, which every rank exceeds."""
     return energy(ladders, 1 - strength * (1 + LEVEL))
 
 
 def minmax(ladders: Sequence[Ladder], strength: float) -> Choice:
-    """Keep the singular values above one share of the layer's largest, the same for all: the largest relative error is least.
+    """Keep singular values above the same fraction of the largest in each layer, which minimises the largest relative error.
 
-    As between the layers in ALDS (Liebenwein et al., "Compressing Neural Networks: Towards Determining the Optimal Layer-wise
+    As the allocation in ALDS (Liebenwein et al., "Compressing Neural Networks: Towards Determining the Optimal Layer-wise
     Decomposition", NeurIPS 2021); errors in the spectral norm.
     """
     counts = [int(np.sum(ladder.singular > strength * ladder.singular[:1])) for ladder in ladders]
@@ -114,15 +114,15 @@ def minmax(ladders: Sequence[Ladder], strength: float) -> Choice:
 
 
 def uniform(ladders: Sequence[Ladder], strength: float) -> Choice:
-    """The same share of each layer's ladder."""
+    """The same fraction of the ladder of each layer."""
     return [_place(ladder, round((1 - strength) * len(ladder.ranks))) for ladder in ladders]
 
 
 def by_evbmf(ladders: Sequence[Ladder], strength: float) -> Choice:
-    """At strength 1/2 the ranks that `evbmf` finds; in proportion nearer to all ranks below, and to none above.
+    """The ranks found by `evbmf` at strength 1/2; interpolated to full rank at strength 0 and to none at strength 1.
 
     Ranks by EVBMF: Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile Applications",
-    ICLR 2016, arXiv 1511.06530. Nearer to all: weakened ranks of Gusak et al., "Automated Multi-Stage Compression of Neural
+    ICLR 2016, arXiv 1511.06530. Interpolation: the weakened ranks of Gusak et al., "Automated Multi-Stage Compression of Neural
     Networks", ICCV workshops 2019, arXiv 1903.09973.
     """
     knots = (0.0, 0.5, 1.0)
@@ -140,16 +140,16 @@ RULES: dict[str, Rule] = {
 
 
 def _worthwhile(ladders: Sequence[Ladder], strength: float, losses: Callable[[Ladder, FloatArray], FloatArray]) -> Choice:
-    """Each layer as far down as steps lose no more per cost saved than the limit, under which lies the share `strength` of all.
+    """Lower each rank as long as the loss per cost saved is within a limit that the fraction `strength` of all steps meets.
 
-    `losses` of a ladder, given its errors from whole downwards [k + 1], tells what each step down loses [k].
+    `losses` maps a ladder and its errors, from the dense layer downwards [k + 1], to the loss of each step [k].
     """
     prices = []
     for ladder in ladders:
         errors, costs = (values[::-1] for values in ladder.stairs)
         saved = np.maximum(-np.diff(costs), LEVEL * ladder.full)
         lost = losses(ladder, errors)
-        # Steps cheaper than one before them share one price with it: these are the slopes of the lower convex hull.
+        # Isotonic regression merges a step with a cheaper one after it: the slopes of the lower convex hull.
         prices.append(isotonic_regression(lost / saved, weights=saved).x if len(lost) else lost)
     ordered = np.sort(np.concatenate([np.zeros(0), *prices]))
     count = math.floor(strength * len(ordered))
@@ -159,7 +159,7 @@ def _worthwhile(ladders: Sequence[Ladder], strength: float, losses: Callable[[La
 
 
 def _at_least(ladder: Ladder, rank: float) -> int | None:
-    """The smallest rank on the ladder that is no lower."""
+    """The smallest rank on the ladder that is at least `rank`."""
     return _place(ladder, int(np.searchsorted(ladder.ranks, rank)))
 
 
@@ -171,22 +171,22 @@ def _place(ladder: Ladder, index: int) -> int | None:
 
 
 def cost(ladders: Sequence[Ladder], choice: Choice) -> float:
-    """What all layers cost together."""
+    """The total cost of all layers."""
     return math.fsum(own.full if index is None else own.costs[index] for own, index in zip(ladders, choice, strict=True))
 
 
 def meet(ladders: Sequence[Ladder], rule: Rule, budget: float) -> Choice:
-    """The dearest choice of the rule that costs no more than `budget` in all; what is left over is spent where it helps most.
+    """The most expensive choice of the rule within `budget`; the rest of the budget is spent on the most useful single ranks.
 
-    Raises Infeasible, telling the least cost, when even the lowest ranks exceed the budget.
+    Raises Infeasible, with the minimum cost, if even the lowest ranks exceed the budget.
     """
     low, high = 0.0, 1.0
     best = rule(ladders, high)
     least = cost(ladders, best)
     if least > budget:
         raise Infeasible(
-            f"A cost of at most {budget:,.12g} was asked for, but the lowest ranks of all layers cost {least:,.12g}.\n"
-            "Ask for no less than that, or let more layers be factored."
+            f"The budget is {budget:,.12g}, but the lowest ranks of all layers cost {least:,.12g}.\n"
+            "Raise the budget, or allow more layers to be factored."
         )
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -199,12 +199,12 @@ def meet(ladders: Sequence[Ladder], rule: Rule, budget: float) -> Choice:
 
 
 def _spend(ladders: Sequence[Ladder], choice: Choice, budget: float) -> Choice:
-    """Raise single layers, by the step that lowers weight * error most per cost, until none fits.
+    """Raise the ranks of single layers by the step that lowers weight * error most per cost, until no step fits.
 
-    A step may pass over ranks: where the whole layer is hardly dearer than its highest rank, it alone is worth its cost.
+    A step may skip ranks: if the dense layer is hardly more expensive than its highest rank, only the dense layer pays.
     """
     losses = np.zeros((len(ladders), 1 + max((len(ladder.ranks) for ladder in ladders), default=0)))
-    costs = np.full(losses.shape, np.inf)  # [ladders, stairs]; what a shorter ladder lacks never fits
+    costs = np.full(losses.shape, np.inf)  # [ladders, stairs]; padding of shorter ladders never fits
     for row, ladder in enumerate(ladders):
         errors, own = ladder.stairs
         losses[row, : len(errors)] = ladder.weight * errors
@@ -223,21 +223,21 @@ def _spend(ladders: Sequence[Ladder], choice: Choice, budget: float) -> Choice:
         here[best] = place
 
 
-# The analytic rank ----------------------------------------------------------------------------------------------------
+# Analytic rank --------------------------------------------------------------------------------------------------------
 
 
 def evbmf(singular: FloatArray, shape: tuple[int, int]) -> int:
-    """The rank of a matrix under noise that empirical variational Bayesian factorization finds; may be 0.
+    """The rank of a noisy matrix by empirical variational Bayesian matrix factorization (EVBMF); can be 0.
 
     Nakajima, Sugiyama, Babacan and Tomioka, "Global Analytic Solution of Fully-observed Variational Bayesian Matrix
     Factorization", JMLR 14, 2013; with threshold, free energy and bounds of the noise in the explicit form of Nakajima,
     Tomioka, Sugiyama and Babacan, "Condition for Perfect Dimensionality Recovery by Variational Bayesian PCA", JMLR 16, 2015.
-    With L <= M the sides of the matrix, a = L / M and x = s^2 / (M noise), a singular value s counts when
+    With L <= M the sides of the matrix, a = L / M and x = s^2 / (M noise), a singular value s is kept if
 
         x > (1 + t)(1 + a / t),    t the root of log(1 + t) / t + a log(1 + t / a) / t = 1
 
-    and the variance of the noise is what minimises the free energy. The scale of the matrix does not matter.
-    0 also where a singular value is not finite.
+    where the variance of the noise minimises the free energy. The result does not depend on the scale of the matrix.
+    It is 0 if a singular value is not finite.
     """
     if not 0 < np.sum(singular) < np.inf:
         return 0
@@ -249,18 +249,18 @@ def evbmf(singular: FloatArray, shape: tuple[int, int]) -> int:
     limit = (1 + root) * (1 + alpha / root)
 
     def free_energy(log_noise: FloatArray | float) -> FloatArray:
-        """Twice the free energy, but for terms without noise [as `log_noise`]."""
+        """Twice the free energy without constant terms [shape of `log_noise`]."""
         x = squares / (long * np.exp(np.asarray(log_noise)[..., None]))
         y = np.maximum(x, limit) - 1 - alpha
-        tau = (y + np.sqrt(y**2 - 4 * alpha)) / 2  # of a component that is there
+        tau = (y + np.sqrt(y**2 - 4 * alpha)) / 2  # of a retained component
         present = 1 + alpha + alpha / tau + np.log1p(tau) + alpha * np.log1p(tau / alpha)
         energies: FloatArray = np.where(x > limit, present, x).sum(-1) + short * np.asarray(log_noise)
         return energies
 
-    most = math.ceil(short / (1 + alpha)) - 1  # more components cannot be told from noise
+    most = math.ceil(short / (1 + alpha)) - 1  # more components cannot be distinguished from noise
     upper = squares.mean() / long
     lower = max(squares[most] / limit, squares[most:].mean(), np.finfo(float).eps ** 2) / long
-    # The free energy has a valley for nearly every rank, so the deepest is looked for on a grid first.
+    # The free energy has a local minimum for nearly every rank, so the lowest is first searched on a grid.
     grid = np.linspace(math.log(min(lower, upper)), math.log(upper), 256)
     deepest = int(np.argmin(free_energy(grid)))
     around = grid[max(deepest - 1, 0)], grid[min(deepest + 1, len(grid) - 1)]

@@ -1,4 +1,4 @@
-"""The proof of a factored network: it answers as the one whose layers have the chains' weights multiplied out."""
+"""Verification of a factored network against its dense equivalent, whose weights are the products of the factors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import tensors_in
 from compressor.network.replacements import replaced
 
-TOLERANCE = 1e-5  # as of a cut: largest difference over largest output
+TOLERANCE = 1e-5  # as for pruning: largest difference relative to the largest output
 
 
 def difference(
@@ -26,12 +26,12 @@ def difference(
     inputs: AnyInputs,
     copies: Mapping[str, Tensor] | None = None,
 ) -> float:
-    """Largest difference between `model` with `chains` and with the `dense` weights they stand for, over the largest output.
+    """Largest difference between `model` with `chains` and with their `dense` weights, relative to the largest output.
 
-    `copies` tells of layers that are not computed everywhere: for each place of the output plane, line by line, the number of
-    that which it copies [height * width].
-    On two random samples, in float64 where the model's own code allows it; and of each chain alone, with the `shapes` that it
-    reads: a network may hide what a layer gives, as untrained ones do.
+    `copies` is for perforated layers: for each position of the output plane, in row-major order, the index of the position that
+    it copies [height * width].
+    Compared on two random samples, in float64 if the model's code allows it; and for each chain alone, on inputs of `shapes`,
+    because a difference in one layer may not reach the output of the network.
     """
     multiplied = copy.deepcopy(model).double()
     for name, weight in dense.items():
@@ -50,9 +50,9 @@ def _copied(places: Tensor, layer: nn.Module, args: object, out: Tensor) -> Tens
 
 
 def gap_between(model: nn.Module, other: nn.Module, inputs: AnyInputs) -> float:
-    """Largest difference between what two networks answer to two random samples, over the largest output.
+    """Largest difference between the outputs of two networks on two random samples, relative to the largest output.
 
-    In float64 where the networks' own code allows it. They are copied.
+    In float64 if the networks' code allows it. The networks are copied.
     """
     model, other, inputs = copy.deepcopy(model).eval(), copy.deepcopy(other).eval(), Inputs.of(inputs)
     try:
@@ -60,7 +60,7 @@ def gap_between(model: nn.Module, other: nn.Module, inputs: AnyInputs) -> float:
     except RuntimeError as error:
         if "type" not in str(error):
             raise
-        return _gap(model.float(), other.float(), inputs)  # they make float32 values of their own
+        return _gap(model.float(), other.float(), inputs)  # their code creates float32 tensors
 
 
 def _gap(model: nn.Module, other: nn.Module, inputs: Inputs) -> float:

@@ -1,1 +1,1 @@
-"""Methods that remove channels, or weights: what they share, and in `papers/` one file each."""
+"""Pruning methods: the code they share, and one file per paper in `papers/`."""

@@ -1,12 +1,13 @@
-"""What a channel is worth: sums over what is its own, what the loss says of them, and what goes with it.
+"""Channel importance: sums over the weights of a channel, first-order changes of the loss, and the cost saved by its removal.
 
-All numbers are per atom (see `channels/groups.py`). A *gate* is a number by which a channel is multiplied, 1 while it is there:
+All values are per atom (see `channels/groups.py`). A *gate* m_i multiplies channel i; m_i = 1 keeps the channel, and
 
-    dL/dm_i = sum of w dL/dw over the weights at which the gate m_i can sit
+    dL/dm_i = sum of w dL/dw over the weights at which the gate m_i is placed
 
-To multiply a channel is to multiply the weights that read it, so the gates sit there: behind norm and ReLU, and wherever a
-stream ends. Where nothing reads a channel alone (a layer that is scattered into a stream, queries and keys of attention), they
-sit on the norm behind it, and where there is none, on the weights and biases that make it.
+Multiplying a channel is the same as multiplying the weights that consume it, so gates are placed at the consumers: after norm
+and ReLU, and at every end of a residual stream. If a channel has no consumer of its own (a layer that is scattered into a
+residual stream, queries and keys of attention), its gate is at the norm that follows, or, without a norm, at the weights and
+biases that produce it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from compressor.tasks.classify import Classify
 
 
 def gather(channels: Channels, values: Mapping[str, Tensor], places: Iterable[Place]) -> Scores:
-    """Sum of `values` over the indices that each atom owns at `places` [atoms].
+    """Sum of `values` over the indices that belong to each atom at `places` [atoms].
 
-    `values` have the shapes of the parameters whose names they bear; places in other tensors count for nothing.
+    `values` maps names of parameters to tensors of the same shape; places in other tensors are ignored.
     """
     total = np.zeros(channels.atoms)
     for place in places:
@@ -45,13 +46,13 @@ def gather(channels: Channels, values: Mapping[str, Tensor], places: Iterable[Pl
 
 
 def gates(channels: Channels) -> list[Place]:
-    """Where the gates of all channels sit: each atom at its readers, else at its norm, else at what makes it."""
+    """The places of all gates: at the consumers of an atom, else at its norm, else at its producer."""
     makers = {module_of(place) for place in channels.places if place.role == "out"}
 
     def rank(place: Place) -> int:
         return 0 if place.role == "in" else 1 if module_of(place) not in makers else 2
 
-    first = np.full(channels.atoms + 1, 3)  # the last one is for places without an atom (-1)
+    first = np.full(channels.atoms + 1, 3)  # the last element is for indices without an atom (-1)
     for place in channels.places:
         np.minimum.at(first, place.atoms, rank(place))
     here = (replace(place, atoms=np.where(first[place.atoms] == rank(place), place.atoms, -1)) for place in channels.places)
@@ -63,9 +64,9 @@ def module_of(place: Place) -> str:
 
 
 def first_order(model: nn.Module, task: Classify, batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
-    """w dL/dw of every weight, by parameter, once for each of `batches`: to first order, what the loss falls by without w.
+    """w dL/dw of every weight, by parameter, for each of `batches`: the first-order decrease of the loss if w is set to zero.
 
-    The network answers as in evaluation: neither its weights nor their gradients, its statistics or its dropout take notice.
+    The network runs in eval mode. Its weights, their gradients and the batch norm statistics are not changed.
     """
     with evaluating(model):
         for batch in batches:
@@ -77,7 +78,7 @@ def first_order(model: nn.Module, task: Classify, batches: Iterable[Batch]) -> I
 
 
 def savings(channels: Channels, table: Cost) -> Scores:
-    """What a cost falls by when a channel goes and all others stay [atoms]: the same for all of its group."""
+    """The cost saved by removing one channel alone [atoms]: the same for all channels of a group."""
     full, saved = table.total(channels.all_kept()), []
     for group in channels.groups:
         one = np.arange(group.size) > 0

@@ -1,30 +1,31 @@
-"""Pruning while training: what HFP, SFP, ASFP, SRFP, ASRFP, GHFP and PGMPF share, so that their files show how they differ.
+"""Soft filter pruning during training: the algorithm that HFP, SFP, ASFP, SRFP, ASRFP, GHFP and PGMPF share.
 
 Before training, and at the end of each epoch t = 0..T-1, in every layer l of N_l filters:
 
     weak: the floor(N_l P_l p_t) filters of smallest norm || W_{l,j} ||_2
     hard: the floor(N_l P_l p_t lambda_t) smallest among those
-    W_{l,j} <- 0 where hard,  alpha_t W_{l,j} where weak,  as it is elsewhere
+    W_{l,j} <- 0 if hard,  alpha_t W_{l,j} if weak,  unchanged otherwise
 
-P_l is the share of filters that goes in the end. A paper is three schedules: how much of it goes by now (`rate` p_t), what is
-left of a weak filter (`softness` alpha_t), and how many of the weak can never come back (`hardness` lambda_t); PGMPF adds what
-it does to gradients. The mask is chosen anew each time, so a weak filter that grew comes back.
+P_l is the final pruning rate of layer l. Each paper is defined by three schedules: the fraction of P_l pruned by epoch t
+(`rate`, p_t), the factor of weak filters (`softness`, alpha_t), and the fraction of the weak filters that is pruned for good
+(`hardness`, lambda_t). PGMPF also masks gradients. The weak filters are selected again after each epoch, so a filter whose
+norm has grown recovers.
 
-Every layer gives the same share. When the goal is a budget instead of a rate of filters, that share is the one that meets the
-budget; layers round in turn to meet it closely.
+All layers have the same pruning rate. If the goal is a budget instead of a filter rate, P_l is the rate that meets the budget,
+and single layers are rounded to meet it closely.
 
-Decided here, for all of them:
+Design decisions for all of these methods:
 
-- *Norms follow the mask.* The scale and shift of the batch norm behind a weak filter are scaled with it (`mask_norms`).
-  Otherwise the constant that a norm answers to nothing feeds the next layer, and removing the filter changes the network.
-  The price: a ReLU behind a norm that answers zero passes no gradient, so a filter at zero comes back only by the momentum it
-  had. With `mask_norms=false` filters re-enter as in the first papers, and statistics measured after the cut make up for the
-  constants that are gone.
-- *Hard filters are held.* A gradient of zero does not stop a filter: weight decay and momentum move it on. After every
-  step hard filters are set to zero again, which freezes them under any optimizer, without a look at its state. So are the
-  weights that read them, which would only decay, but count in the norms of the filters that they belong to.
-- *The end comes early enough.* "From 0.8 T" leaves nothing of a training of three epochs. Interpretation: what is to hold at
-  the end holds at the latest one epoch before it, so that the network that remains trains once as it is.
+- *Batch norm is masked with the filter.* The scale and shift of the batch norm after a weak filter are multiplied by the same
+  factor (`mask_norms`). Otherwise a zeroed filter still contributes the constant beta to the next layer, and its removal
+  changes the network. The drawback: the gradient of a ReLU at zero is zero, so a zeroed filter recovers only by its momentum.
+  With `mask_norms=false` filters recover as in the original papers, and batch norm statistics re-estimated after the removal
+  compensate for the constants.
+- *Hard filters are kept at zero.* A zero gradient does not freeze a filter: weight decay and momentum still change it. Hard
+  filters are therefore set to zero after every step, which works with any optimizer and needs no access to its state. The
+  weights that consume them are zeroed too: they would only decay, but count in the norms of the filters they belong to.
+- *Schedules end early enough.* In a training of three epochs, "from 0.8 T on" is never reached. Interpretation: the final state
+  is reached at least one epoch before the end, so that the pruned network is fine-tuned for one epoch.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ NOTHING = 1e-4  # a softness below this counts as 0
 
 
 def near_end(progress: Progress, share: float) -> bool:
-    """Whether the end of this epoch belongs to the last part of training: from `share` of it on, or before the last epoch."""
+    """Whether this epoch is in the last part of training: from the fraction `share` on, at least one epoch before the end."""
     return progress.epoch >= min(share * progress.epochs, progress.epochs - 2)
 
 
 def asymptotic(progress: Progress, settled: float) -> float:
-    """p_t = 1 - exp(-k t) with k = ln 4 / (T/8): 0 at first, 3/4 after an eighth of training, 1 from the share `settled` on.
+    """p_t = 1 - exp(-k t), k = ln 4 / (T/8): 0 in epoch 0, 3/4 after T/8, 1 from the fraction `settled` of training on.
 
     He, Dong, Kang, Fu, Yan, Yang: "Asymptotic Soft Filter Pruning", IEEE Trans. Cybernetics 2019, arXiv 1808.07471, equation 5;
     the closed form is that of Cai et al.
@@ -58,7 +59,7 @@ def asymptotic(progress: Progress, settled: float) -> float:
 
 
 def decaying(progress: Progress, start: float, end: float, zero: float) -> float:
-    """alpha_t = start exp(-kappa t), which would be `end` after the last epoch; nothing from the share `zero` on."""
+    """alpha_t = start exp(-kappa t), with alpha_T close to `end`; 0 from the fraction `zero` of training on."""
     if near_end(progress, zero):
         return 0.0
     kappa = -math.log(end / (start + 0.01 * end)) / progress.epochs
@@ -67,12 +68,12 @@ def decaying(progress: Progress, start: float, end: float, zero: float) -> float
 
 
 def cubic(progress: Progress, full: float) -> float:
-    """lambda_t = 1 - (1 - (t+1)/T)^3: fast at first, 1 from the share `full` of training on."""
+    """lambda_t = 1 - (1 - (t+1)/T)^3; 1 from the fraction `full` of training on."""
     return 1.0 if near_end(progress, full) else 1 - (1 - (progress.epoch + 1) / progress.epochs) ** 3
 
 
 class SoftPruning(FilterPruning):
-    """Abstract. Weakens the smallest filters of every layer after each epoch, and removes them in the end."""
+    """Abstract. Scales down the smallest filters of every layer after each epoch, and removes them after training."""
 
     def __init__(self, job: Job, mask_norms: bool) -> None:
         super().__init__(job)
@@ -86,15 +87,15 @@ class SoftPruning(FilterPruning):
     # What papers override ---------------------------------------------------------------------------------------------
 
     def rate(self, progress: Progress) -> float:
-        """The share of P_l that is pruned by the end of this epoch, p_t."""
+        """The fraction of P_l that is pruned at the end of this epoch, p_t."""
         return 1.0
 
     def softness(self, progress: Progress) -> float:
-        """What weak filters are multiplied by at the end of this epoch, alpha_t."""
+        """The factor of weak filters at the end of this epoch, alpha_t."""
         return 0.0
 
     def hardness(self, progress: Progress) -> float:
-        """The share of the weak that is hard from the end of this epoch on, lambda_t."""
+        """The fraction of the weak filters that is hard from the end of this epoch on, lambda_t."""
         return 0.0
 
     # The loop ---------------------------------------------------------------------------------------------------------
@@ -107,8 +108,8 @@ class SoftPruning(FilterPruning):
         self.weaken(self.rate(progress), self.softness(progress), self.hardness(progress))
 
     def weaken(self, rate: float, softness: float, hardness: float) -> None:
-        """Choose weak and hard filters anew from their present norms, and weaken them."""
-        scores = np.where(self.hard.cpu().numpy(), -1.0, self.scores(self.channels))  # whatever else is zero: hard stays hard
+        """Select weak and hard filters by their current norms, and scale their weights."""
+        scores = np.where(self.hard.cpu().numpy(), -1.0, self.scores(self.channels))  # so that hard filters stay hard
         parts = self.channels.split(scores).values()
         ranks = [np.argsort(np.argsort(own, kind="stable"), kind="stable") for own in parts]  # 0: the smallest of its layer
         for mask, share in ((self.weak, rate), (self.hard, rate * hardness)):
@@ -118,5 +119,5 @@ class SoftPruning(FilterPruning):
         self.hold()
 
     def pruned(self, share: float) -> np.typing.NDArray[np.int64]:
-        """How many filters of each layer are pruned when this share of P_l is [layers]."""
+        """The number of filters to prune in each layer [layers] at the fraction `share` of P_l."""
         return np.minimum(np.floor(self.sizes * self.shares * share + 1e-9).astype(np.int64), self.counts)

@@ -1,4 +1,4 @@
-"""Contrasts of two networks on four images whose shares can be worked out by hand, and steps of SGD that are only tried."""
+"""Contrastive losses of two networks on four images, worked out by hand, and unrolled steps of SGD."""
 
 import math
 
@@ -11,12 +11,12 @@ from compressor.methods.distill.contrastive import Matcher, Projector, contrasts
 
 LN2, LN5, TWO_OF_5 = math.log(2), math.log(5), math.log(5 / 2)
 TARGETS = torch.tensor([0, 0, 1, 1])
-ONE, OTHER = torch.eye(2)[[0, 0, 1, 1]], torch.eye(2)[[0, 1, 0, 1]]  # only the first network tells the classes apart
+ONE, OTHER = torch.eye(2)[[0, 0, 1, 1]], torch.eye(2)[[0, 1, 0, 1]]  # only the first network separates the classes
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_all_four_losses_by_hand(temperature: float) -> None:
-    """tau is such that equal embeddings weigh 2 and others 1, once they are softened."""
+    """With this tau, exp(similarity) after softening is 2 for equal embeddings and 1 for others."""
     tau = 1 / temperature / LN2
     rows = {name: row() for name, row in contrasts([ONE, OTHER], TARGETS, [(0, 1), (1, 0)], tau, temperature).items()}
     assert list(rows) == ["vcl", "soft_vcl", "icl", "soft_icl"]
@@ -25,7 +25,7 @@ def test_all_four_losses_by_hand(temperature: float) -> None:
     torch.testing.assert_close(rows["soft_vcl"], soft)
     torch.testing.assert_close(rows["soft_icl"], soft)
     if temperature == 1:
-        # Among the other three images, those of equal embeddings weigh 2: 2 of 4, or 1 of 4, are the one of the same class.
+        # Over the other three images, exp(similarity) is 2 for equal embeddings: the positive has probability 2/4, or 1/4.
         torch.testing.assert_close(rows["vcl"], torch.tensor([[LN2] * 4, [2 * LN2] * 4]))
         found_in_other = [2 * LN2, TWO_OF_5, TWO_OF_5, 2 * LN2]
         found_in_one = [LN2, LN5, LN5, LN2]
@@ -33,7 +33,7 @@ def test_all_four_losses_by_hand(temperature: float) -> None:
 
 
 def test_a_row_is_matched_to_a_target_that_weighs() -> None:
-    """The target says 3/4 and 1/4, the row 1/2 and 1/2, at T = 2: 4 (3/4 ln 3/2 + 1/4 ln 1/2)."""
+    """Target 3/4 and 1/4, row 1/2 and 1/2, at T = 2: 4 (3/4 ln 3/2 + 1/4 ln 1/2)."""
     found = matched(torch.zeros(2, 2), torch.tensor([[2 * math.log(3), 0.0]] * 2), 2.0)
     assert found.tolist() == pytest.approx([4 * (0.75 * math.log(1.5) - 0.25 * LN2)] * 2)
 
@@ -64,7 +64,7 @@ def test_layers_that_point_the_same_way_have_most_to_tell() -> None:
     assert shares[0, 1].tolist() == shares[1, 0].tolist() == pytest.approx([1 / (1 + math.exp(-c)) for c in (1, 0, -1)])
 
 
-# Steps that are only tried --------------------------------------------------------------------------------------------
+# Unrolled steps -------------------------------------------------------------------------------------------------------
 
 
 def start() -> dict[str, Tensor]:

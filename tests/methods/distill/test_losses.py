@@ -1,4 +1,4 @@
-"""Losses that several papers on distillation use, on numbers that can be worked out by hand."""
+"""Losses that several distillation methods use, on numbers that can be worked out by hand."""
 
 import math
 
@@ -15,7 +15,7 @@ LN2, LN3 = math.log(2), math.log(3)
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_softened_answers_are_compared_by_kl_times_the_square_of_t(temperature: float) -> None:
-    """The teacher says 3/4 and 1/4, the student 1/2 and 1/2: KL = 3/4 ln 3/2 + 1/4 ln 1/2."""
+    """Teacher 3/4 and 1/4, student 1/2 and 1/2: KL = 3/4 ln 3/2 + 1/4 ln 1/2."""
     student, teacher = torch.zeros(3, 2), torch.tensor([[temperature * LN3, 0.0]]).expand(3, 2)
     wanted = temperature**2 * (0.75 * math.log(1.5) - 0.25 * LN2)
     assert softened(student, teacher, temperature).item() == pytest.approx(wanted)
@@ -28,7 +28,7 @@ def test_it_is_the_teacher_who_weighs_the_classes() -> None:
 
 
 def test_gradients_of_softened_answers_are_of_the_same_size_at_any_t() -> None:
-    """A teacher of many small differences: T^2 KL comes near to half the mean square of them, whatever T."""
+    """For small differences of logits, T^2 KL approaches half their mean square, for any T."""
     difference = 0.1 * torch.tensor([[1.0, -1.0, 1.0, -1.0]])
     found = [softened(torch.zeros(1, 4), difference, temperature).item() for temperature in (2.0, 8.0)]
     assert found == pytest.approx([0.005, 0.005], rel=0.01)
@@ -44,9 +44,9 @@ def test_equal_logits_are_standardised_to_nothing() -> None:
 
 
 def test_contrast_by_hand() -> None:
-    """Four images of classes 0, 0, 0, 1; similarities ln 2 between the first two, 0 elsewhere, and much to themselves.
+    """Four images of classes 0, 0, 0, 1; similarities ln 2 between the first two, 100 on the diagonal, 0 elsewhere.
 
-    The first has shares 1/2 and 1/4 with its class, the third 1/3 and 1/3, and the last has no other of its class.
+    The first has probabilities 1/2 and 1/4 for its positives, the third 1/3 and 1/3, and the last has no positive.
     """
     similarities = 100 * torch.eye(4)
     similarities[0, 1] = similarities[1, 0] = LN2

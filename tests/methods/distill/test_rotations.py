@@ -1,4 +1,4 @@
-"""What self-supervised distillation shares: turns and their labels, heads, and how a teacher is made ready."""
+"""Self-supervised distillation: rotations and joint labels, auxiliary heads, and how a teacher is prepared."""
 
 import copy
 import math

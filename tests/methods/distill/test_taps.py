@@ -1,4 +1,4 @@
-"""Where stages end, what follows there, and copies of that: on networks that nobody has written for it."""
+"""Ends of stages, the layers after them, and branches, on networks that were not written for it."""
 
 import copy
 
@@ -59,23 +59,23 @@ def test_the_answer_holds_what_is_asked_for() -> None:
     assert anatomy.taps == ("stage1", "stage2") and [f.shape for f in answer.features] == [(3, 8, 8, 8), (3, 16, 4, 4)]
     assert answer.embedding.shape == (3, 16) == (3, anatomy.width)
     assert torch.equal(model.head(answer.embedding), answer.logits) and answer.output is not None
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()), "nothing is left hanging"
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()), "all hooks are removed"
 
 
 def test_named_taps_must_be_taps() -> None:
     assert Anatomy.of(DigitsNet(8), DIGITS, ("stem", "down")).taps == ("stem", "down")
-    with pytest.raises(UsageError, match="a part of the network goes around it"):
+    with pytest.raises(UsageError, match="another path bypasses this module"):
         Anatomy.of(DigitsNet(8), DIGITS, ("stage1.conv1",))
     with pytest.raises(UsageError, match="did you mean 'stage1'"):
         Anatomy.of(DigitsNet(8), DIGITS, ("stage_1",))
 
 
 def test_what_is_no_classifier_is_refused() -> None:
-    with pytest.raises(UsageError, match="networks that answer"):
+    with pytest.raises(UsageError, match="needs logits of shape"):
         Anatomy.of(nn.Conv2d(3, 5, 3), (3, 8, 8))
 
 
-# The rest -------------------------------------------------------------------------------------------------------------
+# Layers after a tap ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_the_rest_goes_on_from_every_tap_as_the_network_does(model: nn.Module, s
         torch.testing.assert_close(rest(features), answer.logits)
         torch.testing.assert_close(rest.ask(features).embedding, answer.embedding)
         names = {name.partition(".")[0] for name, _ in rest.network.named_parameters()}
-        assert "stem" not in names and "conv_proj" not in names, "what comes before has no weights there"
+        assert "stem" not in names and "conv_proj" not in names, "layers before the tap have no weights there"
 
 
 class Both(nn.Module):
-    """Its end needs what was before the tap, too, so that it cannot go on from there alone."""
+    """Its output also depends on the input directly, so that the layers after the tap need more than its output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,14 +103,14 @@ class Both(nn.Module):
         self.head = nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.scale = float(x.detach().abs().sum()) if not x.is_meta else 1.0  # a number, which no gradient follows
+        self.scale = float(x.detach().abs().sum()) if not x.is_meta else 1.0  # a number, which autograd does not track
         return self.head(F.relu(self.then(F.relu(self.first(x)))).mean((2, 3))) * self.scale
 
 
 def test_where_a_network_cannot_go_on_separable_convolutions_do() -> None:
     model = Both()
     anatomy = Anatomy.of(model, (3, 8, 8))
-    with pytest.raises(UsageError, match="cannot go on from there alone"):
+    with pytest.raises(UsageError, match="need more than its output"):
         Rest(model, "first", (3, 8, 8))
     branch = Branch(model, anatomy, "first", outputs=7, deeper=2)
     assert isinstance(branch.rest, Tail)

@@ -1,4 +1,4 @@
-"""Teachers that only answer, terms that are weighed, and peers."""
+"""Frozen teachers, weighted loss terms, and peers."""
 
 import copy
 
@@ -36,7 +36,7 @@ def test_answers_in_lists_can_be_used_in_a_loss() -> None:
 
 def test_a_teacher_answers_once_where_images_stay() -> None:
     (batch,) = batches(1)
-    for stay, calls in ((True, 3), (False, 2)):  # with one image and with two it is asked whether it answers image by image
+    for stay, calls in ((True, 3), (False, 2)):  # two calls check that outputs do not depend on the batch
         teacher = Teacher(job("macs=50%", teacher=Toy(), images_stay=stay))
         first, again = teacher.logits(batch), teacher.logits(batch)
         torch.testing.assert_close(first, again)
@@ -56,7 +56,7 @@ def test_terms_that_weigh_nothing_are_not_computed() -> None:
     method = Distillation(job("macs=50%"), {"one": 2.0, "none": 0.0})
 
     def never() -> torch.Tensor:
-        raise AssertionError("asked")
+        raise AssertionError("computed")
 
     assert method.weigh({"one": lambda: torch.tensor(1.5), "none": never}) == {"one": torch.tensor(3.0)}
 

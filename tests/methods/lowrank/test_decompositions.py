@@ -1,4 +1,4 @@
-"""Chains that stand for a layer: what they lose is what was foretold, and they compute what their weights stand for."""
+"""Decompositions: measured errors equal the predicted ones, and chains compute the product of their factors."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ WHITENING = [name for name, split in SPLITS.items() if split.whitens]
 
 
 def layer_for(way: str, bias: bool = True) -> Layer:
-    """A layer in which no two sizes are alike."""
+    """A layer with pairwise different sizes."""
     if way == "linear":
         return nn.Linear(7, 5, bias=bias)
     return nn.Conv2d(6, 8, (3, 5), stride=(2, 1), padding=(1, 3), dilation=(2, 1), bias=bias)
@@ -37,7 +37,7 @@ def like(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
 
 
 def images(n: int, *sizes: int) -> Tensor:
-    """Channels [n, channels, *sizes] that depend on one another, some of them strong and some weak, with a mean."""
+    """Correlated channels [n, channels, *sizes] of different variance, with non-zero mean."""
     channels = sizes[0]
     mixed = torch.randn(channels, channels) @ torch.diag(0.5 ** torch.arange(channels))
     return torch.einsum("oc,nc...->no...", mixed, torch.randn(n, *sizes)) + torch.randn(channels, *[1] * (len(sizes) - 1))
@@ -53,7 +53,7 @@ def seen_by(layer: Layer, x: Tensor) -> Seen:
 
 
 def lost(layer: Layer, chain: nn.Module, x: Tensor) -> float:
-    """The share of the variance of the layer's output on `x` that the chain misses."""
+    """The fraction of the variance of the layer's output on `x` that the chain loses."""
     with torch.no_grad():
         right, found = layer.double()(x.double()), chain.double()(x.double())
     places = [dim for dim in range(right.dim()) if dim != (1 if right.dim() == 4 else right.dim() - 1)]
@@ -61,13 +61,13 @@ def lost(layer: Layer, chain: nn.Module, x: Tensor) -> float:
 
 
 def weights_lost(way: str, layer: Layer, rank: int) -> float:
-    """The share of the squared weights that a chain without images misses."""
+    """The fraction of the squared weights that a chain without images loses."""
     weight = layer.weight.detach().double()
     split = SPLITS[way]
     return float((weight - split.dense(split.factor(layer, rank))).square().sum() / weight.square().sum())
 
 
-# By the weights -------------------------------------------------------------------------------------------------------
+# Without images -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", MATRICES)
@@ -130,7 +130,7 @@ def test_tucker_goes_on_from_what_its_errors_tell() -> None:
 def test_tucker_cuts_each_side_at_its_width() -> None:
     layer = nn.Conv2d(2, 30, 3)
     split = SPLITS["tucker"]
-    assert split.most(layer) == 18  # as many as one place of the input has numbers
+    assert split.most(layer) == 18  # the number of values at one input position
     assert [tuple(part.weight.shape) for part in split.chain(layer, 5)] == [(2, 2, 1, 1), (5, 2, 3, 3), (30, 5, 1, 1)]
     assert weights_lost("tucker", layer, 18) < 1e-10
 
@@ -151,7 +151,7 @@ def test_cp_errors_of_many_ranks_lie_on_lines_between_fits_of_a_few() -> None:
 
 
 def test_cp_does_not_diverge_where_there_is_no_nearest_tensor() -> None:
-    """The sum of three products that share two factors each is a limit of tensors of rank 2, but is of rank 3."""
+    """This sum of three products, of which two factors are shared, has rank 3, but is a limit of tensors of rank 2."""
     a, b = torch.eye(3)[:2]
     layer = nn.Conv2d(3, 3, 3)
     products = [torch.einsum("n,c,y,x->ncyx", *vectors) for vectors in ((a, a, b, a), (a, b, a, a), (b, a, a, a))]
@@ -179,7 +179,7 @@ def test_a_dead_layer_loses_nothing(way: str) -> None:
     assert (SPLITS[way].dense(SPLITS[way].factor(layer, 2)) == 0).all()
 
 
-# By what is seen ------------------------------------------------------------------------------------------------------
+# With images ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["linear", "channel"])
@@ -196,7 +196,7 @@ def test_what_the_output_loses_was_foretold(way: str, bias: bool) -> None:
 
 @pytest.mark.parametrize("way", ["input", "tucker"])
 def test_foretold_also_where_the_places_of_a_patch_are_uncorrelated(way: str) -> None:
-    """Each image is one patch: orthogonal columns, mixed channel by channel alike at each place."""
+    """Each image is one patch: orthogonal columns, with the same mixing of channels at each position."""
     layer, split = nn.Conv2d(4, 6, 3, bias=False), SPLITS[way]
     columns = torch.randn(200, 9 * 4, dtype=torch.float64)
     columns = torch.linalg.qr(columns - columns.mean(0)).Q.reshape(200, 9, 4)
@@ -227,7 +227,7 @@ def test_some_ways_do_not_care_what_was_seen(way: str) -> None:
 
 
 def test_what_was_never_seen_follows_the_weights() -> None:
-    """Two inputs were excited, weakly; of the others, those with the largest weights come next."""
+    """Two inputs have a weak activation; of the others, those with the largest weights come next."""
     layer = nn.Linear(6, 6, bias=False)
     layer.weight.data = torch.diag(torch.tensor([0.1, 0.2, 1.0, 5.0, 2.0, 3.0]))
     seen = seen_by(layer, torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]))[:3])
@@ -235,7 +235,7 @@ def test_what_was_never_seen_follows_the_weights() -> None:
     torch.testing.assert_close(dense.diag().float(), torch.tensor([0.1, 0.2, 0.0, 5.0, 0.0, 3.0]), atol=1e-4, rtol=1e-3)
 
 
-# Once a layer ---------------------------------------------------------------------------------------------------------
+# Cache ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", MATRICES)
@@ -255,13 +255,13 @@ def test_a_layer_that_has_changed_is_decomposed_anew() -> None:
     seen = seen_by(layer, images(30, 7))
     before, looking = split.singular(layer), split.singular(layer, seen)
     assert not torch.equal(before, looking) and torch.equal(split.singular(layer), before)
-    layer.weight.data *= 2  # leaves no trace in the tensor's version
+    layer.weight.data *= 2  # does not change the version counter of the tensor
     assert torch.allclose(split.singular(layer), 2 * before)
     assert split.singular(layer.double()).dtype == torch.float64
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of decompositions, as they are computed."""
+    """The decompositions computed, in order."""
     calls: list[str] = []
 
     def counting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -290,7 +290,7 @@ def test_a_chain_is_known_before_its_weights(way: str, looks: bool) -> None:
     assert not any(part.training for part in (*known, *made))
 
 
-PARAMS = {  # of a convolution from 6 to 8 channels, k = 3, rank 5, without bias
+PARAMS = {  # for a convolution from 6 to 8 channels, k = 3, rank 5, without bias
     "channel": 5 * (9 * 6 + 8),
     "input": 5 * (6 + 9 * 8),
     "separable": 3 * 5 * (6 + 8),
@@ -301,7 +301,7 @@ PARAMS = {  # of a convolution from 6 to 8 channels, k = 3, rank 5, without bias
 
 @pytest.mark.parametrize("way", CONVS)
 def test_cost(way: str) -> None:
-    """With stride 1 each weight is used once a place."""
+    """With stride 1 each weight is used once per position."""
     chain = SPLITS[way].factor(nn.Conv2d(6, 8, 3, padding=1, bias=False), 5)
     assert sum(p.numel() for p in chain.parameters()) == PARAMS[way]
     assert count_macs(chain, (6, 10, 12)) == PARAMS[way] * 10 * 12
@@ -322,7 +322,7 @@ def test_type_and_bias_stay(way: str) -> None:
 
 
 class Own(nn.Conv2d):
-    """A convolution that does something else besides."""
+    """A subclass of a convolution."""
 
 
 @pytest.mark.parametrize(
@@ -330,16 +330,16 @@ class Own(nn.Conv2d):
     [
         (nn.Conv2d(8, 8, 3), CONVS, ""),
         (nn.Linear(8, 8), ["linear"], ""),
-        (nn.Linear(8, 8), CONVS, "no Conv2d"),
-        (nn.Conv2d(8, 8, 3), ["linear"], "no Linear"),
-        (nn.Conv2d(8, 8, 3, groups=2), CONVS, "grouped"),
+        (nn.Linear(8, 8), CONVS, "not a Conv2d"),
+        (nn.Conv2d(8, 8, 3), ["linear"], "not a Linear"),
+        (nn.Conv2d(8, 8, 3, groups=2), CONVS, "a grouped convolution"),
         (nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), CONVS, "reflect padding"),
-        (nn.Conv2d(8, 8, 3, padding="same"), CONVS, "padding 'same', not in numbers"),
-        (Own(8, 8, 3), CONVS, "its class, Own, may do more than Conv2d"),
+        (nn.Conv2d(8, 8, 3, padding="same"), CONVS, "padding 'same' instead of numbers"),
+        (Own(8, 8, 3), CONVS, "its class Own is a subclass of Conv2d"),
         (nn.Conv2d(8, 8, 1), ["channel"], ""),
         (nn.Conv2d(8, 8, 1), ["input", "separable", "tucker", "cp"], "a 1 x 1 convolution"),
         (nn.Conv2d(8, 8, (1, 7)), ["channel", "input", "tucker"], ""),
-        (nn.Conv2d(8, 8, (1, 7)), ["separable", "cp"], "a 1 x 7 kernel, already separate"),
+        (nn.Conv2d(8, 8, (1, 7)), ["separable", "cp"], "its 1 x 7 kernel is already separable"),
     ],
 )
 def test_why_not(layer: Layer, ways: list[str], why: str) -> None:
@@ -348,11 +348,11 @@ def test_why_not(layer: Layer, ways: list[str], why: str) -> None:
 
 @pytest.mark.parametrize("rank", [0, 6])
 def test_a_rank_that_is_none_is_refused(rank: int) -> None:
-    with pytest.raises(UsageError, match=f"Rank {rank} was asked of weights of 5 x 7 .linear.: give 1 to 5"):
+    with pytest.raises(UsageError, match=f"Rank {rank} is out of range for weights of 5 x 7 .linear.: use 1 to 5"):
         SPLITS["linear"].chain(nn.Linear(7, 5), rank)
 
 
-# Watching -------------------------------------------------------------------------------------------------------------
+# Activation statistics ------------------------------------------------------------------------------------------------
 
 
 def test_moments_come_batch_by_batch() -> None:
@@ -391,7 +391,7 @@ def test_of_many_places_some_count_all_over_the_plane() -> None:
     layer = nn.Conv2d(2, 1, 1, bias=False)
     layer.weight.data.fill_(1.0)
     places = torch.stack(torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij"))
-    seen = seen_by(layer, torch.stack([places, places, -places, -places]))  # rows plus columns, and their opposites
+    seen = seen_by(layer, torch.stack([places, places, -places, -places]))  # rows plus columns, and the negatives
     assert seen.outputs.count == ROWS
     assert float(seen.outputs.mean) == pytest.approx(0, abs=3)  # of 146
     assert float(seen.outputs.covariance) == pytest.approx(2 * (127 * 255 / 6) + 2 * 63.5**2, rel=0.01)

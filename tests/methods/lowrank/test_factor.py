@@ -1,4 +1,4 @@
-"""What low-rank papers share: which layers can be factored, what a rank costs, how ranks are chosen, and what is refused."""
+"""The base class of low-rank methods: factorable layers, costs of ranks, rank selection, and error messages."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from compressor.training.method import Job
 
 
 class Ways(LowRank):
-    """Splits layers in the ways that it is given."""
+    """Factors layers by the given decompositions."""
 
     def __init__(self, job: Job, *ways: str, ranks: str = "knapsack", whiten: bool = True) -> None:
         super().__init__(job, ranks=ranks, whiten=whiten)
@@ -61,7 +61,7 @@ class Own(nn.Linear):
 
 
 class Odd(nn.Module):
-    """[n, 6, 4, 4] -> [n, 6], by layers that stand for trouble."""
+    """[n, 6, 4, 4] -> [n, 6], with layers that cannot be factored."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,17 +87,17 @@ class Odd(nn.Module):
 def test_layers_that_can_be_factored_and_why_others_cannot() -> None:
     fine, left = layers(Odd(), (6, 4, 4), keep=["con*"])
     assert fine == {"grouped": ((1, 6, 4, 4),), "fc": ((1, 6), (1, 6))}  # called twice
-    shared = "its weights are shared, or computed from others"
+    shared = "its weights are shared, or computed from other parameters"
     assert left == {
-        "conv": "kept as asked (--keep con*)",
-        "line": "no way to factor a Conv1d",
+        "conv": "excluded by --keep con*",
+        "line": "no decomposition for Conv1d",
         "one": shared,
         "tied": shared,
         "knot": shared,
         "computed": shared,
-        "hooked": "a hook changes what it gives",
-        "own": "no way to factor a Own",
-        "uncalled": "it is not called: another module reads its weights, or nobody",
+        "hooked": "a hook can change its output",
+        "own": "no decomposition for Own",
+        "uncalled": "it is not called: its weights are unused, or used by another module",
     }
 
 
@@ -117,10 +117,10 @@ def test_a_network_that_branches_on_values_is_followed_too() -> None:
 
 def test_what_no_way_fits_is_left_with_the_reason_and_reported() -> None:
     method = prepared(wish(parse_target("params=10%"), Odd(), (6, 4, 4)), "channel")
-    assert method.left["grouped"] == "grouped"
-    assert method.left["fc"] == "the method leaves such layers whole"
+    assert method.left["grouped"] == "a grouped convolution"
+    assert method.left["fc"] == "the method does not factor this type of layer"
     made = method.made()
-    assert Frozen("grouped", "grouped") in made.frozen and made.remarks["grouped"] == "grouped"
+    assert Frozen("grouped", "a grouped convolution") in made.frozen and made.remarks["grouped"] == "a grouped convolution"
     assert list(made.step.parts) == ["conv"] and made.last == {"conv.1": "conv"}
     assert made.remarks["conv"].startswith("channel, rank ") and "% of the energy" in made.remarks["conv"]
 
@@ -147,10 +147,10 @@ def test_a_linear_layer_is_counted_at_each_token() -> None:
 @pytest.mark.parametrize(
     ("way", "stride", "highest"),
     [
-        ("input", 1, 14),  # weights 160 r < 2304, and MACs as many at each place
-        ("input", 2, 11),  # MACs 208 r < 2304, for the first part works at four times as many places
-        ("separable", 1, 23),  # 96 r < 2304
-        ("separable", 2, 15),  # MACs 144 r < 2304, for the first part works at twice as many places
+        ("input", 1, 14),  # 160 r < 2304 weights, and as many MACs per position
+        ("input", 2, 11),  # 208 r < 2304 MACs, because the first part has four times as many positions
+        ("separable", 1, 23),  # 96 r < 2304 weights
+        ("separable", 2, 15),  # 144 r < 2304 MACs, because the first part has twice as many positions
     ],
 )
 def test_no_rank_is_thought_of_unless_macs_and_parameters_fall(way: str, stride: int, highest: int) -> None:
@@ -166,7 +166,7 @@ def test_no_rank_is_thought_of_unless_macs_and_parameters_fall(way: str, stride:
 
 def test_a_layer_in_which_no_rank_saves_anything_is_left() -> None:
     method = prepared(wish(parse_rate(0.3), round_to=8))
-    assert method.left["head"] == "no rank would save both MACs and parameters"
+    assert method.left["head"] == "no rank saves both MACs and parameters"
     assert all(rank % 8 == 0 for rank in method.ranks.values())
 
 
@@ -187,7 +187,7 @@ def test_a_budget_is_met_and_used(target: str) -> None:
     assert asked - 0.01 < reached <= asked
 
 
-# Goals that are no cost -----------------------------------------------------------------------------------------------
+# Goals in energy or rank ----------------------------------------------------------------------------------------------
 
 
 def test_each_layer_keeps_as_few_ranks_as_hold_the_energy() -> None:
@@ -217,26 +217,26 @@ def test_the_rank_asked_for_is_on_every_ladder() -> None:
     assert prepared(wish(parse_rank(63), keep=keep, round_to=4)).ranks == {"fc1": 60, "fc2": 60}
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
+# Infeasible goals -----------------------------------------------------------------------------------------------------
 
 
 def test_a_goal_out_of_reach_is_refused_and_told_what_could_be() -> None:
-    with pytest.raises(Infeasible, match=r"--rate 0.99 asks for 99.0% fewer MACs.* hold 9\d.\d% of them.*lowest ranks 8\d.\d%"):
+    with pytest.raises(Infeasible, match=r"--rate 0.99 requires 99.0% fewer MACs.* have 9\d.\d% of them.* ranks save 8\d.\d%"):
         prepared(wish(parse_rate(0.99), keep=("head", "stem")))
 
 
 def test_a_network_without_a_layer_to_factor_is_refused_with_the_reasons() -> None:
-    with pytest.raises(Infeasible, match=r"no layer can be factored. Left whole: 5 x kept as asked \(--keep \*\)."):
+    with pytest.raises(Infeasible, match=r"no layer can be factored. Not factored: 5 x excluded by --keep \*."):
         prepared(wish(parse_rate(0.5), keep=("*",)))
 
 
 def test_a_goal_that_factors_nothing_is_refused() -> None:
-    with pytest.raises(Infeasible, match=r"--energy 0.9999: every layer would stay whole. Ask for more."):
+    with pytest.raises(Infeasible, match=r"--energy 0.9999: no layer would be factored. Request a larger reduction."):
         prepared(wish(parse_energy(0.9999), images=None))
 
 
 def test_an_unknown_rule_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"--set ranks=evbfm: known are knapsack, .*evbmf"):
+    with pytest.raises(UsageError, match=r"--set ranks=evbfm is unknown: use knapsack, .*evbmf"):
         Ways(job("macs=50%"), ranks="evbfm")
 
 
@@ -250,7 +250,7 @@ def test_a_wrong_chain_does_not_pass() -> None:
     assert difference(model, {"conv": wrong}, dense, shapes, SHAPE) > 1e-6
 
 
-# By images ------------------------------------------------------------------------------------------------------------
+# With images ----------------------------------------------------------------------------------------------------------
 
 
 def lost(original: nn.Module, small: nn.Module, x: Tensor) -> float:
@@ -259,7 +259,7 @@ def lost(original: nn.Module, small: nn.Module, x: Tensor) -> float:
 
 
 def test_images_decide_unless_told_otherwise() -> None:
-    """Of twelve channels the last six are hundredfold, which the weights do not tell."""
+    """Of twelve channels the last six are a hundred times larger, which is not visible in the weights."""
     model = nn.Sequential(nn.Conv2d(12, 16, 3, padding=1), nn.Flatten(), nn.Linear(16 * 16, 5))
     scale = torch.tensor([0.01] * 6 + [1.0] * 6).view(12, 1, 1)
 
@@ -278,7 +278,7 @@ def test_images_decide_unless_told_otherwise() -> None:
 
 
 class Twins(nn.Module):
-    """Two equal branches, of which the answer hardly depends on the second."""
+    """Two equal branches; the output hardly depends on the second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ def test_errors_count_as_the_answers_suffer_from_them() -> None:
 
 
 def test_of_several_ways_the_one_is_taken_that_hurts_least() -> None:
-    """One kernel is a sum of few separable ones, the other of few filters."""
+    """One kernel is a sum of few separable kernels, the other of few filters."""
     model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Flatten(), nn.Linear(256, 5))
     for layer, way, rank in ((model[0], "separable", 10), (model[1], "channel", 6)):
         layer.weight.data = SPLITS[way].dense(SPLITS[way].factor(layer, rank)).float()
@@ -320,7 +320,7 @@ def test_the_network_stays_in_its_mode_and_answers_as_its_chains_say() -> None:
     assert method.model(batch.images).shape == (8, 5)
 
 
-# Time -----------------------------------------------------------------------------------------------------------------
+# Latency --------------------------------------------------------------------------------------------------------------
 
 
 def in_time(clock: Callable[[nn.Module, tuple[int, ...]], float] | None, cost: str = "latency") -> Svd:
@@ -334,7 +334,7 @@ def by_size(chain: nn.Module, shape: tuple[int, ...]) -> float:
 
 
 def test_ranks_go_where_they_save_time() -> None:
-    """Fully-connected layers would give more, but here they take the same time, however they are factored."""
+    """Fully-connected layers would save more MACs, but their latency does not change when they are factored."""
     by_macs = Svd(wish(parse_rate(0.3)))
     by_macs.prepare()
     assert by_macs.ranks.keys() == {"fc1", "fc2"} and not by_macs.made().times
@@ -351,7 +351,7 @@ def test_where_no_time_is_saved_the_goal_is_met_all_the_same() -> None:
 
 
 def test_times_need_a_clock_and_costs_a_name() -> None:
-    with pytest.raises(UsageError, match="cost=latency needs a clock"):
+    with pytest.raises(UsageError, match=r"cost=latency needs Job\.clock"):
         in_time(None)
-    with pytest.raises(UsageError, match="cost=time: known are macs, latency"):
+    with pytest.raises(UsageError, match="cost=time is unknown: use macs, latency"):
         in_time(by_size, cost="time")

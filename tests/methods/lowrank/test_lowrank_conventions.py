@@ -1,7 +1,7 @@
-"""What published tables of low-rank papers say of size and cost, from shapes alone.
+"""Size and cost in the published tables of low-rank papers, computed from shapes.
 
-The ranks of LRDKT's networks are those of its authors' published network files; the figures are those of their table. Their
-AlexNet is that of Caffe: 96 filters of 11 x 11 first, and two groups in the second, fourth and fifth convolution, which the
+The ranks of the LRDKT networks are from the authors' published network files; the numbers are from their table. Their AlexNet
+is that of Caffe: 96 filters of 11 x 11 in the first convolution, and two groups in the second, fourth and fifth, which the
 factored network does not have. Parameters are weights, without biases.
 """
 
@@ -52,7 +52,7 @@ def at(rank: int, layer: nn.Linear) -> int:
 def test_fully_connected_layers_at_one_rank(
     network: str, full: float, table: dict[int, tuple[float, float]], break_even: list[float]
 ) -> None:
-    """Millions of weights, how many times fewer than before, and the rank of each layer at which nothing is saved."""
+    """Millions of weights, the compression ratio, and the rank of each layer at which nothing is saved."""
     found = fully_connected(network)
     dense = sum(map(weights, found))
     assert dense / 1e6 == pytest.approx(full, abs=0.005)
@@ -79,12 +79,12 @@ def alexnet() -> nn.Sequential:
 
 
 def pooled(convolutions: nn.Module, width: int) -> nn.Sequential:
-    """Global average pooling and one layer behind it, instead of the fully-connected ones."""
+    """Global average pooling and one linear layer instead of the fully-connected ones."""
     return nn.Sequential(convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1000))
 
 
 def factored(model: nn.Module, shape: tuple[int, int, int], ranks: list[int]) -> tuple[int, int]:
-    """Parameters and MACs with these ranks in the first layers, in the order of execution; the others stay whole."""
+    """Parameters and MACs with these ranks in the first layers, in execution order; the others are not factored."""
     read, _ = layers(model, shape)
     left, params, macs = iter(ranks), 0, 0
     for name, shapes in read.items():

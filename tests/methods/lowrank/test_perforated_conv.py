@@ -1,4 +1,4 @@
-"""A perforated chain computes what it keeps as the dense one does, copies the nearest elsewhere, and costs what it keeps."""
+"""A perforated chain equals the dense one at kept positions, copies the nearest elsewhere, and has the cost of those kept."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_the_dense_chain_is_left_alone() -> None:
     assert dense[0].stride == (2, 2) and all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
 
 
-GRID, ROWS, PLACES = Grid(2, 2), Rows((0, 3, 4)), Places((0, 9, 20, 21, 63))  # of 8 x 8 places: 4 x 4, 3 x 8, and 5
+GRID, ROWS, PLACES = Grid(2, 2), Rows((0, 3, 4)), Places((0, 9, 20, 21, 63))  # of 8 x 8 positions: 4 x 4, 3 x 8, and 5
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How much layers keep: the next step is the one that costs the least loss, and what is kept is what matters."""
+"""Perforation rates: each step has the least increase of the loss, and the positions of largest impact are kept."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from compressor.methods.lowrank.perforated_conv import Grid, Places, Rows, perfo
 from compressor.methods.lowrank.perforated_shares import RATES, Trial, greedily, sparse
 from compressor.tasks.classify import Classify
 
-COSTS = {"cheap": 90.0, "dear": 900.0, "flat": 90.0}  # with all places
+COSTS = {"cheap": 90.0, "dear": 900.0, "flat": 90.0}  # with all positions
 
 
 def cost(name: str, share: float) -> float:
@@ -37,7 +37,7 @@ def test_the_next_step_is_the_one_with_the_least_loss_for_what_it_saves() -> Non
     assert list(steps(2).items()) == [("flat", 1), ("dear", RATES[0]), ("cheap", RATES[0])]
     asked.clear()
     assert steps(3) == {"cheap": RATES[0], "dear": RATES[1], "flat": 1}
-    assert len(asked) == len({tuple(sorted(shares.items())) for shares in asked}), "nothing is measured twice"
+    assert len(asked) == len({tuple(sorted(shares.items())) for shares in asked}), "no loss is measured twice"
 
 
 def test_what_cannot_be_lowered_further_ends_the_search() -> None:

@@ -1,4 +1,4 @@
-"""Ranks are chosen as the papers say, and a budget is met and used."""
+"""Rank selection rules follow their papers, and budgets are met and used up."""
 
 import itertools
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ def ladder(
     return Ladder(ranks, np.array(errors, float), np.array(costs, float), full, np.array(singular), shape, weight)
 
 
-# From whole downwards, each step saves 4 and loses
+# From the dense layer downwards, each step saves 4 and loses
 A = ladder([0.6, 0.3, 0.1], [4, 8, 12], 16)  # 0.1, 0.2, 0.3
 B = ladder([0.7, 0.2, 0.05], [4, 8, 12], 16)  # 0.05, 0.15, 0.5
-NONE = ladder([], [], 5)  # a layer that no rank makes cheaper
-# The higher rank saves next to nothing.
+NONE = ladder([], [], 5)  # a layer without a cheaper rank
+# The higher rank saves almost nothing.
 STEEP = ladder([0.2, 0.15], [4, 15], 16)
 
 
@@ -74,7 +74,7 @@ def test_a_weight_makes_a_layer_dearer_to_lower() -> None:
 
 
 def test_knapsack_adds_errors_and_greedy_multiplies_what_is_kept() -> None:
-    """The third step of the first layer loses 0.25 of all, or 0.25 / 0.7 of what is left there; the other layer loses 0.3."""
+    """The third step of the first layer loses 0.25 of the total, or 0.25 / 0.7 of the remaining energy; the other loses 0.3."""
     ladders = [ladder([0.55, 0.3, 0.1], [4, 8, 12], 16), ladder([0.3], [12], 16)]
     assert RULES["knapsack"](ladders, 0.75) == [0, None]  # 0.55 + 0 < 0.3 + 0.3
     assert RULES["greedy"](ladders, 0.75) == [1, 0]  # 0.7 * 0.7 > 0.45 * 1
@@ -113,14 +113,14 @@ def test_uniform_takes_the_same_share_of_every_ladder() -> None:
 
 
 def test_evbmf_ranks_are_weakened_and_strengthened() -> None:
-    """5 of 40 ranks are found: 5 + 35 / 2 = 22.5 halfway to all, 5 / 2 = 2.5 halfway to none."""
+    """EVBMF finds 5 of 40 ranks: 5 + 35 / 2 = 22.5 halfway to all, 5 / 2 = 2.5 halfway to none."""
     own = Ladder(np.arange(1, 24), np.linspace(0.9, 0.1, 23), np.arange(100.0, 2400, 100), 2400.0, noisy(40, 60, 5), (40, 60))
     found = [RULES["evbmf"]([own], strength)[0] for strength in (0, 0.24, 0.25, 0.5, 0.75, 1)]
     assert found == [None, None, 22, 4, 2, 0]  # ranks 23, 5, 3 and 1
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(deadline=None)  # a busy machine proves nothing
+@settings(deadline=None)  # the time depends on the load of the machine
 @given(ladders=some_ladders(), strengths=st.lists(st.floats(0, 1), min_size=2, max_size=5))
 def test_more_strength_never_costs_more(name: str, ladders: list[Ladder], strengths: list[float]) -> None:
     costs = [cost(ladders, RULES[name](ladders, strength)) for strength in sorted(strengths)]
@@ -128,7 +128,7 @@ def test_more_strength_never_costs_more(name: str, ladders: list[Ladder], streng
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(deadline=None)  # a busy machine proves nothing
+@settings(deadline=None)  # the time depends on the load of the machine
 @given(ladders=some_ladders())
 def test_strength_goes_from_whole_to_the_lowest_ranks(name: str, ladders: list[Ladder]) -> None:
     assert RULES[name](ladders, 0.0) == [None] * 3
@@ -146,12 +146,12 @@ def test_a_budget_is_met_by_the_dearest_choice_that_fits() -> None:
 
 
 def test_what_is_left_is_spent_where_it_lowers_the_error_most() -> None:
-    """All at rank 2 cost 16; the 4 that are left lower the error of A by 0.2, or that of B by 0.15."""
+    """Rank 2 in all layers costs 16; the remaining 4 lower the error of A by 0.2, or that of B by 0.15."""
     assert meet([A, B], RULES["uniform"], 20) == [2, 1]
 
 
 def test_layers_that_are_alike_need_not_fare_alike() -> None:
-    """12 are left above the lowest ranks: the first layer whole gains 0.2, its next rank 0.05 for hardly less."""
+    """12 remain above the lowest ranks: the dense first layer gains 0.2, its next rank 0.05 at almost the same cost."""
     assert meet([STEEP, STEEP], RULES["knapsack"], 20) == [None, 0]
 
 
@@ -161,16 +161,16 @@ def test_a_budget_below_the_lowest_ranks_is_refused() -> None:
         with pytest.raises(Infeasible) as caught:
             meet([A, B, NONE], rule, 12.5)
         assert str(caught.value).splitlines() == [
-            "A cost of at most 12.5 was asked for, but the lowest ranks of all layers cost 13.",
-            "Ask for no less than that, or let more layers be factored.",
+            "The budget is 12.5, but the lowest ranks of all layers cost 13.",
+            "Raise the budget, or allow more layers to be factored.",
         ]
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(deadline=None)  # a busy machine proves nothing
+@settings(deadline=None)  # the time depends on the load of the machine
 @given(ladders=some_ladders(), share=st.floats(0, 1))
 def test_every_rule_uses_its_budget(name: str, ladders: list[Ladder], share: float) -> None:
-    """No single layer could be better and still fit."""
+    """No single layer can be improved within the budget."""
     least, full = (sum(float(own.stairs[1][place]) for own in ladders) for place in (0, -1))
     budget = least + share * (full - least)
     choice = meet(ladders, RULES[name], budget)
@@ -181,7 +181,7 @@ def test_every_rule_uses_its_budget(name: str, ladders: list[Ladder], share: flo
             assert cost(ladders, other) > budget or loss(ladders, other) >= loss(ladders, choice)
 
 
-@settings(deadline=None)  # a busy machine proves nothing
+@settings(deadline=None)  # the time depends on the load of the machine
 @given(ladders=some_ladders(), share=st.floats(0, 1))
 def test_knapsack_is_within_one_step_of_the_best_of_all_choices(ladders: list[Ladder], share: float) -> None:
     least, full = (sum(float(own.stairs[1][place]) for own in ladders) for place in (0, -1))
@@ -192,7 +192,7 @@ def test_knapsack_is_within_one_step_of_the_best_of_all_choices(ladders: list[La
 
 
 def longest_step(own: Ladder) -> float:
-    """The most that weight * error falls by between neighbours on the lower convex hull of a ladder's stairs."""
+    """The largest decrease of weight * error between neighbours on the lower convex hull of a ladder."""
     errors, costs = own.stairs
     hull = [0]
     while hull[-1] < len(errors) - 1:
@@ -201,11 +201,11 @@ def longest_step(own: Ladder) -> float:
     return own.weight * float(np.max(-np.diff(errors[hull]), initial=0))
 
 
-# The analytic rank ------------------------------------------------------------------------------------------------------
+# Analytic rank ----------------------------------------------------------------------------------------------------------
 
 
 def noisy(rows: int, columns: int, rank: int, scale: float = 1.0) -> np.ndarray:
-    """Singular values of a product of `rank` columns and rows of numbers around 0, plus noise, all of variance `scale`^2."""
+    """Singular values of a product of `rank` random columns and rows, plus noise, all of variance `scale`^2."""
     draw = np.random.default_rng(rank).standard_normal
     return np.linalg.svd(scale * (draw((rows, rank)) @ draw((rank, columns)) + draw((rows, columns))), compute_uv=False)
 

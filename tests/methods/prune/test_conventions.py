@@ -1,13 +1,13 @@
-"""What published tables say of MACs: both ways of counting them, with whole filters and with widths that are not whole.
+"""MAC counts of published tables, in both conventions: whole filters, and fractional channel counts.
 
-Papers that prune every layer alike multiply each width by the share r that stays, a real number, and count convolutions: what
-a convolution makes is r wide, and what it reads too, unless it reads the residual stream, which stays wide. That is what
-`budget.macs_at` counts under `--residual scatter`.
+Papers that prune all layers at the same rate multiply each width by the kept fraction r, a real number, and count convolutions:
+the output of a convolution has the fraction r of its channels, and so has its input, unless it is the residual stream, which
+keeps its width. `budget.macs_at` counts in this way under `--residual scatter`.
 
-One thing differs by design. Where the first stage has no projection (all ResNets here but the 50), the papers let the first
-block read the stem's few filters, while the stream beside it has all of its channels. Here the stem's filters are put back
-into the stream first, and the first block reads the stream, as every block does: so its first convolution costs a factor 1 / r
-more. `AT_STEM` names the layers that the tables have that for.
+One difference is by design. If the first stage has no projection (all ResNets here but the 50), the first block of the papers
+consumes the remaining filters of the stem, while the residual stream has all of its channels. Here the filters of the stem are
+first scattered into the residual stream, which the first block consumes like every other block: its first convolution costs a
+factor 1 / r more. `AT_STEM` names the layers that the tables count in the other way.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def scattered(model: Callable[[], nn.Module], shape: tuple[int, int, int], keep:
 
 
 def papers_cut(channels: Channels, gone: float, at_stem: tuple[str, ...] = (), left_out: tuple[str, ...] = ()) -> float:
-    """Per cent of the MACs that go by the papers' way of counting; `left_out` are layers that they do not count."""
+    """Per cent of the MACs removed, as counted in the papers; `left_out` are layers that they do not count."""
     before = channels.macs.by_layer(channels.all_kept())
     after = channels.macs.by_layer(np.full(channels.atoms, 1 - gone))
     cost = sum(macs * (1 - gone if layer in at_stem else 1) for layer, macs in after.items() if layer not in left_out)
@@ -42,12 +42,12 @@ def papers_cut(channels: Channels, gone: float, at_stem: tuple[str, ...] = (), l
 
 
 def whole(channels: Channels, gone: float) -> Mask:
-    """What stays when every layer gives this share of its filters, rounded down."""
+    """The mask that prunes this fraction of the filters of every layer, rounded down."""
     return choose(channels, np.zeros(channels.atoms), parse_target(f"filters={gone:.0%}"))
 
 
 def whole_cost(channels: Channels, mask: Mask, at_stem: tuple[str, ...] = ()) -> tuple[float, float]:
-    """MACs and parameters with whole filters, if the layers `at_stem` read those that the stem has left."""
+    """MACs and parameters with whole filters, if the layers `at_stem` consume the remaining filters of the stem."""
     macs, params = channels.macs.by_layer(mask), channels.params.by_layer(mask)
     (stem, *_) = channels.split(mask).values()
     for layer in at_stem:
@@ -64,7 +64,7 @@ def whole_cut(channels: Channels, gone: float, at_stem: tuple[str, ...] = ()) ->
 # CIFAR ----------------------------------------------------------------------------------------------------------------
 
 DEPTHS = (20, 32, 56, 110)
-TABLE = {  # per cent of the filters -> per cent of the MACs, for each of DEPTHS; published are those of 30 and 40 %
+TABLE = {  # per cent of the filters -> per cent of the MACs, for each of DEPTHS; those of 30 and 40 % are published
     10: (15.24, 14.93, 14.74, 14.62),
     20: (29.31, 28.77, 28.42, 28.21),
     30: (42.22, 41.51, 41.06, 40.78),
@@ -98,7 +98,7 @@ def test_with_whole_filters_about_two_points_less_go(cifar: dict[int, Channels])
 
 
 def test_ours_are_smaller_by_the_first_block_that_reads_the_stream(cifar: dict[int, Channels]) -> None:
-    """The difference to the tables: up to 1.4 points in ResNet-20, less the deeper the network is."""
+    """The difference to the tables is up to 1.4 points in ResNet-20, and smaller in deeper networks."""
     assert [round(whole_cut(channels, 0.4), 1) for channels in cifar.values()] == [50.3, 50.1, 50.0, 49.9]
     assert [round(100 * macs_at(channels, 0.4), 1) for channels in cifar.values()] == [52.6, 52.3, 52.2, 52.1]
 
@@ -119,7 +119,7 @@ def test_parameters_of_their_convolutions(cifar: dict[int, Channels], depth: int
 
 
 def resnet50_v1() -> nn.Module:
-    """As first published: the first block of a stage takes every second pixel in its first convolution, not in its second."""
+    """The original layout: the stride of a stage is in the first convolution of its first block, not in the second."""
     model = torchvision.models.resnet50()
     for stage in (model.layer2, model.layer3, model.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
@@ -136,12 +136,12 @@ def test_the_table_of_resnets_18_and_34(name: str, giga: float, cuts: list[float
 
 
 def test_the_table_of_resnet_50_is_of_its_first_layout() -> None:
-    """Its stem is no part of a stream, so nothing differs here. 42.2 and 53.5 are FPGM's and PGMPF's, 41.8 is SFP's."""
+    """Its stem is not in a residual stream, so there is no difference. 42.2 and 53.5: FPGM and PGMPF; 41.8: SFP."""
     channels = scattered(resnet50_v1, IMAGENET, PROJECTIONS)
     macs = channels.macs.by_layer(channels.all_kept())
     assert (sum(macs.values()) - macs["fc"]) / 1e9 == pytest.approx(3.856, abs=5e-4)
     assert [round(papers_cut(channels, gone, left_out=("fc",)), 1) for gone in (0.3, 0.4)] == [42.2, 53.5]
-    wide = macs["layer1.0.downsample.0"] / (sum(macs.values()) - macs["fc"])  # a projection that reads the stem's full width
+    wide = macs["layer1.0.downsample.0"] / (sum(macs.values()) - macs["fc"])  # its input is the full width of the stem
     assert [round(papers_cut(channels, gone, left_out=("fc",)) - 100 * wide * gone, 1) for gone in (0.3, 0.4)] == [41.8, 53.0]
 
 
@@ -195,7 +195,7 @@ def test_vgg_16() -> None:
 
 
 def test_half_of_the_first_and_the_last_six_layers_of_vgg_16() -> None:
-    """The configuration of Li et al. (ICLR 2017, arXiv 1608.08710): 34.2 % of the MACs and 64 % of the parameters go."""
+    """The configuration of Li et al. (ICLR 2017, arXiv 1608.08710) removes 34.2 % of the MACs and 64 % of the parameters."""
     channels = scattered(vgg16, CIFAR, [])
     halved = [group for number, group in enumerate(channels.groups) if number == 0 or number >= 7]
     mask = channels.join({group.name: np.arange(group.size) < group.size // 2 for group in halved})

@@ -1,4 +1,4 @@
-"""Gates, first-order terms and savings, against what autograd and the tables say."""
+"""Gates, first-order terms and savings, compared with autograd and the cost tables."""
 
 import copy
 
@@ -26,7 +26,7 @@ def slopes(model: nn.Module, residual: str = "coupled") -> dict[str, Tensor]:
 
 
 def by_autograd(model: nn.Module, module: nn.Module, width: int) -> Tensor:
-    """dL/dm where m multiplies what `module` answers."""
+    """dL/dm of a gate m that multiplies the output of `module`."""
     gate = torch.ones(width, requires_grad=True)
     hook = module.register_forward_hook(lambda module, args, output: output * gate.view(-1, 1, 1))
     (batch,) = batches(1)
@@ -41,7 +41,7 @@ def test_a_gate_multiplies_what_is_read() -> None:
 
 
 def test_it_is_the_same_as_to_take_out_a_filter_with_its_bias() -> None:
-    """Behind a ReLU, whose answer grows with the filter: what Lin et al. write as the sum of W dL/dW and b dL/db."""
+    """After a ReLU, whose output is proportional to the filter: the sum of W dL/dW and b dL/db of Lin et al."""
     model = plain()
     (terms,) = first_order(model, Classify(), batches(1))
     made = terms["0.weight"].sum((1, 2, 3)) + terms["0.bias"]

@@ -1,4 +1,4 @@
-"""What the papers of the soft family share: their schedules, and that hard filters stay where they are."""
+"""The schedules of the soft pruning methods, and that hard filters are kept at zero."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from compressor.methods.prune.soft import SoftPruning, asymptotic, cubic, decayi
 from compressor.training.method import Method, Progress
 
 T = 100
-TABLE = {  # epoch: lambda, alpha, share of the filters that stays when 40 % go in the end; printed by the authors of PGMPF
+TABLE = {  # epoch: lambda, alpha, fraction of filters kept at a final rate of 40 %; output of the authors' code of PGMPF
     0: (0.0297010, 1.0, 1.0),
     1: (0.0588080, 0.8912509, 0.9580100),
     2: (0.0873270, 0.7943282, 0.9204280),
@@ -29,8 +29,8 @@ TABLE = {  # epoch: lambda, alpha, share of the filters that stays when 40 % go 
 def test_the_schedules_are_those_that_the_authors_printed(epoch: int, row: tuple[float, float, float]) -> None:
     now = Progress(epoch, T)
     found = cubic(now, 0.8), decaying(now, 1.0, 1e-5, 0.8), 1 - 0.4 * asymptotic(now, 0.9)
-    assert found == pytest.approx(row, abs=1e-5 if 80 <= epoch < 90 else 6e-8)  # those of the end were cut off
-    assert epoch < 90 or found == row  # at the end exactly
+    assert found == pytest.approx(row, abs=1e-5 if 80 <= epoch < 90 else 6e-8)  # the last ones are truncated
+    assert epoch < 90 or found == row  # exact at the end
 
 
 def test_the_rate_has_three_quarters_after_an_eighth_of_training() -> None:
@@ -56,7 +56,7 @@ def test_one_epoch_at_least_trains_what_remains(epochs: int) -> None:
 
 
 def ten_filters() -> nn.Sequential:
-    """Ten filters of norms 1 to 10 and a batch norm of scale 1 and shift 5, and a layer that reads them."""
+    """Ten filters of norms 1 to 10, a batch norm of scale 1 and shift 5, and a layer that consumes them."""
     model = nn.Sequential(nn.Conv2d(1, 10, 1, bias=False), nn.BatchNorm2d(10), nn.Conv2d(10, 2, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.arange(1.0, 11.0).view(10, 1, 1, 1))
@@ -65,7 +65,7 @@ def ten_filters() -> nn.Sequential:
 
 
 def test_half_of_the_weak_are_hard() -> None:
-    """Of ten filters four are weak; with lambda = 1/2 two of them are hard, and with alpha = 0.1 two are shrunk."""
+    """Of ten filters four are weak; with lambda = 1/2 two of them are hard, and with alpha = 0.1 two are scaled."""
     method = GHFP(job("filters=40%", ten_filters(), (1, 4, 4)))
     method.weaken(rate=1.0, softness=0.1, hardness=0.5)
     assert method.model[0].weight.flatten().tolist() == pytest.approx([0, 0, 0.3, 0.4, 5, 6, 7, 8, 9, 10])
@@ -77,7 +77,7 @@ def test_hard_filters_do_not_move_whatever_the_optimizer() -> None:
     for make in (optimizer, lambda method: torch.optim.AdamW(method.parameters(), lr=0.1)):
         method = GHFP(job("filters=40%"))
         steps = make(method)
-        train(method, steps, range(1), 2)  # momentum for all
+        train(method, steps, range(1), 2)  # gives all filters momentum
         method.weaken(rate=1.0, softness=0.0, hardness=1.0)
         train(method, steps, range(1), 2)
         parts = dict(
@@ -108,7 +108,7 @@ def test_weak_filters_learn_half_of_the_time_and_less_and_less() -> None:
     assert method.model.head.weight.grad.eq(1).all()
 
 
-# One paper is another with a setting ------------------------------------------------------------------------------------
+# Papers as special cases of each other ----------------------------------------------------------------------------------
 
 
 def trained(name: str, weights: dict[str, float] | None = None, **settings: float | bool) -> dict[str, torch.Tensor]:

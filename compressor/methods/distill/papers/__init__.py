@@ -1,1 +1,1 @@
-"""One file a paper, named as the method is. A paper imports no other paper."""
+"""One file per paper, named after its method. Papers do not import each other."""

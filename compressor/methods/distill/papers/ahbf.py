@@ -1,34 +1,36 @@
-"""AHBF-OKD: ever deeper branches of one network are fused, one by one, into assistants that teach the shallower ones.
+"""AHBF-OKD: branches of increasing depth are fused, one by one, into assistants, which teach the shallower branches.
 
-Gong, Lin, Zhang, Shen, Li, Qiao, Ren, Li, Yu, Ma: "Adaptive Hierarchy-Branch Fusion for Online Knowledge Distillation",
-AAAI 2023. Read were only the abstract and the authors' code, which the formulas are of; the file for CIFAR's ResNets does not
-run there, for it names a class that is nowhere.
+Gong, Lin, Zhang, Shen, Li, Qiao, Ren, Li, Yu, Ma: "Adaptive Hierarchy-Branch Fusion for Online Knowledge Distillation", AAAI
+2023. Only the abstract and the authors' code were available; the formulas follow the code. Its file for CIFAR ResNets does not
+run, because it names a class that is not defined.
 
-All stages but the last are shared. The last one and the classifier are there M times, branch m with m a blocks more than the
-network that was given, which is branch 0. Fusion m joins the map U of the assistant before (branch 0's map F_0 at first) with
-branch m's map F_m, and says for each image how much each of the two counts:
+All stages but the last are shared. The last stage and the classifier exist M times: branch m has m a blocks more than the
+given network, which is branch 0. Fusion module m concatenates the feature map U of the previous assistant (first F_0, that of
+branch 0) and the feature map F_m of branch m, and predicts a weight for each of the two, per image:
 
     U_m = BN(Conv1x1([U_{m-1}, F_m]))                                  2 C -> C channels
-    (g, h) = softmax(ReLU(BN(W mean of U_m over its positions)))
+    (g, h) = softmax(ReLU(BN(W GAP(U_m))))                             GAP: global average pooling
     u_m = g u_{m-1} + h z_m                                            logits of assistant m; u_0 = z_0
 
-With KL(q || p) = T^2 KL of softmax(q / T), which teaches, and softmax(p / T), which learns, and m = 1..M-1 in all but the
-first sum:
+With KL(q || p) = T^2 KL of softmax(q / T), the teacher, and softmax(p / T), the student, and m = 1..M-1 in all sums but the
+first:
 
     L = w_cross_entropy sum over m >= 0 of CE(z_m, y) + w_fused sum CE(u_m, y)
       + r w_assistant sum [ KL(u_m || u_{m-1}) + KL(u_m || z_m) ] + r w_branch sum KL(z_m || u_{m-1})
     r = 0.75 exp(-5 (1 - min(epoch, 240) / 240)^2)
 
-M = 4, T = 3. The code has a = 2, and 4 for ResNet-32; 2 for w_assistant and 4 for w_branch. Summaries of the paper have these
-two the other way round. Gradients go to the side that teaches, too, as in the code (`--set detach_teacher=true` stops them).
+M = 4, T = 3. The code has a = 2 (4 for ResNet-32), w_assistant = 2 and w_branch = 4; summaries of the paper have these two
+weights the other way round. As in the code, the teacher's side receives gradients, too (`--set detach_teacher=true` stops
+them).
 
-As in the code, r counts epochs, of which it trains for 300: in a short training branches hardly teach each other. The shared
-stages learn from 2 M - 1 cross-entropies at once, and a short training wants a smaller rate for that: a ResNet-20 with new
-weights knew 47 % of held-out images after 3 epochs on 5,000 at 0.02, 26 % at 0.05, and with labels alone, at 0.05, 42 %.
+As in the code, r depends on the number of epochs, of which it trains 300: in a short training the distillation terms stay
+small. The shared stages receive the gradients of 2 M - 1 cross-entropies, so a short training needs a smaller learning rate: a
+ResNet-20 trained from scratch for 3 epochs on 5,000 images had a held-out top-1 of 47 % at 0.02 and 26 % at 0.05; with the
+labels alone, at 0.05, it had 42 %.
 
-Interpretation: branches are deeper at the end of the last stage, in all networks; the code spreads their blocks over several
-stages of some. The code adds 1e-7 to probabilities that teach, which logarithms of softmax do not need. Interpretation: where
-features are tokens, positions are tokens.
+Interpretation: all networks get the additional blocks at the end of the last stage; the code spreads them over several stages
+in some networks. The code adds 1e-7 to the teacher's probabilities, which log-softmax makes unnecessary. Interpretation: for
+features that are tokens, pooling is over tokens.
 """
 
 import math
@@ -45,16 +47,16 @@ from compressor.training.method import Job, Progress
 
 
 class AHBF(Branched):
-    """Ever deeper branches learn from the labels, and assistants fused from them teach the shallower ones.
+    """Distils between branches of increasing depth: assistants, fused from the branches, teach the shallower ones.
 
-    cross_entropy: weight of the labels for each branch
-    fused: weight of the labels for each assistant
-    assistant: weight of what an assistant teaches the one before it, and its own branch
-    branch: weight of what a branch teaches the assistant before it
-    branches: how many branches learn together, M
-    blocks: how many blocks each branch has more than the one before, a
-    temperature: what logits are divided by, T
-    detach_teacher: let no gradient go to the side that teaches
+    cross_entropy: weight of the cross-entropy with the labels, for each branch
+    fused: weight of the cross-entropy with the labels, for each assistant
+    assistant: weight of the distillation from each assistant to the previous one and to its own branch
+    branch: weight of the distillation from each branch to the previous assistant
+    branches: number of branches, M
+    blocks: number of blocks that each branch has more than the previous one, a
+    temperature: temperature of the distillation, T (logits are divided by it)
+    detach_teacher: stop gradients into the teacher's side of the distillation terms
     """
 
     paper = "Gong et al., AAAI 2023"
@@ -114,15 +116,15 @@ class AHBF(Branched):
 
 
 def mixer(width: int) -> nn.Sequential:
-    """Two maps side by side [n, 2 width, positions] to one [n, width, positions], by what is a 1 x 1 convolution of maps."""
+    """1 x 1 convolution and batch norm: concatenated maps [n, 2 width, positions] -> [n, width, positions]."""
     return nn.Sequential(nn.Conv1d(2 * width, width, 1), nn.BatchNorm1d(width))
 
 
 def gate(width: int) -> nn.Sequential:
-    """Means of a map [n, width] to the shares of two logits [n, 2]."""
+    """Pooled features [n, width] -> the weights of two logits [n, 2]."""
     return nn.Sequential(nn.Linear(width, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Softmax(1))
 
 
 def ramp(epoch: int) -> float:
-    """r after so many epochs."""
+    """r in this epoch, counted from 0."""
     return 0.75 * math.exp(-5 * (1 - min(epoch, 240) / 240) ** 2)

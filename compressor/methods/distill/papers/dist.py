@@ -1,16 +1,16 @@
-"""DIST: the student's probabilities need not equal the teacher's, they only have to rise and fall with them.
+"""DIST: the student's probabilities must correlate with the teacher's, rather than be equal to them.
 
 Huang, You, Wang, Qian, Xu: "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536, section 3.
 
     Y = softmax(z / T)                                          [n, classes]
     d(u, v) = 1 - Pearson's correlation of u and v
-    L_inter = mean over images  i of d(Y_s[i, :], Y_t[i, :])    how the classes of one image compare
-    L_intra = mean over classes j of d(Y_s[:, j], Y_t[:, j])    how the images of a batch compare in one class
+    L_inter = mean over images  i of d(Y_s[i, :], Y_t[i, :])    inter-class relation, per image
+    L_intra = mean over classes j of d(Y_s[:, j], Y_t[:, j])    intra-class relation, over the images of a batch
     L = CE(z_s, y) + T^2 (inter L_inter + intra L_intra)
 
 The factor T^2 is that of the authors' code. Interpretation: weights of 2 and T = 1, from memory those for ImageNet. T = 4 is
-customary for CIFAR-100, in 240 epochs; for a ResNet-20 with new weights, 6 epochs on 5,000 images, T = 4 gave 46 % of held-out
-images, T = 1 and labels alone 53 %.
+customary for CIFAR-100, with 240 epochs; for a ResNet-20 trained from scratch for 6 epochs on 5,000 images, T = 4 gave a
+held-out top-1 of 46 %, T = 1 and the labels alone 53 %.
 """
 
 import torch.nn.functional as F
@@ -22,12 +22,12 @@ from compressor.training.method import Job
 
 
 class DIST(Distillation):
-    """The student's probabilities correlate with the teacher's, over the classes of an image and over the images of a class.
+    """Correlates the student's probabilities with the teacher's, over the classes of an image and over the images of a class.
 
-    cross_entropy: weight of the labels
-    inter: weight of the correlation over the classes of each image, the paper's beta
-    intra: weight of the correlation over the images of each class, the paper's gamma
-    temperature: what logits are divided by, T
+    cross_entropy: weight of the cross-entropy with the labels
+    inter: weight of the inter-class correlation (over the classes of each image), beta in the paper
+    intra: weight of the intra-class correlation (over the images of a batch, for each class), gamma in the paper
+    temperature: temperature of the distillation, T (logits are divided by it)
     """
 
     paper = "Huang et al., NeurIPS 2022 (arXiv 2205.10536)"
@@ -60,6 +60,6 @@ class DIST(Distillation):
 
 
 def unlike(ours: Tensor, theirs: Tensor) -> Tensor:
-    """1 less Pearson's correlation of rows [rows, values], averaged over the rows."""
+    """1 minus the Pearson correlation of rows [rows, values], averaged over the rows."""
     ours, theirs = (rows - rows.mean(1, keepdim=True) for rows in (ours, theirs))
     return 1 - F.cosine_similarity(ours, theirs, dim=1).mean()

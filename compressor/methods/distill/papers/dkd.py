@@ -1,20 +1,21 @@
-"""Decoupled knowledge distillation: what the teacher says of the right class, and of all others, weighed apart.
+"""DKD: decoupled knowledge distillation, with separate weights for the target class and the non-target classes.
 
 Zhao, Cui, Song, Qiu, Liang: "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, section 3.
 
-    p = softmax(z / T),   b = (p_y, 1 - p_y)                    of the right class y against the rest
-    q = softmax of z_i / T over the classes i other than y
+    p = softmax(z / T),   b = (p_y, 1 - p_y)                    the target class y against all others
+    q = softmax of z_i / T over the non-target classes i != y
     KL(p_t || p_s) = KL(b_t || b_s) + (1 - p_y of the teacher) KL(q_t || q_s)
     L = CE(z_s, y) + ramp T^2 (tckd KL(b_t || b_s) + nckd KL(q_t || q_s))
 
-In the third line the part of the other classes counts the less, the surer the teacher is; the fourth takes that factor away.
-The authors' nckd for CIFAR-100 is 8 from a ResNet-32x4 to a ResNet-8x4, 6 for pairs of Wide-ResNets and of VGGs, 2 from a
-ResNet-56 to a ResNet-20; for ImageNet it is 0.5, with T = 1. The least of those for CIFAR is the default here: with 8, and
-a rate of 0.05, a new ResNet-20 that a ResNet-56 taught ten classes on 5,000 images was at chance after four epochs.
+Plain KD (third line) gives the non-target term (NCKD) less weight the more confident the teacher is; DKD replaces that factor
+by a constant. The authors' nckd for CIFAR-100 is 8 for ResNet-32x4 to ResNet-8x4, 6 for pairs of Wide-ResNets and of VGGs, 2
+for ResNet-56 to ResNet-20; for ImageNet it is 0.5, with T = 1. The default here is the smallest value for CIFAR: with 8 and a
+learning rate of 0.05, a ResNet-20 trained from scratch, with a ResNet-56 as teacher (ten classes, 5,000 images), was at chance
+level after four epochs.
 
-The ramp is that of the authors' code: min(e / 20, 1) in epoch e = 1, 2, ... of 240. A shorter training ends before the two
-terms have their whole weight, and is the better for it: with a ramp of 1.25 of 15 epochs, on 5,000 images, a new ResNet-20
-ended 8.7 points below one that had the labels alone.
+The ramp (warm-up) is that of the authors' code: min(e / 20, 1) in epoch e = 1, 2, ... of 240. A shorter training ends before
+the two terms reach their full weight, and a shorter ramp was worse: with one of 1.25 of 15 epochs, on 5,000 images, a
+ResNet-20 trained from scratch ended 8.7 points below one trained with the labels alone.
 """
 
 import torch
@@ -26,17 +27,17 @@ from compressor.methods.distill.teaching import Distillation, above
 from compressor.tasks.classify import softened
 from compressor.training.method import Job, Progress
 
-FAR = 1000.0  # what the right class is behind the others when only these are compared; an infinity would make 0 x infinity
+FAR = 1000.0  # subtracted from the target logit to exclude it from the softmax; an infinity would lead to 0 x infinity
 
 
 class DKD(Distillation):
-    """The student learns from the teacher how likely the right class is and, apart from that, how the others compare.
+    """Splits the KD loss into a target-class and a non-target-class term with independent weights.
 
-    cross_entropy: weight of the labels
-    tckd: weight of the teacher's probability of the right class, the paper's alpha
-    nckd: weight of the teacher's probabilities among the other classes, the paper's beta
-    temperature: what logits are divided by, T
-    ramp: epochs in which the teacher's two weights grow to what they are; 1: they have them at once
+    cross_entropy: weight of the cross-entropy with the labels
+    tckd: weight of target-class knowledge distillation (TCKD), alpha in the paper
+    nckd: weight of non-target-class knowledge distillation (NCKD), beta in the paper
+    temperature: temperature of the distillation, T (logits are divided by it)
+    ramp: epochs of linear warm-up of tckd and nckd; 1: full weight from the first epoch
     """
 
     paper = "Zhao et al., CVPR 2022 (arXiv 2203.08679)"
@@ -56,7 +57,7 @@ class DKD(Distillation):
         super().__init__(job, {"cross_entropy": cross_entropy, "tckd": tckd, "nckd": nckd})
         above(0, temperature=temperature, ramp=ramp)
         self.temperature, self.ramp = temperature, ramp
-        self.grown = 1.0  # the share of their weights that the teacher's terms have in this epoch
+        self.grown = 1.0  # factor of tckd and nckd in this epoch
 
     def begin_epoch(self, progress: Progress) -> None:
         self.grown = min((progress.epoch + 1) / self.ramp, 1.0)
@@ -85,5 +86,5 @@ def right_or_not(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
 
 
 def others(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Logits [n, classes] with the right class so far behind that its share of the softmax at this temperature is 0."""
+    """Logits [n, classes] with the target logit lowered so far that its probability at this temperature is 0."""
     return logits - FAR * temperature * F.one_hot(targets, logits.shape[1])

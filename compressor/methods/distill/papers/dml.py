@@ -1,19 +1,18 @@
-"""Deep mutual learning: networks of one build learn from the labels and from each other's answers.
+"""DML: deep mutual learning of peers of the same architecture, from the labels and from each other's predictions.
 
-Zhang, Xiang, Hospedales, Lu: "Deep Mutual Learning", CVPR 2018, arXiv 1706.00384. Read were only the abstract and a version of
-it in the code of MCL-OKD, for CIFAR-100. With M peers, p_m = softmax(z_m / T):
+Zhang, Xiang, Hospedales, Lu: "Deep Mutual Learning", CVPR 2018, arXiv 1706.00384. Only the abstract and an
+implementation in the code of MCL-OKD, for CIFAR-100, were available. With M peers, p_m = softmax(z_m / T):
 
     L = sum over m of [ w_ce CE(z_m, y) + w_mutual / (M - 1) sum over n != m of T^2 KL(p_n || p_m) ]
 
-The other's answer p_n is a target here, through which no gradient goes. Interpretation: M = 2 and T = 1, where T^2 is nothing,
-as in the paper (from memory: 200 epochs, SGD with Nesterov momentum, rate 0.1, batches of 64). Others take T = 2 with the
-factor.
+The target p_n is detached. Interpretation: M = 2 and T = 1, where the factor T^2 is 1, as in the paper (from memory: 200
+epochs, SGD with Nesterov momentum, learning rate 0.1, batches of 64). Others use T = 2 with the factor.
 
-Interpretation: peers are whole networks. They begin with weights of their own, for those that begin alike have nothing to tell
-each other; the first is the network that was given, and is kept.
+Interpretation: peers are whole networks. They start from different weights, because identical peers would have nothing to
+learn from each other; the first is the given network, and is kept.
 
-Unlike the paper: all peers take their step at once (from memory: there one steps, the other answers anew, then that one
-steps).
+Unlike the paper: all peers are updated in the same step (from memory: the paper updates one, recomputes its predictions, then
+updates the other).
 """
 
 from torch import Tensor
@@ -25,12 +24,12 @@ from compressor.training.method import Job
 
 
 class DML(Distillation):
-    """Networks of one build learn together, each from the labels and from the answers of all others.
+    """Trains peers of the same architecture together, each on the labels and on the predictions of all others.
 
-    cross_entropy: weight of the labels
-    mutual: weight of the other networks' answers
-    peers: how many networks learn together, M
-    temperature: what logits are divided by, T
+    cross_entropy: weight of the cross-entropy with the labels
+    mutual: weight of the KL divergence from the other peers' predictions
+    peers: number of networks, M
+    temperature: temperature of the distillation, T (logits are divided by it)
     """
 
     paper = "Zhang et al., CVPR 2018 (arXiv 1706.00384)"
@@ -62,6 +61,6 @@ class DML(Distillation):
 
 
 def mutual(logits: list[Tensor], temperature: float) -> Tensor:
-    """How far each network's answer [n, classes] is from the others', which stand still."""
+    """KL divergence of each network's predictions from those of the others, which are detached; logits [n, classes]."""
     pairs = ordered_pairs(len(logits))
     return total(softened(logits[m], logits[n].detach(), temperature) for m, n in pairs) / (len(logits) - 1)

@@ -1,24 +1,25 @@
-"""HSSAKD: networks of one build teach each other, at the end of each stage, what they make of turned images.
+"""HSSAKD: peers distil joint distributions over classes and rotations into each other, at the end of each stage.
 
 Yang, An, Cai, Xu: "Knowledge Distillation Using Hierarchical Self-Supervision Augmented Distribution", IEEE TNNLS, 2022,
-arXiv 2109.03075. Of the paper only the abstract was read; the formulas are those of its authors' code.
+arXiv 2109.03075. Of the paper only the abstract was available; the formulas follow the authors' code.
 
-Each image comes in four turns, r = 0..3 times 90 degrees, and has the joint label k = 4 y + r. Each network m of M has, at the
-end of each stage l, a head that tells the joint label, q_l^m. All are trained together from scratch:
+Each image is rotated by r = 0..3 times 90 degrees and has the joint label k = 4 y + r. Each network m of M has, at the end of
+each stage l, an auxiliary head that predicts the joint label, with logits q_l^m. All are trained together from scratch:
 
     L = sum_m [w_ce CE(z_m[r = 0], y) + w_labels sum_l CE(q_l^m, k)]
         + 1 / (M - 1) sum_{m != n} [w_kd T^2 KL(z_n || z_m) + w_joint sum_l T^2 KL(q_l^n || q_l^m)]
 
-Terms without [r = 0] are averaged over all four turns, and network n gets no gradient from what it teaches m. T = 3, all
+Terms without [r = 0] are averaged over all four rotations, and in the KL terms network n, the teacher, is detached. T = 3, all
 weights are 1, and M = 2.
 
-With a teacher this is the method of the same authors' paper of IJCAI 2021 (arXiv 2107.13715): there are no other networks, the
-teacher takes the place of network n, its heads are trained before the student, for 100 epochs where that has 240, or with
-`joint=true` together with itself and for as long, and the student is told no joint label.
+With a teacher, this is the method of the same authors' paper of IJCAI 2021 (arXiv 2107.13715): the teacher takes the place of
+network n, and there are no peers. Its heads are trained before the student: alone, for 100 epochs where the student has 240,
+or with `joint=true` together with the teacher, for as many epochs as the student. The student has no cross-entropy with the
+joint labels.
 
-Unlike the paper: the first network begins with the weights that it has, and it is the one that is kept, not the better one.
+Unlike the paper: the first network starts from its given weights, and it is the one that is kept, not the better one.
 
-Interpretation: with M > 2, 1 / (M - 1), so that a network learns as much from the others as it does from one.
+Interpretation: with M > 2, the factor 1 / (M - 1) keeps the weight of the distillation the same as with one other network.
 """
 
 from torch import Tensor, nn
@@ -30,15 +31,15 @@ from compressor.training.method import Job
 
 
 class HSSAKD(SelfSupervised):
-    """Networks learn from each other, or from a teacher, which class and which turn is seen at the end of each stage.
+    """Distils logits and joint distributions over classes and rotations between peers, or from a teacher.
 
-    cross_entropy: weight of the labels, for images that are not turned
-    joint_labels: weight of the labels of class and turn, for the heads of networks without a teacher
-    kd: weight of each other's answers, for images in all turns
-    joint_kd: weight of what each other's heads tell of class and turn
-    temperature: what logits are divided by, T
-    peers: how many networks learn together when there is no teacher, M
-    joint: train the teacher, if there is one, together with its heads first, not the heads alone
+    cross_entropy: weight of the cross-entropy with the labels, for images that are not rotated
+    joint_labels: weight of the cross-entropy with the joint labels, for the auxiliary heads; only without a teacher
+    kd: weight of the distillation of logits, for all rotations
+    joint_kd: weight of the distillation between auxiliary heads (joint distribution over classes and rotations)
+    temperature: temperature of the distillation, T (logits are divided by it)
+    peers: number of networks, M; only without a teacher
+    joint: first train the teacher, if there is one, together with its auxiliary heads, not the heads alone
     """
 
     paper = "Yang et al., TNNLS 2022 (arXiv 2109.03075)"
@@ -77,12 +78,12 @@ class HSSAKD(SelfSupervised):
         )
 
     def offline(self, batch: Batch) -> tuple[list[Told], list[tuple[Told, Told]]]:
-        """Who learns, and who learns from whom: the student from the teacher."""
+        """The trained networks, and pairs (student, teacher)."""
         student, teacher = self.from_teacher(rotated(batch.images))
         return [student], [(student, teacher)]
 
     def online(self, batch: Batch) -> tuple[list[Told], list[tuple[Told, Told]]]:
-        """Likewise: each network from each other."""
+        """The same for peers: each is the student of every other."""
         images = rotated(batch.images)
         networks, heads = [self.model, *self.peers], [self.heads, *self.peers_heads]
         told = [Told(self.student.ask(network, images), its) for network, its in zip(networks, heads, strict=True)]

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the student learns from the teacher's softened answers beside the labels.
+"""KD: knowledge distillation from the teacher's softened class probabilities, in addition to the labels.
 
 Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531, section 2, and, with
 `standardise=true`, Sun, Ren, Li, Wang, Cao: "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427.
@@ -6,9 +6,9 @@ Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015, arX
     p = softmax(z / T)
     L = w_ce CE(z_s, y) + w_kd T^2 KL(p_t || p_s)
 
-The weights 0.1 and 0.9 and T = 4 are the custom for CIFAR-100 since Tian et al., ICLR 2020, arXiv 1910.10699. The second paper
-brings each row of logits to mean 0 and standard deviation 1 before it is divided by T, so that the student need not match the
-teacher's scale; it takes T = 2 and a weight of 9.
+The weights 0.1 and 0.9 and T = 4 are customary for CIFAR-100 since Tian et al., ICLR 2020, arXiv 1910.10699. The second paper
+standardises each row of logits to mean 0 and standard deviation 1 before dividing it by T, so that the student need not match
+the scale of the teacher's logits; it uses T = 2 and a weight of 9.
 """
 
 from torch import Tensor
@@ -22,12 +22,12 @@ TINY = 1e-7
 
 
 class KD(Distillation):
-    """The student learns the teacher's softened class probabilities, and the labels.
+    """Trains the student on the teacher's softened class probabilities and on the labels.
 
-    cross_entropy: weight of the labels
-    kd: weight of the teacher's answers
-    temperature: what logits are divided by, T
-    standardise: bring each row of logits to mean 0 and standard deviation 1 first (with temperature=2 and kd=9 in its paper)
+    cross_entropy: weight of the cross-entropy with the labels
+    kd: weight of the KL divergence from the teacher's softened probabilities
+    temperature: temperature of the distillation, T (logits are divided by it)
+    standardise: scale each row of logits to mean 0 and standard deviation 1 first (its paper: temperature=2 and kd=9)
     """
 
     paper = "Hinton et al., 2015 (arXiv 1503.02531); Sun et al., CVPR 2024 (arXiv 2403.01427)"
@@ -59,7 +59,7 @@ class KD(Distillation):
 
 
 def standardised(logits: Tensor) -> Tensor:
-    """Each row less its mean, divided by its standard deviation (of a sample).
+    """Each row minus its mean, divided by its sample standard deviation.
 
     Sun, Ren, Li, Wang, Cao: "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427, algorithm 1.
     """

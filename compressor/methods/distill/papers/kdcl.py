@@ -1,24 +1,23 @@
-"""KDCL: networks that each see another view of the images learn from the best that can be made of their answers.
+"""KDCL: peers, each trained on its own augmented view of the images, distil from an ensemble of their logits.
 
 Guo, Wang, Wu, Yu, Liang, Hu, Luo: "Online Knowledge Distillation via Collaborative Learning", CVPR 2020. It is in no open
-archive, and only the abstract was read: several networks learn together in one stage, from soft targets that are made of all
-their answers, and their images are distorted. All below that is more than this is an interpretation, made from memory of the
-paper.
+archive, and only the abstract was available: several networks are trained together in one stage, with soft targets made from
+all their outputs, on distorted images. Everything below that goes beyond this is an interpretation, from memory of the paper.
 
-Each of M networks gets its own random move of the same image. With p = softmax(z / T):
+Each of M networks gets its own random augmentation of the same image. With p = softmax(z / T):
 
     L = sum over m of [ w_ce CE(z_m, y) + w_distillation T^2 KL(p_t || p_m) ]
 
-through p_t goes no gradient. The teacher's logits z_t are, with `--set ensemble=...`:
+p_t is detached. The teacher's logits z_t are, with `--set ensemble=...`:
 
-    minlogit   z_t[c] = min over m of ( z_m[c] - z_m[y] ):  the least that any network gives a class beside the true one
-    naive      z_m of the network that has the least cross-entropy on this batch
-    linear     sum of a_m z_m, a >= 0 with sum 1, for the least cross-entropy on this batch
+    minlogit   z_t[c] = min over m of ( z_m[c] - z_m[y] ):  the smallest logit of each class relative to the true class
+    naive      z_m of the network with the lowest cross-entropy on this batch
+    linear     sum of a_m z_m, a >= 0 with sum 1, with the lowest cross-entropy on this batch
     general    sum of a_m z_m, a = C^-1 1 / (1^T C^-1 1), C[m, n] = mean of <e_m, e_n>, e_m = softmax(z_m) - onehot(y)
 
 For `general`, C is measured on the held-out images before each epoch; these a can be negative. Interpretation: a millionth of
-its mean is added to C's diagonal, for networks that answer alike. Interpretation: T = 2, weights 1, and M = 2 networks of one
-build, the first of which is the one that was given, and is kept.
+its mean is added to the diagonal of C (ridge), for networks with equal predictions. Interpretation: T = 2, weights of 1, and
+M = 2 networks of the same architecture; the first is the given network, and is kept.
 """
 
 import torch
@@ -33,18 +32,18 @@ from compressor.tasks.classify import softened
 from compressor.training.method import Job, Progress
 
 ENSEMBLES = ("minlogit", "naive", "linear", "general")
-STEPS = 20  # of the search for `linear`
-LOOK = 500  # held-out images at a time
+STEPS = 20  # of LBFGS, for `linear`
+LOOK = 500  # held-out images per batch
 
 
 class KDCL(Distillation):
-    """Networks learn together, each on its own view of the images, from an ensemble of their answers and from the labels.
+    """Trains peers together, each on its own augmented view of the images, with labels and an ensemble of their logits.
 
-    cross_entropy: weight of the labels
-    distillation: weight of the ensemble's answers
-    peers: how many networks learn together, M
-    ensemble: how the networks' answers become a teacher's: minlogit, naive, linear or general
-    temperature: what logits are divided by, T
+    cross_entropy: weight of the cross-entropy with the labels
+    distillation: weight of the distillation from the ensemble
+    peers: number of networks, M
+    ensemble: how the teacher's logits are made from the peers' logits: minlogit, naive, linear or general
+    temperature: temperature of the distillation, T (logits are divided by it)
     """
 
     paper = "Guo et al., CVPR 2020"
@@ -67,7 +66,7 @@ class KDCL(Distillation):
         above(0, temperature=temperature)
         if ensemble not in ENSEMBLES:
             near = did_you_mean(ensemble, ENSEMBLES)
-            raise UsageError(f"--set ensemble={ensemble}: known are {', '.join(ENSEMBLES)}{near or '.'}")
+            raise UsageError(f"--set ensemble={ensemble}: must be one of {', '.join(ENSEMBLES)}{near or '.'}")
         self.ensemble, self.temperature, self.views = ensemble, temperature, peers
         self.others = self.copies(peers - 1)
         self.register_buffer("shares", torch.full((peers,), 1 / peers))  # a of `general`
@@ -105,7 +104,7 @@ class KDCL(Distillation):
 
     @torch.no_grad()
     def covariance(self) -> Tensor:
-        """C [M, M] on the held-out images. Raises UsageError when there are none."""
+        """C [M, M] on the held-out images. Raises UsageError if there are none."""
         device = self.shares.device
         looks = self.job.images.batches("held_out", batch_size=LOOK, device=device, augment=False) if self.job.images else ()
         found, images = torch.zeros(len(self.shares), len(self.shares), device=device), 0
@@ -115,30 +114,30 @@ class KDCL(Distillation):
                 found += products(torch.stack(logits), batch.targets)
                 images += len(batch.images)
         if not images:
-            raise UsageError("--set ensemble=general needs held-out images, and there are none: give more images, or minlogit.")
+            raise UsageError("--set ensemble=general needs held-out images, and there are none: use more images, or minlogit.")
         return found / images
 
 
 def least(logits: Tensor, targets: Tensor) -> Tensor:
-    """Class by class the least of what M networks [M, n, classes] give beside the true class: [n, classes]."""
+    """The minimum over M networks of their logits [M, n, classes] relative to the true class: [n, classes]."""
     true = logits.gather(2, targets.expand(len(logits), -1)[:, :, None])  # [M, n, 1]
     return (logits - true).amin(0)
 
 
 def mixed(shares: Tensor, logits: Tensor) -> Tensor:
-    """The sum of logits [M, n, classes], each network's with its share [M]."""
+    """The weighted sum of logits [M, n, classes], with one weight [M] per network."""
     return (shares[:, None, None].to(logits) * logits).sum(0)
 
 
 def best(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 for the network with the least cross-entropy, 0 for the others: [M]."""
+    """1 for the network with the lowest cross-entropy, 0 for the others: [M]."""
     errors = torch.stack([F.cross_entropy(of_one, targets) for of_one in logits])
     return F.one_hot(errors.argmin(), len(logits))
 
 
 def best_together(logits: Tensor, targets: Tensor) -> Tensor:
-    """Shares [M], none negative, with sum 1 and the least cross-entropy of the mixed logits: softmax of what LBFGS finds."""
-    logits, targets = logits.double().cpu(), targets.cpu()  # small, and every step looks at the loss
+    """Non-negative weights [M] with sum 1 that minimise the cross-entropy of the mixed logits: a softmax, found by LBFGS."""
+    logits, targets = logits.double().cpu(), targets.cpu()  # small, and every step reads the loss
     free = torch.zeros(len(logits), dtype=torch.float64, requires_grad=True)
     search = torch.optim.LBFGS([free], max_iter=STEPS, line_search_fn="strong_wolfe")
 
@@ -154,13 +153,13 @@ def best_together(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def products(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sums over images of the inner products of M networks' errors, from logits [M, n, classes]: [M, M]."""
+    """Inner products of the errors of M networks, summed over images, from logits [M, n, classes]: [M, M]."""
     errors = (logits.softmax(2) - F.one_hot(targets, logits.shape[2])).flatten(1)
     return errors @ errors.T
 
 
 def uncorrelated(covariance: Tensor) -> Tensor:
-    """Shares [M] with sum 1 of which the mixed error is least: C^-1 1, scaled."""
+    """Weights [M] with sum 1 that minimise the error of the mixed predictions: C^-1 1, normalised."""
     matrix = covariance.double()
     ridge = 1e-6 * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     found = torch.linalg.solve(matrix + ridge, torch.ones_like(matrix[0]))

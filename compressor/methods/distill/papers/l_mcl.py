@@ -1,32 +1,33 @@
-"""Layer-wise mutual contrastive learning: two networks compare all their layers, and learn which of them to compare.
+"""L-MCL: layer-wise mutual contrastive learning of two networks, with meta-learned weights for the pairs of layers.
 
 Yang, An, Zhou, Zhuang, Xu, Zhang: "Online Knowledge Distillation via Mutual Contrastive Learning for Visual Recognition",
-TPAMI 2023, arXiv 2207.11518. Of the paper only the abstract was at hand; the formulas are those of the authors' code for CIFAR.
+TPAMI 2023, arXiv 2207.11518. Of the paper only the abstract was available; the formulas follow the authors' code for CIFAR.
 
-Each of two networks n gets a branch at the end of each stage but the last: the network once more from there on, with new
-weights. So it has L answers z_nl with the features g_nl that their heads read; the L-th is its own.
+Each of two networks n has an auxiliary branch at the end of each stage but the last: a copy of the layers after it, with new
+weights. So it has L outputs: logits z_nl with embeddings g_nl, the inputs of their heads; the L-th is that of the network
+itself.
 
-    mixed     z^_n = sum over l of a_l z_nl,   a = softmax(W_2 relu(W_1 [g_n1 .. g_nL]))              image by image
+    ensemble  z^_n = sum over l of a_l z_nl,   a = softmax(W_2 relu(W_1 [g_n1 .. g_nL]))              per image
     labels    sum over n of [ sum over l of CE(z_nl, y) + CE(z^_n, y) ]
-    answers   kd sum over n, m of T^2 KL(softmax(z^_m / T) || softmax(z_nL / T)), m = n included, z^_m standing still
-    layers    sum over n != m, over k, l, of the four losses of MCL on the embeddings (e_nk, e_ml), image by image times w
+    logits    kd sum over n, m of T^2 KL(softmax(z^_m / T) || softmax(z_nL / T)), m = n included, z^_m detached
+    layers    sum over n != m, over k, l, of the four losses of MCL on the embeddings (e_nk, e_ml), weighted per image by w
     weight    w = sigmoid(cos(V_nk g_nk, V_ml g_ml))
 
 MCL's losses of two embeddings a and b are C(S_aa) + C(S_bb), C(S_ab) + C(S_ba) and so on, see `mcl`. As in the authors' code,
-the sum meets each pair of layers twice.
+the sum contains each pair of layers twice.
 
-The V are the weight network. In an ordinary step w stands still. After every `meta_every`-th step, counted in each epoch from
-its first, on the same batch:
+The matrices V form the weight network. In ordinary steps w is detached. After every `meta_every`-th step, counted from the
+first of each epoch, a meta-step follows on the same batch:
 
-    1. two steps of SGD on the layers' loss and one on CE(z_nl, y), tried on copies: momentum 0.9, weight decay 5e-4
-    2. the gradient of CE(z_nl, y) there with respect to V, through all three steps
-    3. a step of SGD on V (Nesterov's momentum 0.9, weight decay 5e-4); the networks stay as they were
+    1. unrolled on copies: two steps of SGD on the layers' loss and one on CE(z_nl, y), momentum 0.9, weight decay 5e-4
+    2. the gradient of CE(z_nl, y) after these steps with respect to V, through all three steps
+    3. a step of SGD on V (Nesterov momentum 0.9, weight decay 5e-4); the networks are unchanged
 
-As in the authors' code, w depends on the networks, too, in these steps, and their rate and that of V fall as a cosine.
-Unlike the authors' code, autograd goes back through the three steps as a whole, which gives the same gradient as their reverse
-accumulation and keeps all three steps in memory. Images stay in float32 there, whatever the precision of training.
+As in the authors' code, w also depends on the networks in these steps, and their learning rate and that of V follow a cosine.
+Unlike the authors' code, autograd differentiates the three steps as a whole, which gives the same gradient as their reverse
+accumulation and keeps all three steps in memory. The meta-step uses float32, whatever the precision of training.
 
-Interpretation: the second network begins with weights of its own; the first is the one that was given, and is kept.
+Interpretation: the second network starts from different weights; the first is the given network, and is kept.
 """
 
 import math
@@ -47,30 +48,30 @@ from compressor.tasks.classify import softened
 from compressor.training.method import Job, Progress
 
 NETWORKS = 2
-TRIED = 2  # steps on the layers' loss
+TRIED = 2  # unrolled steps on the layers' loss
 MOMENTUM = 0.9
 DECAY = 5e-4
 
 
 class LMCL(Distillation):
-    """Two networks with branches learn from the labels, from their layers' mixed answers, and from each other's layers.
+    """Trains two networks with ensemble logits and contrastive losses over all pairs of layers, with meta-learned weights.
 
-    cross_entropy: weight of the labels
-    kd: weight of the networks' mixed answers
-    vcl: weight of telling classes apart within a layer
-    soft_vcl: weight of finding the same images alike as a layer of the other network does
-    icl: weight of telling classes apart between two networks' layers
-    soft_icl: weight of comparing with a layer as that one compares with this
-    tau: what similarities are divided by in all four contrasts
-    temperature: what they, and logits, are divided by further where they are softened, T
-    meta_every: how many steps pass from one step of the weight network to the next
-    meta_lr: the learning rate of that step and of the steps that are tried before it, at the beginning of training
+    cross_entropy: weight of the cross-entropy with the labels, for all branches and ensembles
+    kd: weight of the distillation from the networks' ensemble logits
+    vcl: weight of the contrastive loss within a layer (vanilla contrastive learning, VCL)
+    soft_vcl: weight of the KL divergence between VCL similarity distributions of two layers
+    icl: weight of the contrastive loss between layers of the two networks (interactive contrastive learning, ICL)
+    soft_icl: weight of the KL divergence between ICL similarity distributions of two layers
+    tau: temperature of the similarities in all four contrastive losses
+    temperature: additional temperature of softened similarities, and that of logits, T
+    meta_every: number of steps between two meta-steps of the weight network
+    meta_lr: initial learning rate of the weight network and of the unrolled steps
     """
 
     paper = "Yang et al., TPAMI 2023 (arXiv 2207.11518)"
     teacher_is = "none"
     trains = True
-    alone = True  # the weight network
+    alone = True  # the meta-step uses the whole batch
     by_class = 2
     speed: Tensor
 
@@ -124,7 +125,7 @@ class LMCL(Distillation):
         ) | self.layers(peers, shares, batch)
 
     def answers(self, batch: Batch) -> list[list[Answer]]:
-        """What each network answers, layer by layer: at its branches, and at its end."""
+        """The outputs of each network, layer by layer: those of its branches, then its own."""
         found = []
         for network, branches in zip((self.model, *self.others), self.refined, strict=True):
             whole = self.student.ask(network, batch.images)
@@ -133,21 +134,21 @@ class LMCL(Distillation):
         return found
 
     def mixed(self, network: int, peer: list[Answer]) -> Answer:
-        """The answer of a network, made of those of its layers."""
+        """The ensemble of a network: the logits of its layers, weighted per image."""
         shares = self.mixers[network](torch.cat([answer.embedding for answer in peer], 1)).float().softmax(1)  # [n, L]
         logits = (torch.stack([answer.logits for answer in peer], 2) @ shares[:, :, None]).squeeze(2)
         return peer[-1]._replace(output=logits, logits=logits)
 
     def shares(self, peers: list[list[Answer]]) -> Tensor:
-        """How much the layers of every pair have to tell each other, [pairs, n]."""
+        """The weights w of all pairs of layers, [pairs, n]."""
         a, b = torch.tensor(self.facing).T
         shares: Tensor = self.omega([answer.embedding for peer in peers for answer in peer])
         return shares[a, b]
 
     def layers(self, peers: list[list[Answer]], shares: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The four losses of all pairs of layers.
+        """The four losses over all pairs of layers.
 
-        Each is at the anchors of a and at those of b: twice what ordered pairs have at the anchors of a.
+        Each has anchors from a and from b, which is twice the sum over ordered pairs with anchors from a.
         """
         features = [answer.embedding for peer in peers for answer in peer]
         embeddings = [project(x) for project, x in zip(self.projectors, features, strict=True)]
@@ -166,7 +167,7 @@ class LMCL(Distillation):
         self.step += 1
 
     def hypergradient(self, batch: Batch) -> Tensor:
-        """The gradient of `judged`, after the steps that are tried, with respect to the weight network: one vector."""
+        """The gradient of `judged` after the unrolled steps with respect to the weight network, as one vector."""
         names = [name for name, p in self.named_parameters() if p.requires_grad and not name.startswith("omega.")]
         weights = {name: self.get_parameter(name).detach().requires_grad_() for name in names}
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}  # batch norms write into theirs
@@ -179,21 +180,21 @@ class LMCL(Distillation):
         return parameters_to_vector(torch.autograd.grad(judge(tried), list(self.omega.parameters())))
 
     def forward(self, loss: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-        """One of the two losses that follow. `functional_call` puts other weights in place for as long as this takes."""
+        """One of the two losses below. `functional_call` replaces the weights during this call."""
         return loss(batch)
 
     def compared(self, batch: Batch) -> Tensor:
-        """What the layers' losses come to, weighed by a weight network that does not stand still."""
+        """The sum of the layers' losses, with gradients through the weight network."""
         peers = self.answers(batch)
         return total(self.layers(peers, self.shares(peers), batch).values())
 
     def judged(self, batch: Batch) -> Tensor:
-        """The cross-entropy of all layers' answers."""
+        """The cross-entropy of the logits of all layers."""
         return total(self.labels(answer, batch) for peer in self.answers(batch) for answer in peer)
 
     @torch.no_grad()
     def learn_shares(self, gradient: Tensor) -> None:
-        """A step of SGD on the weight network, with Nesterov's momentum, and its weight decay."""
+        """A step of SGD on the weight network, with Nesterov momentum and weight decay."""
         values = parameters_to_vector(self.omega.parameters())
         gradient = gradient + DECAY * values
         self.speed.mul_(MOMENTUM).add_(gradient)

@@ -1,11 +1,12 @@
-"""Mutual contrastive learning: networks learn together, from the labels and from which images the others find alike.
+"""MCL: mutual contrastive learning of peers, from the labels and from the similarities of their embeddings.
 
 Yang, An, Cai, Xu: "Mutual Contrastive Learning for Visual Representation Learning", AAAI 2022, arXiv 2104.12565. Of the paper
-only the abstract was at hand; the formulas are those of the authors' code for CIFAR.
+only the abstract was available; the formulas follow the authors' code for CIFAR.
 
-Each of M networks has a projector from what its head reads to an embedding e_m of length 1. Of a batch with two images of each
-class, S_mn = e_m e_n^T / tau compares anchors in network m (rows) with images in network n. With P(i) the other images of the
-class of i, A the mean over anchors, and D(S || R) = A of T^2 KL(softmax(R_i / T) || softmax(S_i / T)), R standing still:
+Each of M networks has a projector from the input of its head to an L2-normalised embedding e_m. In a batch with two images of
+each class, S_mn = e_m e_n^T / tau compares anchors from network m (rows) with keys from network n. With P(i) the positives of
+anchor i (the other images of its class), A the mean over anchors, and D(S || R) = A of T^2 KL(softmax(R_i / T) ||
+softmax(S_i / T)), where R is detached:
 
     C(S) = A of the mean over j in P(i) of -log( exp(S_ij) / sum over k != i of exp(S_ik) )
     L = sum over m of CE(z_m, y)
@@ -15,11 +16,11 @@ class of i, A the mean over anchors, and D(S || R) = A of T^2 KL(softmax(R_i / T
 As in the authors' code, an image in network m is neither a positive nor a negative of itself in network n. Softened rows
 contain it.
 
-`--set kd=1` adds T^2 KL of the mean of all logits, which stands still, to those of each of two networks; of more than two, only
-to those of the network that is kept.
+`--set kd=1` adds T^2 KL from the mean of all logits, which is detached, to those of each of two networks; with more than two,
+only to those of the network that is kept.
 
-Interpretation: the networks begin with weights of their own; the first is the one that was given, and is kept. The authors
-report the best of them on the test images. Where a batch has only one image of a class, this anchor has no contrast.
+Interpretation: the networks start from different weights; the first is the given network, and is kept. The authors report the
+best of them on the test images. An anchor that is the only image of its class in the batch has a contrastive loss of 0.
 """
 
 import torch
@@ -33,17 +34,17 @@ from compressor.training.method import Job
 
 
 class MCL(Distillation):
-    """Networks of one build learn together, each from the labels and from which images the others find alike.
+    """Trains peers of the same architecture together, with contrastive losses within and between their embeddings.
 
-    cross_entropy: weight of the labels
-    vcl: weight of telling classes apart within a network
-    soft_vcl: weight of finding the same images alike as the other networks do
-    icl: weight of telling classes apart between two networks
-    soft_icl: weight of comparing with another network as that one compares with this
-    kd: weight of the mean of all networks' answers
-    peers: how many networks learn together, M
-    tau: what similarities are divided by in all four contrasts
-    temperature: what they, and logits, are divided by further where they are softened, T
+    cross_entropy: weight of the cross-entropy with the labels
+    vcl: weight of the contrastive loss within a network (vanilla contrastive learning, VCL)
+    soft_vcl: weight of the KL divergence between VCL similarity distributions of two networks
+    icl: weight of the contrastive loss between two networks (interactive contrastive learning, ICL)
+    soft_icl: weight of the KL divergence between ICL similarity distributions of two networks
+    kd: weight of the distillation from the mean of all networks' logits
+    peers: number of networks, M
+    tau: temperature of the similarities in all four contrastive losses
+    temperature: additional temperature of softened similarities, and that of logits, T
     """
 
     paper = "Yang et al., AAAI 2022 (arXiv 2104.12565)"
@@ -80,7 +81,7 @@ class MCL(Distillation):
         return self.weigh(
             {
                 "cross_entropy": lambda: total(self.labels(peer, batch) for peer in peers),
-                "vcl": lambda: rows["vcl"]().mean(1).sum() / (len(peers) - 1),  # a network is in so many pairs
+                "vcl": lambda: rows["vcl"]().mean(1).sum() / (len(peers) - 1),  # each network is in that many pairs
                 "soft_vcl": lambda: rows["soft_vcl"]().mean(1).sum(),
                 "icl": lambda: rows["icl"]().mean(1).sum(),
                 "soft_icl": lambda: rows["soft_icl"]().mean(1).sum(),
@@ -89,6 +90,6 @@ class MCL(Distillation):
         )
 
     def together(self, logits: list[Tensor]) -> Tensor:
-        """How far from the mean of all logits [n, classes] those are that learn from it."""
+        """KL divergence from the mean of all logits [n, classes] to those of its students."""
         mean = torch.stack(logits).mean(0).detach()
         return total(softened(z, mean, self.temperature) for z in (logits if len(logits) == 2 else logits[:1]))

@@ -1,24 +1,25 @@
-"""MCL-OKD: branches of one network embed the same image alike, and the one that is kept learns from their mean.
+"""MCL-OKD: contrastive learning between branches of one network, whose mean logits teach the branch that is kept.
 
-Yang, An, Xu: "Multi-view Contrastive Learning for Online Knowledge Distillation", ICASSP 2021, arXiv 2006.04093. Read were
-only the abstract and the authors' code, which the formulas are of.
+Yang, An, Xu: "Multi-view Contrastive Learning for Online Knowledge Distillation", ICASSP 2021, arXiv 2006.04093. Only the
+abstract and the authors' code were available; the formulas follow the code.
 
-The first stage is shared, all behind it is there M times. Branch m embeds what its classifier reads, e_m = W_m h_m /
-|W_m h_m|, of 128 numbers, and a bank keeps a row v_m for every training image. For each ordered pair of branches (i, j), image
-b is told apart from K images of other classes, drawn anew, by noise-contrastive estimation:
+The first stage is shared; all later layers exist M times. Branch m maps the input h_m of its classifier to an embedding e_m =
+W_m h_m / |W_m h_m| of dimension 128, and a memory bank keeps a row v_m for every training image. For each ordered pair of
+branches (i, j), noise-contrastive estimation (NCE) discriminates image b from K negatives, drawn from other classes in each
+step:
 
     s_k = exp(<v_i[k], e_j[b]> / tau) / Z,    Z = N (mean of all exp(...) of this pair in the batch),    c = K / N
     L_ij = -mean over b of [ log( s_b / (s_b + c) ) + sum over the K others of log( c / (s_k + c) ) ]
     L = w_ce sum_m CE(z_m, y) + w_distillation T^2 KL(p_mean || p_0) + w_contrast sum over i != j of L_ij
 
-with p = softmax(z / T), of the mean of all branches' logits for p_mean; no gradient goes through it, nor through Z. N, the
-number of training images, drops out, for Z grows with it and c shrinks. After each step the batch's rows become v =
-normalise(0.5 v + 0.5 e). tau = 0.1 (0.07 on ImageNet); K = 256 for ResNets and DenseNets, 16384 for VGG-16; T = 3.
+with p = softmax(z / T), where p_mean is that of the mean of all branches' logits; p_mean and Z are detached. N, the number of
+training images, cancels: Z grows with it, and c shrinks. After each step, the rows of the batch are updated:
+v = normalise(0.5 v + 0.5 e). tau = 0.1 (0.07 on ImageNet); K = 256 for ResNets and DenseNets, 16384 for VGG-16; T = 3.
 
-The authors keep the last branch; here the first is the network that was given, and is kept: between branches nothing else
-differs. On ImageNet they share two stages (`--set share=2`).
+The authors keep the last branch; here the first is the given network, and is kept. The branches differ in nothing else. On
+ImageNet they share two stages (`--set share=2`).
 
-Interpretation: computed by log-sigmoid, nothing has to be added to denominators (the code adds 1e-7).
+Interpretation: with log-sigmoid, the 1e-7 that the code adds to denominators is not needed.
 """
 
 import math
@@ -35,30 +36,30 @@ from compressor.tasks.classify import softened
 from compressor.training.method import Job
 
 WIDTH = 128  # of an embedding
-MOMENTUM = 0.5  # share of a bank's row that stays
+MOMENTUM = 0.5  # weight of the old row in an update of the bank
 
 
 class MCLOKD(Branched):
-    """Branches of one network learn to embed an image alike, from the labels, and the kept one from the mean of all.
+    """Contrasts the embeddings of an image by branches of one network; their mean logits teach the branch that is kept.
 
-    cross_entropy: weight of the labels for each branch
-    distillation: weight of the mean answer, for the branch that is kept
-    contrast: weight of telling an image's embedding from those of other classes, for each pair of branches
-    branches: how many branches learn together, M
-    share: how many stages they share; 0: all but the last
-    temperature: what logits are divided by, T
-    tau: what the similarity of two embeddings is divided by
-    negatives: how many images of other classes each image is told from, K
+    cross_entropy: weight of the cross-entropy with the labels, for each branch
+    distillation: weight of the distillation from the mean logits to the branch that is kept
+    contrast: weight of the contrastive loss (NCE), for each pair of branches
+    branches: number of branches, M
+    share: number of stages that branches share; 0: all but the last
+    temperature: temperature of the distillation, T (logits are divided by it)
+    tau: temperature of the similarities in the contrastive loss
+    negatives: number of negatives (images of other classes) per image, K
     """
 
     paper = "Yang et al., ICASSP 2021 (arXiv 2006.04093)"
     teacher_is = "none"
     trains = True
-    alone = True  # the bank
-    bank: Tensor  # [M, rows, 128], a row for each index of a training image
-    order: Tensor  # indices [N] of training images, class by class
-    begins: Tensor  # where in it each class begins
-    many: Tensor  # images of each class
+    alone = True  # the memory bank
+    bank: Tensor  # [M, rows, 128], a row per index of a training image
+    order: Tensor  # indices [N] of training images, sorted by class
+    begins: Tensor  # offset of each class in `order`
+    many: Tensor  # number of images of each class
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class MCLOKD(Branched):
         self.temperature, self.tau, self.negatives = temperature, tau, negatives
         self.embed = nn.ModuleList(nn.Linear(self.student.width, WIDTH) for _ in range(branches))
         if job.images is None:
-            raise UsageError("This method remembers training images: give some with --data.")
+            raise UsageError("This method keeps an embedding per training image: give images with --data.")
         indices, targets = job.images.targets("train")
         many = targets.bincount()
         bank = torch.empty(branches, int(indices.max()) + 1, WIDTH).uniform_(-1, 1) * math.sqrt(3 / WIDTH)
@@ -112,7 +113,7 @@ class MCLOKD(Branched):
         return total(losses)
 
     def draw(self, targets: Tensor) -> Tensor:
-        """Indices [n, K] of training images, none of them of the class that it stands beside."""
+        """Indices [n, K] of random training images, of other classes than that of their row."""
         begins, many = self.begins[targets, None], self.many[targets, None]
         uniform = torch.rand(len(targets), self.negatives, dtype=torch.float64, device=targets.device)
         places = (uniform * (len(self.order) - many)).long()  # among the images of all other classes
@@ -125,9 +126,9 @@ class MCLOKD(Branched):
 
 
 def nce(scores: Tensor) -> Tensor:
-    """L_ij from <v, e> / tau [n, 1 + K], the image's own in front.
+    """L_ij from <v, e> / tau [n, 1 + K], the positive first.
 
-    s / (s + c) = sigmoid(log s - log c), and log s - log c is the score less the log of (mean exp score) K: N is in both.
+    s / (s + c) = sigmoid(log s - log c), and log s - log c is the score minus log(K mean(exp(scores))): N cancels.
     """
     logits = scores - (scores.detach().logsumexp((0, 1)) - math.log(scores.numel())) - math.log(scores.shape[1] - 1)
     return -(F.logsigmoid(logits[:, 0]) + F.logsigmoid(-logits[:, 1:]).sum(1)).mean()

@@ -1,19 +1,19 @@
-"""ONE: branches of one network learn from their own gated ensemble.
+"""ONE: on-the-fly native ensemble; the branches of one network distil from their gated ensemble.
 
-Lan, Zhu, Gong: "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, arXiv 1806.04606. Read were
-only the abstract and a version of it in the code of MCL-OKD, for CIFAR-100.
+Lan, Zhu, Gong: "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, arXiv 1806.04606. Only the
+abstract and an implementation in the code of MCL-OKD, for CIFAR-100, were available.
 
-The network's last stage and its classifier are there M times, with weights of their own; all before is shared. A gate reads
-the shared map F and says for each image how much each branch counts:
+The network's last stage and its classifier exist M times, with separate weights; all layers before are shared. A gate predicts
+a weight per branch, for each image, from the shared feature map F:
 
-    g = softmax(ReLU(BN(W mean of F over its positions)))            [M]
+    g = softmax(ReLU(BN(W GAP(F))))                                  [M]; GAP: global average pooling
     z_e = sum over m of g_m z_m
     L = w_ce sum_m CE(z_m, y) + w_ensemble CE(z_e, y) + w_distillation sum_m T^2 KL(softmax(z_e / T) || softmax(z_m / T))
 
-The ensemble learns from the labels through gate and branches, but stands still where it teaches. T = 3. Interpretation: M = 3
-(from memory of the paper; the code has 4). The first branch is the network that was given, and is kept.
+The ensemble is trained with the labels, through gate and branches; as the teacher it is detached. T = 3. Interpretation: M = 3
+(from memory of the paper; the code has 4). The first branch is the given network, and is kept.
 
-Interpretation: which stages are shared is a setting. Where features are tokens, the mean is over tokens.
+Interpretation: the number of shared stages is a setting. For features that are tokens, pooling is over tokens.
 """
 
 import torch
@@ -27,14 +27,14 @@ from compressor.training.method import Job
 
 
 class ONE(Branched):
-    """Branches of one network learn from the labels and from their ensemble, which a gate weighs for each image.
+    """Trains branches of one network with the labels and with their ensemble, which a gate weights for each image.
 
-    cross_entropy: weight of the labels for each branch
-    ensemble: weight of the labels for the ensemble
-    distillation: weight of the ensemble's answers for each branch
-    branches: how many branches learn together, M
-    share: how many stages they share; 0: all but the last
-    temperature: what logits are divided by, T
+    cross_entropy: weight of the cross-entropy with the labels, for each branch
+    ensemble: weight of the cross-entropy with the labels, for the ensemble
+    distillation: weight of the distillation from the ensemble, for each branch
+    branches: number of branches, M
+    share: number of stages that branches share; 0: all but the last
+    temperature: temperature of the distillation, T (logits are divided by it)
     """
 
     paper = "Lan et al., NeurIPS 2018 (arXiv 1806.04606)"
@@ -74,5 +74,5 @@ class ONE(Branched):
 
 
 def ensemble(shares: Tensor, logits: Tensor) -> Tensor:
-    """Logits [n, M, classes], weighed for each image by shares [n, M]: [n, classes]."""
+    """Logits [n, M, classes], weighted per image by shares [n, M]: [n, classes]."""
     return (shares.float()[:, :, None] * logits).sum(1)

@@ -1,21 +1,21 @@
-"""RCKA: images, and classes, that are alike to the teacher shall be alike to the student, by centered kernel alignment (CKA).
+"""RCKA: relation-centered kernel alignment, by CKA (centered kernel alignment) of student and teacher in logits and features.
 
 Zhou, Shen, Shao, Gong, Lin: "Rethinking Centered Kernel Alignment in Knowledge Distillation", IJCAI 2024, arXiv 2401.11824.
-Of the paper, only the abstract was read: formulas and weights are those of the authors' code (github.com/Klayand/PCKA).
+Of the paper only the abstract was available: formulas and weights follow the authors' code (github.com/Klayand/PCKA).
 
     K = X X^T,  G = Y Y^T;   K_ij / sqrt(K_ii),  G_ij / sqrt(G_ii)      (the latter with `scale`)
-    CKA(X, Y) = tr(K G^T) / sqrt(tr(K K^T) tr(G G^T)),  the cosine of K and G as vectors
+    CKA(X, Y) = tr(K G^T) / sqrt(tr(K K^T) tr(G G^T)),  the cosine similarity of K and G as vectors
     L = CE(z_s, y) - intra CKA(z_t, z_s) - inter CKA(z_t^T, z_s^T) - feature sum over l of CKA'(F_t^l, F_s^l) [+ kd KL]
 
-z are logits [n, classes]: the second term compares n images, the third all classes. F are the features at the end of stage l,
-[n, channels x height x width]: their Grams are [n, n] whatever the number of channels, so that nothing needs to be trained
-between the two networks. CKA' brings each row of the Grams to length 1 instead.
+z are logits [n, classes]: the second term compares the n images of a batch, the third the classes. F are the features at the
+end of stage l, [n, channels x height x width]: their Gram matrices are [n, n] for any number of channels, so no projection
+between the two networks has to be trained. CKA' normalises each row of the Gram matrices to length 1 instead.
 
-The authors' code centers nothing, in spite of the name; `center=true` takes the mean row from X and from Y first.
+The authors' code does not center, despite the name; `center=true` subtracts the mean row from X and from Y first.
 
-Unlike the authors' code: its weights differ between its files, with 15 for intra and inter in its run on logits, for 240 epochs
-and more. Here all weights are 1. For a ResNet-20 with new weights, 6 epochs on 5,000 images, 15, 3 and 1 gave 29, 49 and 53 %
-of held-out images, and labels alone 53 %.
+Unlike the authors' code: its weights differ between its files, with 15 for intra and inter in its run on logits, for 240
+epochs and more. Here all weights are 1. For a ResNet-20 trained from scratch for 6 epochs on 5,000 images, weights of 15, 3
+and 1 gave a held-out top-1 of 29, 49 and 53 %, and the labels alone 53 %.
 
 Interpretation: the stages of two networks are matched from the last one backwards, as many as both have.
 """
@@ -32,17 +32,17 @@ from compressor.training.method import Job
 
 
 class RCKA(Distillation):
-    """The student learns which images, and which classes, the teacher finds alike: in the logits, and after each stage.
+    """Aligns the similarities between images, and between classes, of student and teacher by CKA, in logits and features.
 
-    cross_entropy: weight of the labels
-    intra: weight of how alike the images of a batch are, in their logits
-    inter: weight of how alike classes are, in the logits of a batch
-    feature: weight of how alike the images of a batch are, after each stage
-    kd: weight of the teacher's softened answers
-    center: take the mean row from logits and features before they are compared
+    cross_entropy: weight of the cross-entropy with the labels
+    intra: weight of the CKA between images of a batch, in the logits
+    inter: weight of the CKA between classes, in the logits of a batch
+    feature: weight of the CKA between images of a batch, in the features of each stage
+    kd: weight of the KL divergence from the teacher's softened probabilities
+    center: subtract the mean row from logits and features first
     softmax: compare probabilities instead of logits
     scale: divide row i of the logits' Gram matrices by the square root of its entry i
-    temperature: what logits are divided by, T, for `kd` and with `softmax`
+    temperature: temperature of `kd` and `softmax`, T (logits are divided by it)
     """
 
     paper = "Zhou et al., IJCAI 2024 (arXiv 2401.11824)"
@@ -66,7 +66,7 @@ class RCKA(Distillation):
         weights = {"cross_entropy": cross_entropy, "intra": intra, "inter": inter, "feature": feature, "kd": kd}
         super().__init__(job, weights)
         if feature and not self.pairs():
-            raise UsageError("No stages were found whose features can be compared: name modules, or --set feature=0.")
+            raise UsageError("No taps were found whose features can be compared: name some with --taps, or --set feature=0.")
         self.center, self.softmax, self.scale = center, softmax, scale
         above(0, temperature=temperature)
         self.temperature = temperature
@@ -97,7 +97,7 @@ class RCKA(Distillation):
         return gram(rows, self.center, self.scale)
 
     def features(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
-        """Less the sum of CKA' over the stages."""
+        """Minus the sum of CKA' over the stages."""
         terms = [
             -alignment(*(F.normalize(gram(features.flatten(1), self.center), dim=1) for features in (theirs[t], ours[s])))
             for s, t in self.pairs()
@@ -106,8 +106,8 @@ class RCKA(Distillation):
 
 
 def gram(rows: Tensor, center: bool = False, scale: bool = False) -> Tensor:
-    """Products of rows [n, values] with each other, [n, n]; with `scale`, entry (i, j) over the square root of entry (i, i)."""
-    with torch.autocast(rows.device.type, enabled=False):  # sums of thousands of squares: fp16 cannot hold them
+    """Gram matrix of rows [n, values]: [n, n]; with `scale`, entry (i, j) divided by the square root of entry (i, i)."""
+    with torch.autocast(rows.device.type, enabled=False):  # sums of thousands of squares overflow fp16
         rows = rows.float()
         if center:
             rows = rows - rows.mean(0)
@@ -115,5 +115,5 @@ def gram(rows: Tensor, center: bool = False, scale: bool = False) -> Tensor:
 
 
 def alignment(ours: Tensor, theirs: Tensor) -> Tensor:
-    """The cosine of two Gram matrices [n, n] as vectors: a scalar."""
+    """Cosine similarity of two Gram matrices [n, n] as vectors: a scalar."""
     return F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)

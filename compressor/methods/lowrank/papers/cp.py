@@ -1,21 +1,22 @@
-"""Convolutions split in four by CP decomposition: the fewest weights, and the hardest to fit and to train.
+"""CP decomposition of convolutions into four layers: the fewest weights, but the most difficult to fit and fine-tune.
 
 Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky: "Speeding-up Convolutional Neural Networks Using Fine-tuned CP-Decomposition",
-ICLR 2015, arXiv 1412.6553. Of the paper, only the abstract was read: a kernel as a sum of few products of vectors, found by
-non-linear least squares; four small convolutions in its place; then the whole network is fine-tuned.
+ICLR 2015, arXiv 1412.6553. Only the abstract was available: the kernel tensor is approximated by a sum of rank-one tensors with
+non-linear least squares, the convolution is replaced by four with small kernels, and the whole network is fine-tuned.
 
     W = sum over r of  last[:, r] x first[:, r] x rows[:, r] x columns[:, r]        W [N, C, k, k]
 
-is a 1 x 1 convolution from C to r channels, one of k x 1 and one of 1 x k on each channel alone, and a 1 x 1 convolution to N.
-Fully-connected layers, 1 x 1 convolutions and kernels that are a line already are split in two.
+is a 1 x 1 convolution from C to r channels, two depthwise convolutions of k x 1 and 1 x k, and a 1 x 1 convolution to N.
+Fully-connected layers, 1 x 1 convolutions and kernels with a single row or column are factored into two layers by SVD.
 
-It is unstable. A tensor need not have a nearest one of a given rank: the fit may go on for ever with ever larger components
-that cancel each other, and rounding and training feel these (Phan et al., "Stable Low-Rank Tensor Decomposition for Compression
-of Convolutional Neural Network", ECCV 2020, arXiv 2008.05441). So here each step of the fit has a ridge, which bounds all
-components, and the length of a component is shared evenly by its four vectors.
+CP decomposition is unstable. A best approximation of a given rank need not exist: the fit can diverge, with growing components
+that cancel each other, which makes rounding and fine-tuning unstable (Phan et al., "Stable Low-Rank Tensor Decomposition for
+Compression of Convolutional Neural Network", ECCV 2020, arXiv 2008.05441). Here each step of the fit therefore has a ridge
+penalty, which bounds all components, and the norm of a component is distributed equally over its four vectors.
 
-Unlike the paper: alternating least squares instead of Gauss-Newton, and all layers at once. Errors are estimated by short fits
-at a few ranks a layer: still the slowest of the methods. What was seen on images does not change the fit, only the ranks.
+Unlike the paper: alternating least squares instead of Gauss-Newton, and all layers are factored at once. Errors are estimated
+by short fits at a few ranks per layer; the method is still the slowest one. Images affect the selection of ranks, but not the
+fit.
 """
 
 from collections.abc import Sequence
@@ -42,15 +43,15 @@ from compressor.training.method import Job
 
 SWEEPS = 50  # of alternating least squares
 FEW_SWEEPS = 10  # to estimate an error
-FITS = 8  # ranks at most at which it is estimated
+FITS = 8  # maximum number of ranks at which it is estimated
 RIDGE = 1e-5  # for a tensor of norm 1
 
 
 class CP(LowRank):
-    """Splits convolutions in four by CP decomposition, other layers in two, then fine-tunes.
+    """Factors convolutions into four layers by CP decomposition, linear layers into two by SVD, then fine-tunes.
 
-    ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
-    whiten: split other layers by what they give on images (when there are any), not by their weights alone
+    ranks: rank selection rule: knapsack, greedy, energy, minmax, uniform or evbmf
+    whiten: for layers factored by SVD, minimise the error of outputs on images instead of the error of the weights
     """
 
     paper = "Lebedev et al., ICLR 2015 (arXiv 1412.6553)"
@@ -68,13 +69,13 @@ class CP(LowRank):
 
 
 class InFour(Split):
-    """1 x 1 from C to rank, depthwise k x 1, depthwise 1 x k, 1 x 1 to N: params rank (C + 2k + N). The weights alone decide.
+    """1 x 1 from C to rank, depthwise k x 1, depthwise 1 x k, 1 x 1 to N: params rank (C + 2k + N). Uses the weights alone.
 
-    By alternating least squares from a fixed random start, on which what comes out depends.
+    By alternating least squares from a fixed random initialisation, on which the result depends.
     """
 
-    # Own code, for tensorly's `parafac` multiplies out the Khatri-Rao product of all factors but one: at 512 x 512 x 3 x 3 and
-    # rank 512, 3 GB.
+    # Not tensorly's `parafac`, which materialises the Khatri-Rao product of all factors but one: 3 GB at 512 x 512 x 3 x 3 and
+    # rank 512.
 
     name = "cp"
     whitens = False
@@ -83,18 +84,18 @@ class InFour(Split):
         return super().why_not(layer) or small(layer) or narrow(layer)
 
     def shape(self, layer: Layer) -> tuple[int, int]:
-        """Of the unfolding by outputs. A rank may be higher than its sides."""
+        """Shape of the unfolding by output channels. A rank can be higher than its sides."""
         return CHANNEL.shape(layer)
 
     def most(self, layer: Layer) -> int:
         return layer.weight.numel() // max(layer.weight.shape)
 
     def singular(self, layer: Layer, seen: Seen | None = None) -> Tensor:
-        """[most] float64, falling: of the unfolding by outputs, then zeros. A rank loses at least what is beyond it."""
+        """[most] float64, descending: of the unfolding by output channels, then zeros. They bound the error from below."""
         return nn.functional.pad(CHANNEL.singular(layer), (0, self.most(layer) - CHANNEL.most(layer)))
 
     def errors(self, layer: Layer, ranks: Sequence[int], seen: Seen | None = None) -> npt.NDArray[np.float64]:
-        """Squared error of short fits, as a share of the whole; of more than `FITS` ranks, on lines between fits of some."""
+        """Relative squared error of short fits; for more than `FITS` ranks, interpolated linearly between fits of some."""
         weight, rising = weight_of(layer), np.unique(ranks)
         whole = weight.square().sum().clamp(min=TINY)
         tried = rising[np.unique(np.geomspace(1, len(rising), FITS).round().astype(int)) - 1]
@@ -114,7 +115,7 @@ class InFour(Split):
 
 
 def _fit(tensor: Tensor, rank: int, sweeps: int) -> list[Tensor]:
-    """Factors [size, rank] of each dimension of `tensor`, each component equally long in all of them."""
+    """Factors [size, rank] of each dimension of `tensor`, with the norm of a component equal in all of them."""
     norm = tensor.norm().clamp(min=TINY)
     unit, dims, component = tensor / norm, list(range(tensor.dim())), tensor.dim()
     start = torch.Generator().manual_seed(0)

@@ -1,30 +1,30 @@
-"""Convolutions of low rank, computed at the places of their output that matter.
+"""ESPACE: low-rank convolutions against channel redundancy, with spatial masks (perforation) against spatial redundancy.
 
 Lin, Ji, Chen, Huang: "ESPACE: Accelerating Convolutional Neural Networks via Eliminating Spatial and Channel Redundancy",
-AAAI 2017. The paper is in no archive, and only the abstract was at hand: filters are approximated by ones of low rank, a mask
-then skips places of their output that are not salient, and the network is fine-tuned with both. Where the masks come from is
+AAAI 2017. The paper is in no archive, and only the abstract was available: filters are replaced by a low-rank approximation, a
+mask skips the computation at non-salient spatial positions, and the network is fine-tuned with both. The masks are those of
 Figurnov, Ibraimova, Vetrov, Kohli: "PerforatedCNNs: Acceleration through Elimination of Redundant Convolutions", NIPS 2016,
-arXiv 1504.08362. A place (y, x) of the output u of a layer matters as much as the loss L would change without it,
+arXiv 1504.08362. The impact of a position (y, x) of the output u of a layer is the first-order change of the loss L without it,
 
     B(y, x) = mean over images of sum over channels n of |dL/du(n, y, x) u(n, y, x)|
 
-those that matter most are computed, the same for all images and channels, and every other place copies the nearest of them. Of
-all layers, again and again that one keeps fewer places for which (loss - loss with all places) / (cost with all - cost) is
-least. Losses are those of the labels, on training images; the cost of a layer is its time in ONNX Runtime where that is
-measured, and multiply-adds elsewhere.
+The positions with the largest impact are computed, the same for all images and channels; every other position copies the
+nearest of them. Perforation rates are selected greedily: each step lowers the number of positions of the layer with the
+smallest (loss - loss with all positions) / (cost with all positions - cost). The loss is that of the labels, on training
+images; the cost of a layer is its latency in ONNX Runtime if measured, else its multiply-adds.
 
-All else is interpretation:
+Everything else is an interpretation:
 
-Interpretation: a convolution becomes one of k x 1 and one of 1 x k, as in the authors' later work (Lin et al., TPAMI 2019); or,
-with `--set split=channel`, one of k x k and one of 1 x 1, which suits masks of scattered places: then both are computed at
-these alone, while the first of the others is needed nearly everywhere. Convolutions of 1 x 1 are split in two of 1 x 1. Those
-that read images are not split, but may have masks. Fully-connected layers stay whole.
-Interpretation: ranks meet a budget together, as in the other methods here. If M multiply-adds are to become G, low rank alone
-goes to M^(1-a) G^a, a = 1/2, masks go from there to G, and then ranks are chosen once more, so that G is met with these masks:
-what masks could not save, or saved too much, is made up for by ranks.
-Interpretation: a mask may be a grid, every so many rows and columns, or whole rows, and then B chooses the rows. Both run
-faster than scattered places. Impacts are measured once, on the network of low rank with new statistics of its batch norms.
-Interpretation: a layer whose measured time does not fall stays as it is, and the others meet the budget.
+Interpretation: a convolution is decomposed into k x 1 and 1 x k, as in the authors' later work (Lin et al., TPAMI 2019); or,
+with `--set split=channel`, into k x k and 1 x 1, which suits masks of scattered positions: both layers are then computed only
+there, while the k x 1 convolution is needed nearly everywhere. 1 x 1 convolutions are factored into two 1 x 1 convolutions. The
+first convolution, on the image, is not factored, but can have a mask. Fully-connected layers are not changed.
+Interpretation: ranks jointly meet a budget, as in the other low-rank methods. To reduce M multiply-adds to G, low rank alone
+goes to M^(1-a) G^a, a = 1/2, and masks from there to G; ranks are then selected again for G with these masks, to compensate for
+masks that save too little or too much.
+Interpretation: a mask can also be a regular grid, or whole rows, selected by B. Both run faster than scattered positions.
+Impacts are measured once, on the low-rank network with re-estimated batch norm statistics.
+Interpretation: a layer whose measured latency does not decrease is not changed, and the other layers meet the budget.
 """
 
 import copy
@@ -49,23 +49,23 @@ from compressor.methods.lowrank.rank_rules import RULES, Ladder
 from compressor.network.replacements import Pair, replaced
 from compressor.training.method import Job
 
-IMAGE = 3  # channels at most of what is read as an image
-EVEN = np.linspace(1, 1 / 20, 96).tolist()  # shares of the places, from all down, where they are not lowered step by step
+IMAGE = 3  # maximum number of input channels of a layer on the image
+EVEN = np.linspace(1, 1 / 20, 96).tolist()  # fractions of the positions to try, if not lowered greedily
 KNOWN = {"split": ("separable", "channel"), "mask": ("grid", "rows", "places"), "rates": ("greedy", "global")}
 
 
 class Espace(LowRank):
-    """Splits convolutions in two, computes them at the places that matter, then fine-tunes.
+    """Factors convolutions into two, computes them at the most important spatial positions only, then fine-tunes.
 
-    split: how a convolution becomes two: separable (k x 1, 1 x k) or channel (k x k, 1 x 1)
-    mask: what is computed: grid (every so many rows and columns), rows, or places (single ones)
-    rates: how much each layer keeps: greedy (where the loss rises least), or global (the same share of each)
-    lowrank: the share of the saving, in the logarithm, that low rank is to make: 1 is no masks, 0 no low rank
-    keep: the share of the multiply-adds that masks leave, where the goal is not about these
-    images: how many training images tell what matters
-    only_if_faster: change a layer only where its measured time falls
-    ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
-    whiten: split by what layers give on images, not by their weights alone (with split=channel)
+    split: decomposition of convolutions: separable (k x 1, 1 x k) or channel (k x k, 1 x 1)
+    mask: spatial mask: grid (regular rows and columns), rows (whole rows), or places (scattered positions)
+    rates: perforation rates: greedy (where the loss increases least), or global (the same for all layers)
+    lowrank: fraction of the logarithmic MAC reduction by low rank: 1 uses no masks, 0 no low rank
+    keep: fraction of the MACs that masks keep, if the target is not in MACs
+    images: number of training images for impacts and losses
+    only_if_faster: change a layer only if its measured latency decreases
+    ranks: rank selection rule: knapsack, greedy, energy, minmax, uniform or evbmf
+    whiten: minimise the error of layer outputs on images instead of the error of the weights (with split=channel)
     """
 
     paper = "Lin et al., AAAI 2017; masks of Figurnov et al., NIPS 2016 (arXiv 1504.08362)"
@@ -89,19 +89,19 @@ class Espace(LowRank):
         for name, value in {"split": split, "mask": mask, "rates": rates}.items():
             if value not in KNOWN[name]:
                 listed = ", ".join(KNOWN[name])
-                raise UsageError(f"--set {name}={value}: known are {listed}{did_you_mean(value, KNOWN[name]) or '.'}")
+                raise UsageError(f"--set {name}={value} is unknown: use {listed}{did_you_mean(value, KNOWN[name]) or '.'}")
         if not (0 <= lowrank <= 1 and 0 < keep <= 1 and images >= 1):
             found = f"lowrank={lowrank:g}, keep={keep:g}, images={images}"
-            raise UsageError(f"--set: lowrank is 0 to 1, keep above 0 and at most 1, images 1 or more; found {found}.")
+            raise UsageError(f"--set: lowrank must be 0 to 1, keep above 0 and at most 1, images 1 or more; found {found}.")
         if lowrank == 0 and job.goal.quantity != "macs":
-            raise UsageError(f"{job.goal.text} is not about MACs, and --set lowrank=0 allows nothing but masks.")
+            raise UsageError(f"--set lowrank=0 uses masks only and needs a target in MACs; found {job.goal.text}.")
         self.split, self.kind, self.rates = SPLITS[split], cast(Kind, mask), rates
         self.lowrank, self.keep, self.images = lowrank, keep, images
         self.watches = only_if_faster and job.clock is not None
         self.found: dict[str, Site] = {}
-        self.kept: dict[str, Kept] = {}  # what is computed of the layers that have a mask
-        self.sizes: dict[str, Pair] = {}  # height and width of what layers read, of those that can have a mask
-        self.slow: dict[str, tuple[float, float]] = {}  # layers that would not be faster: milliseconds as they are, and changed
+        self.kept: dict[str, Kept] = {}  # masks of the layers that have one
+        self.sizes: dict[str, Pair] = {}  # input height and width of the layers that can have a mask
+        self.slow: dict[str, tuple[float, float]] = {}  # layers that would not be faster: milliseconds before and after
         self.costs: dict[tuple[str, int | None, Kept | None], int] = {}
 
     # The method -------------------------------------------------------------------------------------------------------
@@ -127,9 +127,9 @@ class Espace(LowRank):
         self.put(dense, copies)
 
     def chosen(self, allowed: float | None) -> dict[str, int]:
-        """The ranks with which the network, masked as it is now, has at most so many MACs; where none do, the lowest ones.
+        """The ranks at which the network with its current masks has at most `allowed` MACs, or the lowest ones if infeasible.
 
-        None: as the goal says. A layer that would not be faster drops out, with its mask, and the others are chosen anew.
+        None: ranks for the goal. A layer that would not be faster is excluded, with its mask, and ranks are selected again.
         """
         while True:
             sites = [site for name, site in self.found.items() if name not in self.slow]
@@ -140,7 +140,7 @@ class Espace(LowRank):
             self.kept = {name: kept for name, kept in self.kept.items() if name not in late}
 
     def masks(self, chosen: Mapping[str, int], goal: float | None, seen: Mapping[str, Seen]) -> dict[str, Kept]:
-        """What layers of these ranks keep so that `goal` MACs are left in all; None: the share that was set."""
+        """The masks of layers at these ranks, for a total of `goal` MACs; None: the fraction `keep` of the MACs."""
         plain = {name: self._plain(name, chosen.get(name), seen) for name in {**chosen, **self.sizes}}
         model = replaced(copy.deepcopy(self.model), plain)
         batches, task = list(self.samples(self.images)), replace(self.job.task, teacher=None)
@@ -151,25 +151,25 @@ class Espace(LowRank):
         return {name: kept for name, share in shares.items() if (kept := trial.kept(name, share))}
 
     def check(self, chosen: Mapping[str, int], goal: float | None) -> None:
-        """Raise Infeasible where the goal is not met, or nothing was done."""
+        """Raise Infeasible if the goal is not met, or no layer was changed."""
         if not chosen and not self.kept:
-            raise Infeasible(f"{self.job.goal.text}: every layer would stay whole. Ask for more. {self._reasons()}")
+            raise Infeasible(f"{self.job.goal.text}: no layer would be changed. Request a larger reduction. {self._reasons()}")
         if goal is not None and (macs := self.macs(chosen, self.kept)) > goal * (1 + 1e-9):
             raise Infeasible(
-                f"{self.job.goal.text} asks for {1 - goal / self.job.macs:.1%} fewer MACs, but low ranks and masks can save "
-                f"{1 - macs / self.job.macs:.1%} (lowrank={self.lowrank:g}).\nAsk for less. {self._reasons()}"
+                f"{self.job.goal.text} requires {1 - goal / self.job.macs:.1%} fewer MACs, but low ranks and masks can save "
+                f"{1 - macs / self.job.macs:.1%} (lowrank={self.lowrank:g}).\nRequest a smaller reduction. {self._reasons()}"
             )
 
     def factored(self, chosen: Mapping[str, int], seen: Mapping[str, Seen]) -> dict[str, Tensor]:
-        """Make the chains without masks, and return the weights that they stand for."""
+        """Build the chains without masks, and return the products of their factors."""
         sites = list(self.found.values())
         places = (site.ladder.ranks.tolist().index(chosen[site.name]) if site.name in chosen else None for site in sites)
         return self.make(sites, list(places), seen)
 
     def perforate(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute chains at the kept places alone, and return which place copies which.
+        """Perforate the chains, and return for each position the position that it copies.
 
-        `dense` are the weights that chains stand for; those of layers that were not split are added.
+        `dense` has the products of the factors; the weights of layers with a mask that are not factored are added.
         """
         copies = {}
         for name, kept in self.kept.items():
@@ -181,12 +181,12 @@ class Espace(LowRank):
         return copies
 
     def tell(self, chosen: Mapping[str, int]) -> None:
-        """Say of each layer what became of it, and what that saved in multiply-adds and in time."""
+        """Write a remark on each layer: rank, mask, and the reduction of multiply-adds and latency."""
         for name in self.chains:
             told = [self.remarks[name]] if name in chosen else []
             kept = self.kept.get(name)
             if kept is not None:
-                told.append(f"{kept.share(plane([self._layer(name)], self.sizes[name])):.0%} of the places ({self.kind})")
+                told.append(f"{kept.share(plane([self._layer(name)], self.sizes[name])):.0%} of the positions ({self.kind})")
                 self.left.pop(name, None)
             told.append(f"{self._macs(name) / self._macs(name, chosen.get(name), kept):.1f} x fewer MACs")
             if self.watches:
@@ -195,24 +195,24 @@ class Espace(LowRank):
             self.remarks[name] = ", ".join(told)
         for name, (before, after) in self.slow.items():
             if name not in self.chains:
-                self.remarks[name] = f"left whole: it takes {before:.2f} ms, and would take {after:.2f} ms"
+                self.remarks[name] = f"not changed: it takes {before:.2f} ms, and would take {after:.2f} ms"
                 self.times[name] = before, before
 
     @property
     def granularity(self) -> str:
-        return super().granularity if self.ranks else f"masks ({self.kind}) take whole steps"
+        return super().granularity if self.ranks else f"masks ({self.kind}) have discrete steps"
 
     # Ranks and shares -------------------------------------------------------------------------------------------------
 
     def _as_asked(self, sites: Sequence[Site]) -> dict[str, int]:
-        """Ranks for a goal that is not about MACs. Raises Infeasible."""
+        """Ranks for a goal that is not in MACs. Raises Infeasible."""
         if not sites:
             raise Infeasible(f"{self.job.goal.text}: no layer can be factored. {self._reasons()}")
         pairs = zip(sites, self.choose(sites), strict=True)
         return {site.name: int(site.ladder.ranks[index]) for site, index in pairs if index is not None}
 
     def _within(self, sites: Sequence[Site], allowed: float) -> dict[str, int]:
-        """Ranks for so many MACs of the whole network, or the lowest ones."""
+        """Ranks for at most `allowed` MACs of the whole network, or the lowest ranks if that is infeasible."""
         masked = {site.name: ladder for site in sites if len((ladder := self._masked(site)).ranks)}
         ladders = list(masked.values())
         left = allowed - self.macs({}, self.kept) + sum(ladder.full for ladder in ladders)
@@ -223,7 +223,7 @@ class Espace(LowRank):
         return {name: int(ladder.ranks[index]) for name, ladder, index in pairs if index is not None}
 
     def _masked(self, site: Site) -> Ladder:
-        """A layer's ladder when it is computed at the kept places alone. MACs rise with the rank as they do without a mask."""
+        """The ladder of a layer with its mask. MACs are proportional to those without a mask."""
         kept, ladder = self.kept.get(site.name), site.ladder
         lowest = int(ladder.ranks[0])
         costs = ladder.costs * (self._macs(site.name, lowest, kept) / self._macs(site.name, lowest))
@@ -234,7 +234,7 @@ class Espace(LowRank):
         )
 
     def _shares(self, trial: Trial, chosen: Mapping[str, int], goal: float) -> dict[str, float]:
-        """The share of its places that each layer keeps, so that no more than `goal` MACs are left, or as few as can be."""
+        """The fraction of its positions that each layer keeps, for at most `goal` MACs, or as few as possible."""
         layers = list(trial.chains)
 
         def enough(shares: Shares) -> bool:
@@ -253,12 +253,12 @@ class Espace(LowRank):
         if self.rates == "global":
             return dict(alike(_largest(EVEN, lambda share: enough(alike(share)))))
         shares = greedily(layers, cost, trial.loss, enough)
-        for name, share in reversed(list(shares.items())) if enough(shares) else ():  # the last step may have gone too far
+        for name, share in reversed(list(shares.items())) if enough(shares) else ():  # the last step can exceed the target
             finer = [*(even for even in EVEN if even > share), share]
             shares[name] = _largest(finer, partial(still, name))
         return shares
 
-    # Figures of one layer ---------------------------------------------------------------------------------------------
+    # Costs of layers --------------------------------------------------------------------------------------------------
 
     def macs(self, chosen: Mapping[str, int], kept: Mapping[str, Kept | None]) -> float:
         """MACs of the whole network with these ranks and masks."""
@@ -275,7 +275,7 @@ class Espace(LowRank):
         return self.ms(name, self._blank(name, rank, kept))
 
     def _is_faster(self, name: str, rank: int | None) -> bool:
-        """Whether a layer is, with that rank and its mask; noted if not."""
+        """Whether a layer is faster with that rank and its mask; if not, it is recorded in `slow`."""
         if not self.watches:
             return True
         before, after = self._ms(name), self._ms(name, rank, self.kept.get(name))
@@ -284,19 +284,19 @@ class Espace(LowRank):
         return after < before
 
     def _blank(self, name: str, rank: int | None, kept: Kept | None) -> nn.Sequential:
-        """What would stand in the place of a layer, with weights that mean nothing."""
+        """The replacement of a layer with uninitialised weights, to measure its cost."""
         layer = self._layer(name)
         chain = nn.Sequential(layer) if rank is None else self.found[name].split.chain(layer, rank)
         chain = chain if rank is None else chain.to_empty(device="cpu")
         return chain if kept is None else perforate(chain, self.sizes[name], kept)
 
     def _plain(self, name: str, rank: int | None, seen: Mapping[str, Seen]) -> nn.Sequential:
-        """What would stand in the place of a layer if all places were computed."""
+        """The replacement of a layer without a mask."""
         layer = self._layer(name)
         return nn.Sequential(layer) if rank is None else self.found[name].split.factor(layer, rank, seen.get(name))
 
     def _size(self, name: str) -> Pair | None:
-        """Height and width of what a layer reads, if it can have a mask."""
+        """Height and width of the input of a layer, if it can have a mask."""
         layer, sizes = self._layer(name), {shape[2:] for shape in self.read[name]}
         if len(sizes) > 1 or SPLITS["channel"].why_not(layer):
             return None
@@ -305,5 +305,5 @@ class Espace(LowRank):
 
 
 def _largest(shares: Sequence[float], fits: Callable[[float], bool]) -> float:
-    """The first that fits, of shares that fall; the last if none does."""
+    """The first of the descending `shares` that fits; the last if none does."""
     return shares[min(bisect_left(shares, True, key=fits), len(shares) - 1)]

@@ -1,30 +1,32 @@
-"""Linear layers split in two, then all of them trained at once for the error of the network's output.
+"""Global error reconstruction (GER): SVD of linear layers, then joint optimisation of all factors for the network output.
 
 Lin, Ji, Guo, Li: "Towards Convolutional Neural Networks Compression via Global Error Reconstruction", IJCAI 2016. It is in no
-open archive, and only the abstract was at hand. It says: fully-connected layers are first split one by one by singular value
-decomposition, and then all factors are optimised together by back-propagation, so that the error between the outputs of the
-original and of the compressed network becomes the smallest. All below that is more than this is an interpretation.
+open archive, and only the abstract was available: fully-connected layers are first decomposed one by one by singular value
+decomposition, and then all factors are optimised jointly by back-propagation to minimise the reconstruction error between the
+outputs of the original and of the compressed network. Everything beyond this is an interpretation.
 
-A. Each linear layer z = W a + b becomes z = P Q a + b:
+A. Each linear layer z = W a + b is replaced by z = P Q a + b:
 
     W ~ P Q,    P = U_r S_r^1/2  [outputs, rank],    Q = S_r^1/2 V_r^T  [rank, inputs]
 
-B. All P, Q and b are trained for the global error, the ranks staying what they are:
+B. All P, Q and b are trained to minimise the global error, at fixed ranks:
 
     J = 1 / (2 B) sum over B images of || z(x) - z'(x) ||^2        z of the original, z' of the compressed network
 
-What a layer loses is passed on through activations to the layers behind it. J sees that, and a later layer can make up for it.
-Tuned each by itself (`--set joint=false`) to what the original reads and gives there, no layer knows of the errors before it.
+The error of a layer propagates through the activations to later layers. J includes this, so later layers can compensate for it.
+With `--set joint=false` each layer is trained separately to reproduce its output in the original from its input there, which
+ignores the errors of earlier layers.
 
-Interpretation: the output are the logits, or the probabilities (`--set output=probabilities`). Interpretation: the square root
-of S on both sides, as in the same authors' LRDKT. Interpretation: ranks are shared out like those of other methods here.
-Interpretation: SGD with momentum 0.9, a rate of 0.001 and no weight decay, which pulls away from the original's answers.
+Interpretation: the output is the logits, or the probabilities (`--set output=probabilities`). Interpretation: the square root
+of S on both sides, as in the same authors' LRDKT. Interpretation: ranks are selected as in the other low-rank methods.
+Interpretation: SGD with momentum 0.9, a learning rate of 0.001 and no weight decay, which would move the outputs away from
+the original.
 
-Labels are unused. Convolutions and norms stay as they are, norms in the mode in which they answer, and dropout is off, in the
-original too. So all that is computed before the first split layer is the same in each epoch, and so are the original's answers:
-both are computed once for each image and kept, as far as they fit into memory (`--set cache`), where the network's code can be
-traced. For that, images are neither moved nor mirrored. Nothing here needs statistics of batch norms measured anew; to begin
-with the plain decomposition of A, give `--no-repair`.
+Labels are not used. Convolutions and norms are frozen, norms are in eval mode, and dropout is off, also in the original. The
+activations before the first factored layer and the outputs of the original are therefore the same in every epoch: if the
+network can be traced, they are computed once per image and cached, up to a memory limit (`--set cache`). For this reason
+images are not augmented. Batch norm statistics need not be re-estimated; `--no-repair` starts the training from the plain
+decomposition of A.
 """
 
 import copy
@@ -56,13 +58,13 @@ OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Ger(LowRank):
-    """Splits linear layers, then trains all factors together to give the original's output, without labels.
+    """Factors linear layers by SVD, then trains all factors jointly to reproduce the output of the original, without labels.
 
-    joint: train all factors together for the network's output; false: each layer by itself, for its own
-    output: what is to be as the original gives it: logits or probabilities
-    cache: gigabytes at most for what is computed once for each image; 0 computes it anew each time
-    ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
-    whiten: decide by what layers give on images (when there are any), not by their weights alone
+    joint: train all factors jointly for the output of the network; false: each layer separately for its own output
+    output: output to reproduce: logits or probabilities
+    cache: memory limit in gigabytes for cached activations of images; 0 disables the cache
+    ranks: rank selection rule: knapsack, greedy, energy, minmax, uniform or evbmf
+    whiten: minimise the error of layer outputs on images (if there are any) instead of the error of the weights
     """
 
     paper = "Lin et al., IJCAI 2016"
@@ -83,9 +85,11 @@ class Ger(LowRank):
     ) -> None:
         super().__init__(job, ranks=ranks, whiten=whiten)
         if output not in OUTPUTS:
-            raise UsageError(f"--set output={output}: known are {', '.join(OUTPUTS)}{did_you_mean(output, OUTPUTS) or '.'}")
+            raise UsageError(
+                f"--set output={output} is unknown: use {' or '.join(OUTPUTS)}{did_you_mean(output, OUTPUTS) or '.'}"
+            )
         if not cache >= 0:
-            raise UsageError(f"--set cache={cache}: give gigabytes, 0 or more.")
+            raise UsageError(f"--set cache={cache} must be 0 or more, in gigabytes.")
         self.joint, self.output, self.cache = joint, OUTPUTS[output], cache * 1e9
 
     def splits(self, name: str, layer: Layer) -> Sequence[Split]:
@@ -102,14 +106,14 @@ class Ger(LowRank):
             chain.requires_grad_(True)
 
     def train(self, mode: bool = True) -> Self:
-        """Always as the network answers: norms keep their statistics, and nothing is dropped."""
+        """Always eval mode: batch norm statistics are fixed, and dropout is off."""
         return super().train(False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         squares = [(given.float() - wanted.float()).square().sum() for given, wanted in self.pairs(batch)]
         return {"reconstruction": torch.stack(squares).sum() / (2 * len(batch.images))}
 
-    # What is given, and what is wanted --------------------------------------------------------------------------------
+    # Outputs and targets ----------------------------------------------------------------------------------------------
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -118,7 +122,7 @@ class Ger(LowRank):
         return self._of_the_network(original) if self.joint else self._of_layers(original)
 
     def _of_the_network(self, original: nn.Module) -> Pairs:
-        """The output alone."""
+        """Pairs of network outputs: compressed and original."""
         first, then = halves(self.model, self.job.inputs) or (lambda images: [], None)
         known = Remembered(lambda images: [*first(images), self.output(logits_of(original(images)))], self.cache)
 
@@ -130,7 +134,7 @@ class Ger(LowRank):
         return pairs
 
     def _of_layers(self, original: nn.Module) -> Pairs:
-        """What each split layer makes of what the original reads there."""
+        """Pairs of layer outputs, factored and original, for the inputs of the layers in the original."""
 
         def read(images: Tensor) -> list[tuple[str, Tensor]]:
             return reads(original, list(self.chains), images)[1]

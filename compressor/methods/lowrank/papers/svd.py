@@ -1,23 +1,23 @@
-"""Every layer split in two where its output changes least.
+"""Low-rank factorization by singular value decomposition (SVD) that minimises the error of layer outputs.
 
 Zhang, Zou, He, Sun: "Accelerating Very Deep Convolutional Networks for Classification and Detection", TPAMI 2016,
-arXiv 1505.06798. Section 2.1: a convolution y = W x of N filters becomes rank filters and a 1 x 1 convolution,
+arXiv 1505.06798. Section 2.1: a convolution y = W x with N filters is replaced by `rank` filters and a 1 x 1 convolution,
 
     y = U U^T (W x - mean) + mean,     U: the first eigenvectors of the covariance of y on training images
 
-which is the chain of that rank whose output is nearest. Without images, U are the left singular vectors of W. Section 2.4: the
-ranks of all layers are chosen together, so that the product of the energies they keep is the largest for the budget
+which minimises the reconstruction error of the output for this rank. Without images, U are the left singular vectors of W.
+Section 2.4: the ranks of all layers are selected jointly, so that the product of the kept energies is maximal within the budget
 (`--set ranks=greedy`).
 
-The default goes further: a layer may also be split into k x 1 and 1 x k filters (Tai et al., ICLR 2016, arXiv 1511.06067),
-which is cheaper at the same rank, or have its inputs reduced first. Each way is tried in each layer alone, at half the layer's
-cost, and the one is taken that changes the network's answers least (KL divergence on training images, labels unused). That
-divergence also says how much an error of this layer weighs against one of another when the budget is shared out. Without images
-the errors of the weights themselves decide.
+Beyond the paper, a layer can also be decomposed into k x 1 and 1 x k filters (Tai et al., ICLR 2016, arXiv 1511.06067), which
+is cheaper at the same rank, or by a reduction of its input channels. Each decomposition is tried in each layer alone, at half
+the cost of the layer, and the one that changes the output of the network least is used (KL divergence on training images,
+without labels). This divergence also weights the errors of the layers in the rank selection. Without images, the errors of the
+weights are used.
 
-Unlike the paper: errors of layers add up instead of their kept energies being multiplied, by default; and no asymmetric
-reconstruction. The last layer of each chain is refitted afterwards instead, from the first layer to the last, to what the
-original gives (repair.py).
+Unlike the paper: by default the weighted sum of the layer errors is minimised instead of maximising the product of the
+energies, and there is no asymmetric reconstruction. Instead, the last layer of each chain is re-estimated by least squares,
+from the first layer to the last, to reproduce the output of the original (repair.py).
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ WAYS = ("channel", "separable", "input", "linear")
 
 
 class Svd(LowRank):
-    """Splits layers by singular value decomposition where their output changes least, then fine-tunes.
+    """Factors layers by singular value decomposition (SVD) with the least error of layer outputs, then fine-tunes.
 
-    split: auto, or one way for all convolutions: channel, separable or input
-    ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
-    whiten: decide by what layers give on images (when there are any), not by their weights alone
-    cost: what ranks are to save: macs (or parameters, if the goal is about them), or latency, as measured layer by layer
+    split: decomposition of convolutions: channel, separable, input, or auto (the best for each layer)
+    ranks: rank selection rule: knapsack, greedy, energy, minmax, uniform or evbmf
+    whiten: minimise the error of layer outputs on images (if there are any) instead of the error of the weights
+    cost: what the ranks reduce: macs (or parameters, if the target is in parameters), or latency measured per layer
     """
 
     paper = "Zhang et al., TPAMI 2016 (arXiv 1505.06798); Tai et al., ICLR 2016 (arXiv 1511.06067)"
@@ -47,7 +47,7 @@ class Svd(LowRank):
         super().__init__(job, ranks=ranks, whiten=whiten, cost=cost)
         known = ("auto", *WAYS[:-1])
         if split not in known:
-            raise UsageError(f"--set split={split}: known are {', '.join(known)}{did_you_mean(split, known) or '.'}")
+            raise UsageError(f"--set split={split} is unknown: use {', '.join(known)}{did_you_mean(split, known) or '.'}")
         self.ways = [SPLITS[name] for name in (WAYS if split == "auto" else (split, "linear"))]
 
     def splits(self, name: str, layer: Layer) -> Sequence[Split]:

@@ -1,19 +1,19 @@
-"""Convolutions split in three by Tucker decomposition: channels in, a small kernel, channels out.
+"""Tucker decomposition of convolutions into three layers: 1 x 1, a core with fewer channels, 1 x 1.
 
 Kim, Park, Yoo, Choi, Yang, Shin: "Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile
-Applications", ICLR 2016, arXiv 1511.06530. Of the paper, only the abstract was read: ranks by variational Bayesian matrix
-factorisation, Tucker decomposition of the kernels, fine-tuning of the whole network at once.
+Applications", ICLR 2016, arXiv 1511.06530. Only the abstract was available: rank selection by variational Bayesian matrix
+factorisation, Tucker decomposition of the kernel tensors, fine-tuning of the whole network in one step.
 
     W = sum over a, b of  last[:, a] core[a, b, :, :] first[b, :]        W [N, C, k, k], core [r2, r1, k, k]
 
-is a 1 x 1 convolution from C to r1 channels, the core, and a 1 x 1 convolution to N. The kernel's own two sides are too short
-to be cut. Without images the factors are found by higher-order orthogonal iteration (HOOI); with
-images, the output's principal components are kept on one side and what matters of the input on the other. Fully-connected
-layers and 1 x 1 convolutions have no core and are split in two.
+is a 1 x 1 convolution from C to r1 channels, the core, and a 1 x 1 convolution to N (Tucker-2). The spatial dimensions are too
+small to be decomposed. Without images the factors are found by higher-order orthogonal iteration (HOOI). With images, they are
+the principal components of the output on one side, and the decomposition by input channels (`input`) on the other.
+Fully-connected layers and 1 x 1 convolutions have no core and are factored into two layers by SVD.
 
-Unlike the paper: one rank for both sides, so that the search has one number a layer, and ranks that meet a budget together.
-`--set ranks=evbmf` shares out the budget in proportion to what variational Bayes finds in the two unfoldings of W, of which the
-one with the higher rank counts.
+Unlike the paper: one rank for both sides, so that the search has one variable per layer, and ranks that jointly meet a budget.
+`--set ranks=evbmf` distributes the budget in proportion to the ranks that variational Bayes finds; of the two unfoldings of W,
+the one with the higher rank is used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,14 +41,14 @@ from compressor.methods.lowrank.factor import LowRank
 from compressor.methods.lowrank.factorable import Site
 from compressor.training.method import Job
 
-HOOI = 20  # iterations at most
+HOOI = 20  # maximum number of iterations
 
 
 class Tucker(LowRank):
-    """Splits convolutions in three by Tucker decomposition, other layers in two, then fine-tunes.
+    """Factors convolutions into three layers by Tucker decomposition, linear layers into two by SVD, then fine-tunes.
 
-    ranks: how the ranks are chosen: knapsack, greedy, energy, minmax, uniform or evbmf
-    whiten: decide by what layers give on images (when there are any), not by their weights alone
+    ranks: rank selection rule: knapsack, greedy, energy, minmax, uniform or evbmf
+    whiten: minimise the error of layer outputs on images (if there are any) instead of the error of the weights
     """
 
     paper = "Kim et al., ICLR 2016 (arXiv 1511.06530)"
@@ -66,7 +66,7 @@ class Tucker(LowRank):
 
 
 def _by_unfolding(site: Site, seen: Seen | None) -> Site:
-    """The site with the singular values of the unfolding in which variational Bayes finds the higher rank."""
+    """The site with the singular values of the unfolding with the higher variational Bayesian rank."""
     if site.split is not IN_THREE:
         return site
     unfolded = [CHANNEL, INPUT]
@@ -82,10 +82,10 @@ def _by_unfolding(site: Site, seen: Seen | None) -> Site:
 class InThree(Split):
     """1 x 1 from C to r1 = min(rank, C), k x k to r2 = min(rank, N), 1 x 1 to N: params C r1 + k^2 r1 r2 + r2 N.
 
-    Tucker-2. Errors are those of the truncated higher-order singular value
-    decomposition. Without images, `factor` goes on from there by orthogonal iteration (HOOI), which does not make it worse.
-    With images, it is `input` followed by the projection on the output's principal components. What the latter loses is known;
-    what the former adds to it is an estimate, by what `input` takes for granted.
+    Tucker-2. Errors are those of the truncated higher-order singular value decomposition. Without images, `factor` refines it
+    by orthogonal iteration (HOOI), which does not increase the error. With images, it is `input` followed by the projection
+    onto the principal components of the output. The error of the projection is exact; that of `input` is an estimate under
+    the assumptions of `input`.
     """
 
     name = "tucker"
@@ -94,7 +94,7 @@ class InThree(Split):
         return super().why_not(layer) or small(layer)
 
     def shape(self, layer: Layer) -> tuple[int, int]:
-        """[N, C]: the sides that are cut, both at once."""
+        """[N, C]: the two dimensions that are reduced."""
         outputs, inputs = layer.weight.shape[:2]
         return outputs, inputs
 
@@ -102,16 +102,16 @@ class InThree(Split):
         return min(max(self.shape(layer)), places_of(layer) * min(self.shape(layer)))
 
     def singular(self, layer: Layer, seen: Seen | None = None) -> Tensor:
-        """[most] float64: squares are what each rank saves, in the order of ranks, which need not quite be that of size."""
+        """[most] float64: squares are the error reduction by each rank, in the order of ranks; not strictly descending."""
         (basis, worth), (read, values) = CHANNEL.spectrum(layer, seen), INPUT.spectrum(layer, seen)
         core = torch.einsum("nq,nkr->qkr", basis, (read * values).reshape(len(basis), -1, len(values)))
-        energy = core.square().sum(1).cumsum(0).cumsum(1)  # [r2, r1] of the core that is kept
+        energy = core.square().sum(1).cumsum(0).cumsum(1)  # [r2, r1] energy of the truncated core
         ranks = torch.arange(self.most(layer), device=energy.device)
         left, right = (ranks.clamp(max=size - 1) for size in energy.shape)
         variance = worth.square().cumsum(0)  # [r2] of the output
         by_outputs = 1 - variance[left] / variance[-1].clamp(min=TINY)
         by_inputs = (energy[left, -1] - energy[left, right]) / energy[-1, -1].clamp(min=TINY)
-        lost = (by_outputs + by_inputs).flip(0).cummax(0).values.flip(0)  # a share; never less than at a higher rank
+        lost = (by_outputs + by_inputs).flip(0).cummax(0).values.flip(0)  # relative error, non-increasing in the rank
         saved = -lost.clamp(0, 1).diff(prepend=lost.new_ones(1))
         return (saved * variance[-1]).sqrt()
 
@@ -145,7 +145,7 @@ def _hooi(tensor: Tensor, left: int, right: int) -> tuple[Tensor, Tensor, Tensor
     import tensorly
     from tensorly.decomposition import partial_tucker
 
-    with tensorly.backend_context("numpy"), np.errstate(invalid="ignore"):  # zeros, whose relative error is 0 / 0, are no fault
+    with tensorly.backend_context("numpy"), np.errstate(invalid="ignore"):  # for zero weights the relative error is 0 / 0
         found, _ = partial_tucker(tensor.cpu().numpy(), rank=[left, right], modes=[0, 1], n_iter_max=HOOI)
     core, (last, first) = found
     return tensor.new_tensor(last), tensor.new_tensor(core).mT, tensor.new_tensor(first).mT

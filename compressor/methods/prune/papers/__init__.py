@@ -1,1 +1,1 @@
-"""One file a paper, named as the method is. A paper imports no other paper."""
+"""One file per paper, named like its method. No paper imports another one."""

@@ -1,7 +1,7 @@
-"""Asymptotic softer filter pruning: SRFP whose rate grows from nothing, fast at first.
+"""Asymptotic SofteR filter pruning (ASRFP): SRFP with a pruning rate that grows from zero, fast at first.
 
 Cai, An, Yang, Xu: "Softer Pruning, Incremental Regularization", ICPR 2020, arXiv 2010.09498,
-section 3: SRFP's shrinking with ASFP's rate.
+section 3: the softness schedule of SRFP with the pruning rate of ASFP.
 
     W_{l,j} <- alpha_t W_{l,j} for the floor(N_l P p_t) filters of smallest || W_{l,j} ||_2, after every epoch
     alpha_t  = alpha_0 exp(-kappa t),   kappa = -ln(sigma / (alpha_0 + 0.01 sigma)) / T;   0 from 0.8 T on
@@ -9,8 +9,8 @@ section 3: SRFP's shrinking with ASFP's rate.
 
     lambda_t = 0                                       (see `soft.py`)
 
-With alpha_0 = 0 it is ASFP. Interpretation: section numbers and the schedules' ends are those of the authors' code (pretrained
-start), since the text of the paper was not at hand.
+With alpha_0 = 0 this is ASFP. Interpretation: section numbers and the ends of the schedules are from the authors' code
+(pretrained start), because the full text was not available.
 """
 
 from compressor.methods.prune.soft import SoftPruning, asymptotic, decaying
@@ -18,13 +18,13 @@ from compressor.training.method import Job, Progress
 
 
 class ASRFP(SoftPruning):
-    """Shrinks the smallest filters of every layer, more of them and more strongly from epoch to epoch.
+    """Multiplies the smallest filters of every layer by a decaying factor after each epoch, while the pruning rate grows.
 
-    alpha: what is left of a weak filter after the first epoch, alpha_0; 1 is softest, 0 is ASFP
-    sigma: what would be left of it after the last epoch
-    zero: the share of training after which weak filters are set to zero
-    settled: the share of training after which the whole rate is pruned
-    mask_norms: shrink the batch norm's scale and shift of a weak filter too, so that its removal is exact
+    alpha: initial softness alpha_0, the factor of weak filters; 1 is softest, 0 is ASFP
+    sigma: softness that the exponential schedule would reach after the last epoch
+    zero: fraction of training after which weak filters are set to zero
+    settled: fraction of training after which the full pruning rate is reached
+    mask_norms: also scale the batch norm scale and shift of a weak filter, so that its removal is exact
     """
 
     paper = "Cai et al., ICPR 2020 (arXiv 2010.09498)"

@@ -1,22 +1,21 @@
-"""Channels whose weights are worth little, for what they cost, go first.
+"""Channel pruning by multiple criteria (CPMC): weight value, computational cost and parameter quantity.
 
 Yan, Guo, Li, Yang, Xu: "Channel Pruning via Multi-Criteria based on Weight Dependency", IJCNN 2021, arXiv 2011.03240,
-section 3. Channel j of layer l goes together with what reads it in layer l+1, so all three criteria look at both:
+section 3. Pruning channel j of layer l also removes the weights of layer l+1 that consume it, so all criteria cover both:
 
-    w_{l,j} = sum of |W| over filter j of layer l and over the weights of layer l+1 that read it      weight value
-    f_l     = multiply-adds that vanish with the channel                                              computational cost
-    p_l     = parameters that vanish with the channel                                                 parameter quantity
+    w_{l,j} = sum of |W| over filter j of layer l and over the weights of layer l+1 that consume it   weight value
+    f_l     = multiply-adds saved by removing the channel                                             computational cost
+    p_l     = parameters saved by removing the channel                                                parameter quantity
 
-Each is normalised over the channels of all layers; one ranking decides, and the lowest go.
+Each criterion is normalised over the channels of all layers. Channels are ranked globally, and the lowest are pruned.
 
-Interpretation: the abstract says that much; the rest is reconstructed. Each criterion is divided by its mean over all channels,
-and they meet in
+Interpretation: this follows the abstract; the rest is reconstructed. Each criterion is divided by its mean over all channels,
+and they are combined as
 
     S = w - macs f - params p            or, with `ratio=true`,            S = w / (f^macs p^params)
 
-With `mean=true`, w is the mean of |W| instead of its sum, so that no channel is strong because its layer is wide; of a
-ResNet-20 cut to half its MACs, the sum left more accuracy. What vanishes is read from the tables of costs, and so is right for
-whatever layers share the channel.
+With `mean=true`, w is the mean of |W| instead of the sum, so that it does not depend on the width of the layer; on ResNet-20 at
+half its MACs, the sum gave higher accuracy. Costs are computed for all layers that share the channel.
 """
 
 import numpy as np
@@ -29,13 +28,13 @@ from compressor.training.method import Job
 
 
 class CPMC(OneShot):
-    """Cuts the channels of least weight for their cost and parameters, all layers ranked together, then fine-tunes.
+    """Prunes the channels with the lowest weight value relative to their cost and parameters, ranked globally, then fine-tunes.
 
-    macs: how much the multiply-adds that go with a channel count against it
-    params: how much the parameters that go with a channel count against it
-    ratio: divide the weight by powers of cost and parameters, instead of subtracting them
-    mean: the weight of a channel is the mean over its weights, instead of their sum
-    squares: of squared weights (L2) instead of absolute ones (L1)
+    macs: weight of the computational cost in the score
+    params: weight of the parameter quantity in the score
+    ratio: divide the weight value by powers of cost and parameters, instead of subtracting them
+    mean: use the mean over the weights of a channel instead of their sum
+    squares: use the L2 norm instead of the L1 norm of the weights
     """
 
     paper = "Yan et al., IJCNN 2021 (arXiv 2011.03240)"
@@ -62,7 +61,7 @@ class CPMC(OneShot):
         return np.asarray(weight - self.macs * cost - self.params * params)
 
     def weight(self, channels: Channels) -> Scores:
-        """w of each channel [atoms]; with squares, the root of their sum or mean."""
+        """w of each channel [atoms]; with `squares`, the root of the sum or mean of squares."""
         power = 2 if self.squares else 1
         weight = energies(self.model, channels, ("out", "in"), power)
         if self.mean:

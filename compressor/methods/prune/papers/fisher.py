@@ -1,18 +1,18 @@
-"""Group Fisher pruning: the gates of coupled channels that single images push least go first.
+"""Group Fisher pruning: the importance of coupled channels is the Fisher information of a shared gate.
 
 Liu, Zhang, Kuang, Zhou, Xue, Wang, Chen, Yang, Liao, Zhang: "Group Fisher Pruning for Practical Network Compression",
 ICML 2021, arXiv 2108.00708, section 3.
 
-    s_i = sum over images n of ( dL_n / dm_i )^2,     dL_n / dm_i = sum over the layers X that read channel i of dL_n / dm_i^X
+    s_i = sum over images n of ( dL_n / dm_i )^2,    dL_n / dm_i = sum over the layers X that consume channel i of dL_n / dm_i^X
 
-m_i is 1 and multiplies channel i where it is read, one and the same number for all layers that are coupled: the gates of
-`importance.py`. The squares of the gradients of single images estimate the diagonal of the Fisher information, and so, at a
-minimum, the second-order change of the loss when m_i becomes 0. A channel's importance is then divided by what its removal
-saves, so that of two channels that matter alike the dearer goes first.
+The gate m_i = 1 multiplies channel i at its consumers, and is shared by all coupled layers (see `importance.py`). The squared
+gradients of single images estimate the diagonal of the Fisher information and thereby, at a minimum of the loss, the
+second-order change of the loss when m_i is set to 0. The importance is divided by the cost that the removal saves, so that of
+two equally important channels the more expensive one is pruned.
 
-Unlike the paper: what is saved is counted in multiply-adds, the other of the paper's two measures; its memory of activations is
-not in the tables of costs. And all channels go at once, before training, instead of one every few steps of it.
-Interpretation: a scattered layer, whose stream stays wide, has a gate of its own.
+Unlike the paper: the cost is measured in multiply-adds, one of its two measures, because the cost tables do not have the other,
+the memory of activations. All channels are pruned in one step before training, instead of one every few training steps.
+Interpretation: a layer that is scattered into a residual stream of full width has its own gate.
 """
 
 import numpy as np
@@ -25,10 +25,10 @@ from compressor.training.method import Job
 
 
 class Fisher(OneShot):
-    """Cuts the channels whose gates have the least Fisher information for what they cost, then fine-tunes.
+    """Prunes the channels whose gates have the least Fisher information per MAC saved, then fine-tunes.
 
-    images: how many training images to score channels on, one at a time
-    by_cost: divide by the multiply-adds that go with the channel
+    images: number of training images for scoring, one gradient each
+    by_cost: divide the importance by the multiply-adds saved with the channel
     """
 
     paper = "Liu et al., ICML 2021 (arXiv 2108.00708)"

@@ -1,16 +1,17 @@
-"""The filters of each layer that the others can stand in for go first, large or small.
+"""Filter pruning via geometric median (FPGM): redundant filters are pruned, whatever their norm.
 
 He, Liu, Wang, Hu, Yang: "Filter Pruning via Geometric Median for Deep Neural Networks Acceleration", CVPR 2019,
 arXiv 1811.00250, section 3.4.
 
     g_{l,j} = sum over j' of || W_{l,j} - W_{l,j'} ||_2        (the smallest: the filters nearest to the geometric median)
 
-A filter near the geometric median of its layer can be represented by those that stay. Every layer gives the same share of its
-filters; when the goal is a budget, the share is the one that meets it.
+A filter near the geometric median of its layer can be represented by the remaining filters. All layers have the same pruning
+rate; if the goal is a budget, it is the rate that meets the budget.
 
-Interpretation: where layers share channels, a filter is all that makes the channel, end to end, so that
-|| W_j - W_j' ||^2 is the sum of the layers' squares.
-Unlike the paper: the filters go once, before training. The paper zeroes them after each epoch and lets them train on, as `sfp`.
+Interpretation: for coupled layers, the filters that produce the same channel are concatenated, so that || W_j - W_j' ||^2 is
+the sum over the layers.
+Unlike the paper: filters are pruned once, before training. The paper zeroes them after each epoch and keeps training them, as
+in `sfp`.
 """
 
 import numpy as np
@@ -23,7 +24,7 @@ from compressor.methods.widths import Scores, uniform
 
 
 class FPGM(OneShot):
-    """Cuts the filters of every layer that are nearest to all the others, then fine-tunes."""
+    """Prunes the filters of every layer that are nearest to the geometric median of the layer, then fine-tunes."""
 
     paper = "He et al., CVPR 2019 (arXiv 1811.00250)"
 
@@ -33,7 +34,7 @@ class FPGM(OneShot):
     def distances(self, group: Group) -> Scores:
         """g of each filter of a group [atoms]."""
         parameters = dict(self.model.named_parameters())
-        squares = torch.zeros(group.size, group.size, dtype=torch.float64)  # of the distance of each filter from each
+        squares = torch.zeros(group.size, group.size, dtype=torch.float64)  # squared pairwise distances
         for member in group.members:
             if member.role == "out" and parameters[member.tensor].dim() >= 2:
                 weight = parameters[member.tensor].detach().cpu().double().movedim(member.dim, 0)

@@ -1,28 +1,28 @@
-"""Global and dynamic pruning: one list of all filters, chosen anew again and again, so that a missed filter comes back.
+"""Global and dynamic pruning (GDP): a global filter mask that is updated during training, so that filters can recover.
 
 Lin, Ji, Li, Wu, Huang, Zhang: "Accelerating Convolutional Networks via Global & Dynamic Filter Pruning", IJCAI 2018,
-pages 2425-2432 (it has no preprint), section 3. The first-order criterion goes back to Molchanov, Tyree, Karras, Aila, Kautz:
+pages 2425-2432 (no preprint), section 3. The first-order criterion goes back to Molchanov, Tyree, Karras, Aila, Kautz:
 "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017, arXiv 1611.06440, section 2.2.
 
     Theta_{l,j} = | sum of W dL/dW + b dL/db over filter j of layer l |,    the mean over batches of training images
-    m_{l,j}     = 1 for the filters of largest Theta of all layers together, as many as the goal leaves; 0 for the others
+    m_{l,j}     = 1 for the filters with the largest Theta over all layers, as many as the goal allows; 0 for the others
 
-    every N steps:  all masks 1;  Theta without training;  new masks
-    in between:     training, with W m and b m in the forward pass
-    in the end:     masks are frozen, what is masked is cut, and the rest is fine-tuned
+    every N steps:  set all masks to 1, compute Theta without training, update the masks
+    in between:     train with W m and b m in the forward pass
+    at the end:     freeze the masks, remove the masked filters, fine-tune the pruned network
 
-There is no normalisation by layer; at least one channel in twenty of each group stays. The paper prunes for 30 epochs and
-fine-tunes for 20: masks are frozen after 0.6 of the training, and one epoch before its end at the latest.
+Theta is not normalised by layer; at least 5 % of the channels of each group are kept. The paper prunes for 30 epochs and
+fine-tunes for 20: here masks are frozen after 0.6 of the training, and at least one epoch before its end.
 
-Gradients are those of the masked forward pass, but reach W itself (straight through), so that masked weights keep learning.
-With `straight_through=false` masked weights rest until the masks are chosen anew, as in the authors' code.
+Gradients of the masked forward pass are applied to W itself (straight-through estimator), so masked weights are still trained.
+With `straight_through=false` masked weights are fixed until the next update of the masks, as in the authors' code.
 
-Unlike the authors' code: filters are ranked by the mean of Theta over all batches, not by its value at the last of them. Masked
-weights are not decayed. Masks are also chosen at the beginning of each epoch, so that short epochs see some.
-Unlike the paper: m multiplies the weights that read a filter's channel, and not the filter. The network is the same, and so is
-Theta behind a ReLU (see `importance.py`). But a batch norm goes on measuring the filter, which would otherwise come
-back with the statistics of a dead one, and no ReLU at zero stands between it and its gradient: those weights are the ones that
-learn straight through. A layer that is scattered is masked at its norm, or at itself.
+Unlike the authors' code: filters are ranked by the mean of Theta over all batches, not by its value on the last batch. No
+weight decay is applied to masked weights. Masks are also updated at the start of each epoch.
+Unlike the paper: m multiplies the weights that consume the channel of a filter, instead of the filter. The output of the
+network is the same, and so is Theta after a ReLU (see `importance.py`). But batch norm statistics of the masked filter stay
+valid, and no ReLU at zero blocks its gradient; the straight-through gradient applies to the masked consumer weights. A layer
+that is scattered into a residual stream is masked at its norm, or, without a norm, at its own weights.
 """
 
 from collections.abc import Iterator
@@ -40,12 +40,12 @@ from compressor.training.method import Job, Progress
 
 
 class GDP(FilterPruning):
-    """Masks the filters that matter least to the loss, chooses them anew while it trains, then cuts them and fine-tunes.
+    """Masks the filters with the least first-order effect on the loss, updates the masks in training, then fine-tunes.
 
-    every: how many steps of training pass until masks are chosen anew
-    images: how many training images to choose them on
-    ending: the share of training after which masks are frozen
-    straight_through: masked weights learn as if they were not masked; otherwise they rest
+    every: number of training steps between updates of the masks
+    images: number of training images for scoring at each update
+    ending: fraction of training after which masks are frozen and masked filters removed
+    straight_through: train masked weights by the straight-through gradient; otherwise they are fixed
     """
 
     paper = "Lin et al., IJCAI 2018; Molchanov et al., ICLR 2017 (arXiv 1611.06440)"
@@ -60,7 +60,7 @@ class GDP(FilterPruning):
         names = dict(self.model.named_parameters())
         self.gates = [place for place in gates(self.channels) if place.tensor in names]
         self.masked = list(dict.fromkeys(place.tensor for place in self.gates))
-        self.asleep = nn.ParameterList(  # what masked weights would be
+        self.asleep = nn.ParameterList(  # values of the masked weights without the mask
             nn.Parameter(torch.zeros_like(names[name]), requires_grad=False) for name in self.masked
         )
 
@@ -101,7 +101,7 @@ class GDP(FilterPruning):
     # Masks ------------------------------------------------------------------------------------------------------------
 
     def choose(self) -> None:
-        """Score all filters, masked or not, and mask the weakest."""
+        """Score all filters, including masked ones, and mask those with the lowest scores."""
         with torch.no_grad():
             for weight, asleep in zip(self.weights(), self.asleep, strict=True):
                 weight.add_(asleep)
@@ -112,7 +112,7 @@ class GDP(FilterPruning):
         self.hide()
 
     def hide(self, learned: bool = True) -> None:
-        """Set masked weights to zero. What they were, or have learned since they were zero, is added to what is asleep."""
+        """Set masked weights to zero, after adding their values, or their updates since the last step, to `asleep`."""
         with torch.no_grad():
             for weight, asleep, hidden in self.sites:
                 if learned:
@@ -120,7 +120,7 @@ class GDP(FilterPruning):
                 weight.masked_fill_(hidden, 0)
 
     def freeze(self) -> None:
-        """Masked filters become zero for good, and so can leave the network while it trains."""
+        """Make masked filters hard, so that they can be removed during training."""
         self.hard.copy_(self.weak)
         self.hold()
         for asleep in self.asleep:
@@ -130,7 +130,7 @@ class GDP(FilterPruning):
         return (self.model.get_parameter(name) for name in self.masked)
 
     def hidden(self) -> Iterator[Tensor]:
-        """Where the masks of weak filters sit in each masked parameter, ready to broadcast."""
+        """The mask of weak filters for each masked parameter, shaped to broadcast."""
         for name, weight in zip(self.masked, self.weights(), strict=True):
             hidden = torch.zeros([1] * weight.dim(), dtype=torch.bool, device=weight.device)
             for place in self.gates:

@@ -1,20 +1,21 @@
-"""Gradually hard filter pruning: of the filters that are pruned softly, more and more are pruned for good.
+"""Gradually hard filter pruning (GHFP): a smooth transition from soft to hard filter pruning.
 
 Cai, An, Xu: "GHFP: Gradually Hard Filter Pruning", 2020, arXiv 2011.03170, section 3.
 
     weak: the floor(N_l P p_t) filters of smallest || W_{l,j} ||_2
     hard: the floor(N_l P p_t lambda_t) smallest among those
-    W_{l,j} <- 0 where hard,  alpha_t W_{l,j} where weak;   hard filters get no gradient
+    W_{l,j} <- 0 if hard,  alpha_t W_{l,j} if weak;   the gradient of hard filters is zero
     lambda_t = 1 - (1 - (t+1)/T)^3;   1 from 0.8 T on
     p_t      = 1 - exp(-k t),  k = ln 4 / (T/8);   1 from 0.9 T on
     alpha_t  = alpha_0 exp(-kappa t);   0 from 0.8 T on            (see `soft.py`)
 
-alpha_0 = 0 hardens SFP, alpha_0 = 1 SRFP. lambda = 0 is (A)SFP or (A)SRFP, lambda = 1 is HFP. As filters become hard they leave
-the network, so that epochs get cheaper while it trains.
+alpha_0 = 0 starts from SFP, alpha_0 = 1 from SRFP. lambda = 0 is (A)SFP or (A)SRFP, lambda = 1 is HFP. Hard filters are removed
+from the network during training, so later epochs are cheaper.
 
-Unlike the authors' code: the norm behind a hard filter is zero at once, and after each step, so that hard filters do not drift.
-Interpretation: section numbers and the schedules' ends are those of the authors' code (pretrained start), since the text of the
-paper was not at hand.
+Unlike the authors' code: the batch norm of a hard filter is zeroed at once, and both are zeroed again after each step, so that
+momentum and weight decay do not change them.
+Interpretation: section numbers and the ends of the schedules are from the authors' code (pretrained start), because the full
+text was not available.
 """
 
 from compressor.methods.prune.soft import SoftPruning, asymptotic, cubic, decaying
@@ -22,12 +23,12 @@ from compressor.training.method import Job, Progress
 
 
 class GHFP(SoftPruning):
-    """Prunes softly at first, then ever more filters for good: these leave the network while it trains.
+    """Soft filter pruning that turns gradually into hard pruning; hard filters are removed during training.
 
-    alpha: what is left of a weak filter after the first epoch, alpha_0; 1 is softest, 0 hardens soft filter pruning
-    sigma: what would be left of it after the last epoch
-    ending: the share of training after which all weak filters are hard
-    settled: the share of training after which the whole rate is pruned
+    alpha: initial softness alpha_0, the factor of weak filters; 1 starts from SRFP, 0 from SFP
+    sigma: softness that the exponential schedule would reach after the last epoch
+    ending: fraction of training after which all weak filters are hard
+    settled: fraction of training after which the full pruning rate is reached
     """
 
     paper = "Cai et al., 2020 (arXiv 2011.03170)"

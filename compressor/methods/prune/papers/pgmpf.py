@@ -1,25 +1,26 @@
-"""Prior gradient mask guided pruning-aware fine-tuning: weak filters also learn more and more slowly.
+"""Prior gradient mask guided pruning-aware fine-tuning (PGMPF): the gradients of weak filters are masked, too.
 
 Cai, An, Yang, Yan, Xu: "Prior Gradient Mask Guided Pruning-Aware Fine-Tuning", AAAI 2022 (no arXiv number), section 3, which
-builds on the same authors' softer pruning, arXiv 2010.09498.
+extends the softer pruning of the same authors, arXiv 2010.09498.
 
-After epoch t the filters of smallest norm are weak, and shrunk as in ASRFP. In the next epoch, at every iteration, the mask
-damps the gradient of each filter j of layer l, after the backward pass:
+After epoch t the weak filters, those of smallest norm, are scaled down as in ASRFP. In every iteration of the next epoch the
+gradient of filter j of layer l is multiplied by the mask G, after the backward pass:
 
-    B_j ~ Bernoulli(1/2), drawn anew for each filter and iteration
-    G_j = 1 where kept,  (1 - lambda_t) B_j where weak
+    B_j ~ Bernoulli(1/2), sampled for each filter and iteration
+    G_j = 1 if kept,  (1 - lambda_t) B_j if weak
     g_{l,j} <- G_j g_{l,j}
 
     lambda_t = 1 - (1 - (t+1)/T)^3;   1 from 0.8 T on
     alpha_t  = alpha_0 exp(-kappa t);   0 from 0.8 T on
     p_t      = 1 - exp(-k t),  k = ln 4 / (T/8);   1 from 0.9 T on            (see `soft.py`)
 
-With lambda = 0 and a coin that always says 1 it is ASRFP.
+With lambda = 0 and B_j = 1 this is ASRFP.
 
-Unlike the authors' code: once weak filters are zero and get no gradient they are held at zero, and leave the network while it
-trains; there, momentum and weight decay move them until they are set to zero again. The mask stays on the device, where it
-costs little. Interpretation: section numbers and the schedules' ends are those of that code (pretrained start), since the text
-of the paper was not at hand; where channels of several layers are coupled, they share one coin.
+Unlike the authors' code: once weak filters are zero and their gradients are masked, they are kept at zero and removed from the
+network during training; in that code, momentum and weight decay change them until they are zeroed again. The mask is computed
+on the device.
+Interpretation: section numbers and the ends of the schedules are from that code (pretrained start), because the full text was
+not available; coupled channels of several layers share one B_j.
 """
 
 import torch
@@ -29,20 +30,20 @@ from compressor.training.method import Job, Progress
 
 
 class PGMPF(SoftPruning):
-    """Shrinks the smallest filters after each epoch, and damps their gradients by a mask with random holes in the next.
+    """Scales down the smallest filters after each epoch, and multiplies their gradients by a random mask in the next one.
 
-    alpha: what is left of a weak filter after the first epoch, alpha_0
-    sigma: what would be left of it after the last epoch
-    ending: the share of training after which weak filters are zero and learn no more
-    settled: the share of training after which the whole rate is pruned
-    coin: let a weak filter learn in every second iteration only, on average
+    alpha: initial softness alpha_0, the factor of weak filters
+    sigma: softness that the exponential schedule would reach after the last epoch
+    ending: fraction of training after which weak filters and their gradients are zero
+    settled: fraction of training after which the full pruning rate is reached
+    coin: mask the gradient of a weak filter at random in half of the iterations (B_j); otherwise B_j is 1
     """
 
     paper = "Cai et al., AAAI 2022 (on arXiv 2010.09498)"
     trains = True
     cutout = 0.375  # 12 of 32 pixels
 
-    damping: torch.Tensor  # lambda_t of the epoch before
+    damping: torch.Tensor  # lambda_t of the previous epoch
 
     def __init__(
         self,

@@ -1,16 +1,16 @@
-"""Network slimming: channels of small batch-norm scale go first.
+"""Network slimming: the importance of a channel is its batch norm scaling factor.
 
 Liu, Li, Shen, Huang, Yan, Zhang: "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017,
 arXiv 1708.06519, section 3.
 
     z_out = gamma (z_in - mu) / sqrt(sigma^2 + eps) + beta;       s_i = | gamma_i |
 
-One threshold for all layers. Unlike the paper: the criterion alone is applied. The paper first trains the network with
-lambda sum |gamma| added to the loss (lambda = 1e-4), which drives scales apart; on a network trained without it the scales
-say less.
+One global threshold is used for all layers. Unlike the paper: only the criterion is applied. The paper first trains the
+network with sparsity regularisation, lambda sum |gamma| added to the loss (lambda = 1e-4), which pushes scaling factors to
+zero; without it they are less informative.
 
-Interpretation: where norms share channels, as in a residual stream, the scale is the mean of theirs. Channels without a batch
-norm go last.
+Interpretation: if several norms share a channel, as in a residual stream, its score is the mean of their factors. Channels
+without a batch norm are pruned last.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ from compressor.methods.widths import Scores
 
 
 class Slimming(OneShot):
-    """Cuts the channels of smallest batch-norm scale, all layers ranked together, then fine-tunes."""
+    """Prunes the channels with the smallest batch norm scaling factors, ranked globally, then fine-tunes."""
 
     paper = "Liu et al., ICCV 2017 (arXiv 1708.06519)"
 
@@ -36,7 +36,7 @@ class Slimming(OneShot):
         count = gather(channels, {name: torch.ones_like(scale) for name, scale in scales.items()}, channels.places)
         if not count.any():
             raise UsageError(
-                "slimming ranks channels by the scales of batch norms, but no channel has one: use --method magnitude."
+                "slimming ranks channels by batch norm scaling factors, but no channel has one: use --method magnitude."
             )
         means: Scores = np.divide(total, count, out=np.full(channels.atoms, np.inf), where=count > 0)
         return means

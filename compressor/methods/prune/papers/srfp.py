@@ -1,4 +1,4 @@
-"""SofteR filter pruning: weak filters are not zeroed but shrunk, epoch by epoch less gently.
+"""SofteR filter pruning (SRFP): pruned filters are multiplied by a decaying factor instead of zeroed.
 
 Cai, An, Yang, Xu: "Softer Pruning, Incremental Regularization", ICPR 2020, arXiv 2010.09498,
 section 3.
@@ -8,9 +8,9 @@ section 3.
 
     p_t = 1,   lambda_t = 0                            (see `soft.py`)
 
-One such shrinking is a gradient step on the squared norm of the weak filters, whose weight grows from nothing to infinity as
-alpha_t falls: the incremental regularisation of the title. With alpha_0 = 0 it is SFP. Interpretation: section numbers and the
-schedule's ends are those of the authors' code (pretrained start), since the text of the paper was not at hand.
+The scaling is a gradient step on the squared norm of the weak filters, with a coefficient that grows as alpha_t decays: the
+incremental regularisation of the title. With alpha_0 = 0 this is SFP. Interpretation: section numbers and the end of the
+schedule are from the authors' code (pretrained start), because the full text was not available.
 """
 
 from compressor.methods.prune.soft import SoftPruning, decaying
@@ -18,12 +18,12 @@ from compressor.training.method import Job, Progress
 
 
 class SRFP(SoftPruning):
-    """Shrinks the smallest filters of every layer after each epoch, more and more, and removes them at the end.
+    """Multiplies the smallest filters of every layer by a decaying factor after each epoch, and removes them at the end.
 
-    alpha: what is left of a weak filter after the first epoch, alpha_0; 1 is softest, 0 is SFP
-    sigma: what would be left of it after the last epoch
-    zero: the share of training after which weak filters are set to zero
-    mask_norms: shrink the batch norm's scale and shift of a weak filter too, so that its removal is exact
+    alpha: initial softness alpha_0, the factor of weak filters; 1 is softest, 0 is SFP
+    sigma: softness that the exponential schedule would reach after the last epoch
+    zero: fraction of training after which weak filters are set to zero
+    mask_norms: also scale the batch norm scale and shift of a weak filter, so that its removal is exact
     """
 
     paper = "Cai et al., ICPR 2020 (arXiv 2010.09498)"

@@ -1,15 +1,14 @@
-"""SofteR weight pruning: single weak weights are shrunk, epoch by epoch less gently, until they are zero.
+"""SofteR weight pruning (SRWP): unstructured pruning by a decaying factor on individual weights.
 
 Cai, An, Yang, Xu: "Softer Pruning, Incremental Regularization", ICPR 2020, arXiv 2010.09498,
-section 3; its abstract says that the operator of softer filter pruning transfers to weights.
+section 3; according to the abstract, the operator of softer filter pruning also applies to weights.
 
     w <- alpha_t w for the floor(P n_l) weights of smallest |w| of each layer of n_l weights, after every epoch
     alpha_t = alpha_0 exp(-kappa t),   kappa = -ln(sigma / (alpha_0 + 0.01 sigma)) / T;   0 from 0.8 T on
 
-What comes out has the shapes of the original: zeros are stored and multiplied like other numbers. It is neither smaller nor
-faster, unless a runtime for sparse weights is used. Biases and norms stay as they are. Interpretation: layers are those whose
-weights have two dimensions or more; the schedule is that of the authors' code for filters, since the text of the paper was not
-at hand.
+The weights become sparse, but tensors keep their shapes: the network is neither smaller nor faster, unless a runtime exploits
+the sparsity. Biases and norms are not pruned. Interpretation: all weights with two or more dimensions are pruned; the schedule
+is that for filters in the authors' code, because the full text was not available.
 """
 
 import torch
@@ -20,11 +19,11 @@ from compressor.training.method import Job, Method, Progress
 
 
 class SRWP(Method):
-    """Shrinks the smallest single weights of every layer to zero; the network keeps its shape, and so its speed.
+    """Unstructured pruning: decays the smallest weights of every layer to zero; the network becomes sparse, but not faster.
 
-    alpha: what is left of a weak weight after the first epoch, alpha_0; 1 is softest, 0 sets it to zero at once
-    sigma: what would be left of it after the last epoch
-    zero: the share of training after which weak weights are set to zero
+    alpha: initial softness alpha_0, the factor of weak weights; 1 is softest, 0 zeroes them at once
+    sigma: softness that the exponential schedule would reach after the last epoch
+    zero: fraction of training after which weak weights are set to zero
     """
 
     paper = "Cai et al., ICPR 2020 (arXiv 2010.09498)"
@@ -33,7 +32,7 @@ class SRWP(Method):
 
     def __init__(self, job: Job, *, alpha: float = 1.0, sigma: float = 1e-5, zero: float = 0.8) -> None:
         super().__init__(job)
-        assert job.goal.share is not None, "a goal of weights is a share"
+        assert job.goal.share is not None, "the goal must be a fraction of the weights"
         self.rate, self.alpha, self.sigma, self.zero = job.goal.share, alpha, sigma, zero
 
     def prepare(self) -> None:
@@ -43,7 +42,7 @@ class SRWP(Method):
         self.weaken(decaying(progress, self.alpha, self.sigma, self.zero))
 
     def finish(self) -> nn.Module:
-        self.weaken(0.0)  # averaged weights, for one, are not zero where the last ones were
+        self.weaken(0.0)  # averaged (EMA) weights are not zero where the last ones are
         return self.model
 
     def weaken(self, factor: float) -> None:

@@ -1,19 +1,19 @@
-"""Channels without which the loss would hardly change, to first order, go first.
+"""Taylor pruning: importance is the squared first-order change of the loss when a channel is removed.
 
 Molchanov, Mallya, Tyree, Frosio, Kautz: "Importance Estimation for Neural Network Pruning", CVPR 2019, arXiv 1906.10771,
 section 3.1 (one parameter, and sets of parameters) and section 3.2 (gates).
 
     I_i = mean over batches of ( sum over the weights w of channel i of  w dL/dw )^2
 
-The sum is over all weights, biases and norms of a coupled channel: what makes it and what reads it. The square of the change of
-the loss is taken once a batch, and the mean runs over batches of training images. Because the loss is the same for all layers,
-so is the scale of I, and all channels are ranked together.
+The sum is over all weights, biases and norm parameters that produce or consume a coupled channel. It is squared per batch, and
+averaged over batches of training images. The change of the loss is comparable across layers, so channels are ranked globally
+without normalisation.
 
-With `together=false` each weight is squared by itself, sum of (w dL/dw)^2: the paper's other form, for sets whose members are
-taken to be independent.
-Unlike the paper: all channels go at once, before training, instead of some every few steps of it. For a cut so large,
-`by_group=true` divides scores by the mean of their group of coupled channels, which the paper finds needless: of a ResNet-20
-cut to half its MACs it left more accuracy.
+With `together=false` each term is squared before the sum, sum of (w dL/dw)^2: the paper's form for parameters that are assumed
+to be independent.
+Unlike the paper: all channels are pruned in one step before training, instead of a few channels every few training steps.
+`by_group=true` divides scores by the mean of their group of coupled channels, which the paper finds unnecessary; on ResNet-20
+at half its MACs it gave higher accuracy.
 """
 
 import numpy as np
@@ -26,11 +26,11 @@ from compressor.training.method import Job
 
 
 class Taylor(OneShot):
-    """Cuts the channels whose absence changes the loss least, to first order, then fine-tunes.
+    """Prunes the channels whose removal changes the loss least to first order, ranked globally, then fine-tunes.
 
-    images: how many training images to score channels on
-    together: square the sum over a channel's weights; otherwise sum their squares
-    by_group: divide each score by the mean of its group
+    images: number of training images for scoring
+    together: square the sum over the weights of a channel; otherwise sum the squares
+    by_group: divide each score by the mean of its group of coupled channels
     """
 
     paper = "Molchanov et al., CVPR 2019 (arXiv 1906.10771)"

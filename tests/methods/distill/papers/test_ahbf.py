@@ -1,4 +1,4 @@
-"""AHBF-OKD: assistants and their terms in numbers, branches that get deeper, and the ramp."""
+"""AHBF-OKD: assistants and loss terms in numbers, the depth of branches, and the ramp."""
 
 import copy
 from math import exp
@@ -68,7 +68,7 @@ def test_branches_that_agree_have_nothing_to_teach() -> None:
 
 
 def test_who_teaches_can_stand_still() -> None:
-    """Of `branch`, the last branch is only a teacher."""
+    """In the term `branch`, the last branch is only a teacher."""
     (batch,) = batches(1)
     off = {"cross_entropy": 0.0, "fused": 0.0, "assistant": 0.0}
     for detached in (False, True):

@@ -1,4 +1,4 @@
-"""DIST: correlations that can be worked out by hand, which of them goes along which axis, and what they do not see."""
+"""DIST: correlations worked out by hand, their axes, and their invariances."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ ROW = torch.tensor([1.0, 2.0, 3.0])
     ("other", "distance"),
     [
         ([1.0, 2.0, 3.0], 0.0),
-        ([10.0, 30.0, 50.0], 0.0),  # rises with it, though it is not equal
+        ([10.0, 30.0, 50.0], 0.0),  # linear in it, though not equal
         ([3.0, 2.0, 1.0], 2.0),
         ([1.0, 3.0, 2.0], 0.5),  # (-1, 0, 1) and (-1, 1, 0): 1 of 2
         ([1.0, -2.0, 1.0], 1.0),
@@ -59,7 +59,7 @@ def test_the_teacher_gets_no_gradients() -> None:
 
 
 def test_one_image_has_nothing_to_be_compared_with() -> None:
-    """The last batch of an epoch can be that small: a constant, and gradients that are numbers."""
+    """The last batch of an epoch can have one image: the loss is then constant, and gradients are finite."""
     ours = torch.tensor([[0.2], [0.8]], requires_grad=True)
     distance = unlike(ours, torch.tensor([[0.5], [0.5]]))
     distance.backward()

@@ -1,4 +1,4 @@
-"""DKD: its two parts on probabilities that can be worked out by hand, how they make up KL, and how they grow."""
+"""DKD: its two terms on probabilities worked out by hand, their sum to KL, and the ramp."""
 
 import math
 
@@ -13,7 +13,7 @@ from compressor.methods.distill.papers.dkd import DKD, others, right_or_not
 from compressor.tasks.classify import softened
 from compressor.training.method import Progress
 
-STUDENT, TEACHER = [[0.5, 0.25, 0.25]], [[0.8, 0.15, 0.05]]  # the first class is the right one
+STUDENT, TEACHER = [[0.5, 0.25, 0.25]], [[0.8, 0.15, 0.05]]  # the first class is the target
 TCKD = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)  # of (0.8, 0.2) and (0.5, 0.5)
 NCKD = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # of (3/4, 1/4) and (1/2, 1/2)
 RIGHT = torch.tensor([0])
@@ -97,7 +97,7 @@ def test_a_term_without_weight_is_absent(term: str) -> None:
 
 
 def test_of_two_classes_only_the_right_one_tells_something() -> None:
-    """The other class has all of what remains, to the student and to the teacher."""
+    """There is one non-target class, with probability 1 among these for student and teacher."""
     student, teacher = torch.tensor([[2.0, 0.0], [1.0, -1.0]]), torch.tensor([[0.0, 3.0], [5.0, 0.0]])
     tckd, nckd = parts(student, teacher, torch.tensor([0, 1]))
     assert nckd == 0 and tckd.item() == pytest.approx(softened(student, teacher).item(), rel=1e-5)

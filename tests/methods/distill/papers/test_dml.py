@@ -1,4 +1,4 @@
-"""DML: what two and three peers lose to each other, in numbers, and that none of it moves the one that teaches."""
+"""DML: the loss between two and three peers in numbers, and no gradient into the peer that teaches."""
 
 from math import log
 
@@ -10,7 +10,7 @@ from compressor.errors import UsageError
 from compressor.methods.distill.papers.dml import DML, mutual
 
 EVEN, SURE = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
-TO_SURE = 0.9 * log(0.9 / 0.5) + 0.1 * log(0.1 / 0.5)  # KL(sure || even), what the even one loses
+TO_SURE = 0.9 * log(0.9 / 0.5) + 0.1 * log(0.1 / 0.5)  # KL(sure || even), the loss of the even one
 TO_EVEN = 0.5 * log(0.5 / 0.9) + 0.5 * log(0.5 / 0.1)
 
 
@@ -20,7 +20,7 @@ def test_two_peers_by_hand() -> None:
 
 
 def test_a_third_peer_shares_the_weight() -> None:
-    """Even-sure and sure-even twice each, the two even ones not at all, over M - 1 = 2."""
+    """(even, sure) and (sure, even) twice each, 0 between the two even ones, divided by M - 1 = 2."""
     assert mutual([EVEN, SURE, EVEN], 1.0).item() == pytest.approx(TO_SURE + TO_EVEN)
 
 

@@ -1,4 +1,4 @@
-"""HSAKD: its equation, who gets a gradient, and the teacher that is made ready first."""
+"""HSAKD: its equation, its gradients, and the teacher that is prepared first."""
 
 import copy
 

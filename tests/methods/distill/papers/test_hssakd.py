@@ -1,4 +1,4 @@
-"""HSSAKD: its equation for networks that learn together, and what it is with a teacher."""
+"""HSSAKD: its equation for peers, and its equality to HSAKD with a teacher."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_its_terms_are_those_of_the_equation() -> None:
 
 
 def test_three_equal_peers_teach_as_much_as_two() -> None:
-    """Two that agree, and one apart: of six ordered pairs four differ, divided by two."""
+    """Two equal peers and one other: four of six ordered pairs differ, divided by two."""
     two, three = HSSAKD(job("macs=50%", model := Toy()), peers=2).eval(), HSSAKD(job("macs=50%", model), peers=3).eval()
     for peer in three.peers:
         peer.load_state_dict(two.peers[0].state_dict())

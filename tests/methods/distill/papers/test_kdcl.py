@@ -1,4 +1,4 @@
-"""KDCL: the four ways to make a teacher of what networks answer, on answers that a reader can check."""
+"""KDCL: the four ensembles, on logits that can be checked by hand."""
 
 from math import log
 
@@ -28,9 +28,9 @@ def test_naive_takes_the_network_with_the_least_error() -> None:
 
 
 def test_linear_finds_the_best_shares() -> None:
-    """Image 0 wants all of the first network, image 1 all of the second, and the scale of each is the same: half and half.
+    """Image 0 favours the first network, image 1 the second, with equal margins: half and half.
 
-    Where one network is right about both images, and the other wrong, all goes to the first.
+    If one network is right on both images, and the other wrong, it gets all the weight.
     """
     apart = torch.tensor([[[3.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 3.0]]])  # margins a 3 - (1 - a) and (1 - a) 3 - a
     torch.testing.assert_close(best_together(apart, torch.tensor([0, 1])), torch.tensor([0.5, 0.5]).double())

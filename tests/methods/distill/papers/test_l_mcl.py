@@ -1,4 +1,4 @@
-"""L-MCL: answers at every layer, its sum over pairs of layers, and a weight network that learns from steps that are tried."""
+"""L-MCL: logits at every layer, the sum over pairs of layers, and the meta-gradient of the weight network."""
 
 import copy
 from itertools import product
@@ -34,7 +34,7 @@ def omega(method: LMCL) -> Tensor:
 
 
 def step(method: LMCL, sgd: torch.optim.SGD) -> None:
-    """Of the networks, without the weight network's."""
+    """A step of the networks, without a meta-step."""
     sgd.zero_grad()
     torch.stack(list(method.loss(twos()).values())).sum().backward()
     sgd.step()
@@ -125,7 +125,7 @@ def test_a_meta_step_moves_the_weight_network_and_nothing_else() -> None:
 
 
 class Smooth(nn.Module):
-    """[n, 3, 12, 12] -> logits [n, 5]; its gradients have no jumps, which finite differences would run into."""
+    """[n, 3, 12, 12] -> logits [n, 5]; its gradients are continuous, as finite differences need."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Smooth(nn.Module):
 
 
 def test_the_meta_gradient_agrees_with_finite_differences() -> None:
-    """Along the gradient itself, with torch's own SGD for the steps that are tried."""
+    """Along the gradient itself, with torch's own SGD for the unrolled steps."""
     torch.manual_seed(0)
     method, batch = LMCL(job("macs=50%", Smooth(), taps=("one", "two")), meta_lr=0.01, tau=1.0).double(), twos()
     batch = batch._replace(images=batch.images.double())

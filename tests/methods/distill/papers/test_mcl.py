@@ -1,4 +1,4 @@
-"""MCL: its sums over networks and pairs of networks, who learns from the mean of all answers, and what is left in the end."""
+"""MCL: its sums over networks and pairs of networks, distillation from the mean logits, and the network that is kept."""
 
 from itertools import permutations
 

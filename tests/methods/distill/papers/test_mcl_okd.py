@@ -1,4 +1,4 @@
-"""MCL-OKD: the contrast in numbers, who is drawn against whom, and the banks, in a step and when a run goes on."""
+"""MCL-OKD: the contrastive loss in numbers, the choice of negatives, and the memory bank, in a step and when resumed."""
 
 import copy
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from compressor.training.method import Progress
 
 @pytest.mark.parametrize("images", [50, 50_000])
 def test_the_contrast_by_hand(images: int) -> None:
-    """As the equation stands, with Z and c for so many training images: how many does not matter."""
+    """The equation, with Z and c for this number of training images, which cancels."""
     scores = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -2.0]], dtype=torch.float64)
     s, c = scores.exp() / (scores.exp().mean() * images), 2 / images
     wanted = -((s[:, 0] / (s[:, 0] + c)).log() + (c / (s[:, 1:] + c)).log().sum(1)).mean()
@@ -24,7 +24,7 @@ def test_the_contrast_by_hand(images: int) -> None:
 
 
 def test_no_gradient_goes_through_the_scale() -> None:
-    """d/da -log sigmoid(a) = sigmoid(a) - 1, and the other's sign is turned: each score moves its own term alone."""
+    """d/da -log sigmoid(a) = sigmoid(a) - 1, with the opposite sign for negatives: each score affects only its own term."""
     scores = torch.tensor([[1.0, 1.0]], requires_grad=True)  # s = 1 / N each, c = 1 / N: both sigmoids are 1/2
     nce(scores).backward()
     assert scores.grad is not None and scores.grad.tolist() == [[-0.5, 0.5]]
@@ -101,5 +101,5 @@ def test_without_contrast_no_bank_moves() -> None:
 
 
 def test_it_needs_training_images() -> None:
-    with pytest.raises(UsageError, match="give some with --data"):
+    with pytest.raises(UsageError, match="give images with --data"):
         MCLOKD(job("macs=50%", images=None))

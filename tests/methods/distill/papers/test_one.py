@@ -1,4 +1,4 @@
-"""ONE: the gated ensemble and each term in numbers, where branches begin, and what is kept."""
+"""ONE: the gated ensemble and each term in numbers, where branches begin, and the network that is kept."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_each_term_by_hand() -> None:
 
 
 def test_the_gate_learns_from_the_labels_alone() -> None:
-    """The ensemble stands still where it teaches; all branches learn there, and so does what they share."""
+    """As a teacher the ensemble is detached; all branches, and the layers they share, get gradients."""
     (batch,) = batches(1)
     for term, gate_learns in (("distillation", False), ("ensemble", True)):
         off = {"cross_entropy": 0.0, "ensemble": 0.0, "distillation": 0.0, term: 1.0}

@@ -1,4 +1,4 @@
-"""RCKA: Grams and their alignment by hand, which relations each term compares, and what is not asked of the teacher."""
+"""RCKA: Gram matrices and their alignment by hand, the relations of each term, and forward passes of the teacher."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_with_softmax_probabilities_are_compared() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"center": True}, {"softmax": True}, {"scale": False}])
 def test_from_a_teacher_that_it_equals_it_learns_nothing(settings: dict[str, bool]) -> None:
-    """All relations agree: each term is less its weight, that of the features once a stage."""
+    """All relations agree: each term is minus its weight, for the features once per stage."""
     (batch,) = batches(1)
     model = Toy()
     method = RCKA(job("macs=50%", model, teacher=model), kd=1.0, **settings).eval()

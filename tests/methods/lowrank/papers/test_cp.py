@@ -1,4 +1,4 @@
-"""CP decomposition: which layers are split in four, and that what comes out stays finite and can be trained."""
+"""CP decomposition: which layers are factored into four, and that the result is finite and trainable."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def test_half_of_the_macs_go() -> None:
 
 
 def test_components_that_would_cancel_each_other_stay_small_also_in_training() -> None:
-    """The sum of three products that share two factors each is a limit of tensors of rank 2, but is of rank 3."""
+    """This sum of three products, of which two factors are shared, has rank 3, but is a limit of tensors of rank 2."""
     model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Flatten(), nn.Linear(432, 5))
     a, b = torch.eye(3)[:2]
     products = [torch.einsum("n,c,y,x->ncyx", *vectors) for vectors in ((a, a, b, a), (a, b, a, a), (b, a, a, a))]

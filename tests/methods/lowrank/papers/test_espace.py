@@ -1,4 +1,4 @@
-"""ESPACE: what low rank and masks take each, which layers are left, and that what comes out is what was meant."""
+"""ESPACE: the reduction by low rank and by masks, layers that are not changed, and the verified result."""
 
 import json
 from dataclasses import replace
@@ -66,7 +66,7 @@ def test_low_rank_takes_its_share_in_the_logarithm() -> None:
     assert not alone.kept and saved(alone) == pytest.approx(0.36, abs=0.01)
     half = prepared(asked("macs=36%"), mask="rows")
     unmasked = half.macs(half.ranks, {})
-    assert unmasked / half.job.macs == pytest.approx(0.8, abs=0.05)  # of 0.64 the root
+    assert unmasked / half.job.macs == pytest.approx(0.8, abs=0.05)  # the square root of 0.64
 
 
 @pytest.mark.parametrize("mask", ["rows", "places"])
@@ -76,12 +76,12 @@ def test_masks_alone_meet_the_budget(mask: str) -> None:
 
 
 def test_what_one_part_cannot_save_is_left_to_the_other() -> None:
-    """Half of `Wide` is in its convolutions. At the lowest ranks, 12 % of the network are left of these."""
+    """Convolutions have half of the MACs of `Wide`. At the lowest ranks, they have 12 % of those of the original network."""
     by_ranks = prepared(asked("macs=46%", Wide()), lowrank=0.9)
     assert saved(by_ranks) == pytest.approx(0.46, abs=0.015)
-    with pytest.raises(Infeasible, match=r"asks for 46.0% fewer MACs, but low ranks and masks can save"):
+    with pytest.raises(Infeasible, match=r"requires 46.0% fewer MACs, but low ranks and masks can save"):
         prepared(asked("macs=46%", Wide()), lowrank=1.0)
-    with pytest.raises(Infeasible, match=r"asks for 60.0% fewer MACs"):
+    with pytest.raises(Infeasible, match=r"requires 60.0% fewer MACs"):
         prepared(asked("macs=60%", Wide()))
 
 
@@ -96,7 +96,7 @@ def test_a_goal_of_ranks_leaves_masks_the_share_that_was_set() -> None:
 
 
 def count(method: Espace, name: str) -> int:
-    """MACs of a layer as it was."""
+    """MACs of the original layer."""
     (shape,) = method.read[name]
     return count_macs(method.job.model.get_submodule(name), shape[1:])
 
@@ -110,10 +110,10 @@ def test_all_places_are_the_network_of_low_rank() -> None:
 
 def test_steps_of_grids_may_not_meet_the_budget_alone() -> None:
     method = prepared(asked("macs=30%", Wide()), lowrank=0.0)
-    assert saved(method) > 0.32 and method.granularity == "masks (grid) take whole steps"
+    assert saved(method) > 0.32 and method.granularity == "masks (grid) have discrete steps"
 
 
-# What comes out -------------------------------------------------------------------------------------------------------
+# Result ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -161,7 +161,7 @@ def test_the_first_layer_is_not_split_and_may_have_a_mask() -> None:
     method = prepared(asked("macs=60%"), mask="rows", rates="global")
     assert "stem" not in method.ranks and "stem" in method.kept and "stem" not in method.left
     assert method.made().remarks["stem"].endswith("x fewer MACs")
-    assert method.left["head"] == "the method leaves such layers whole"
+    assert method.left["head"] == "the method does not factor this type of layer"
 
 
 def test_layers_that_are_kept_as_asked_have_no_mask() -> None:
@@ -169,11 +169,11 @@ def test_layers_that_are_kept_as_asked_have_no_mask() -> None:
     assert method.kept and not any(name == "stem" or name.endswith("conv1") for name in {**method.kept, **method.ranks})
 
 
-# Time -----------------------------------------------------------------------------------------------------------------
+# Latency --------------------------------------------------------------------------------------------------------------
 
 
 def by_size(module: nn.Module, shape: tuple[int, ...], slow: str = "") -> float:
-    """A time in proportion to the multiply-adds; but what has a part called `slow` takes a second."""
+    """A latency proportional to the multiply-adds; modules with a part named `slow` take a second."""
     if slow in (part["type"] for part in describe(module)):
         return 1000.0
     return count_macs(module, shape[1:]) / 1e3
@@ -182,7 +182,7 @@ def by_size(module: nn.Module, shape: tuple[int, ...], slow: str = "") -> float:
 def test_what_is_not_faster_stays_as_it_is_and_the_others_meet_the_budget() -> None:
     def clock(module: nn.Module, shape: tuple[int, ...]) -> float:
         changed = isinstance(module, nn.Sequential) and len(module) > 1
-        return 1000.0 if changed and shape[1] == 8 else by_size(module, shape)  # those that read eight channels
+        return 1000.0 if changed and shape[1] == 8 else by_size(module, shape)  # layers with eight input channels
 
     method = prepared(asked("macs=50%", clock=clock), mask="rows")
     assert saved(method) == pytest.approx(0.5, abs=0.01)
@@ -192,7 +192,7 @@ def test_what_is_not_faster_stays_as_it_is_and_the_others_meet_the_budget() -> N
     before, after = method.slow[name := min(tried)]
     made = method.made()
     assert after == 1000.0 and made.times[name] == (before, before)
-    assert made.remarks[name] == f"left whole: it takes {before:.2f} ms, and would take 1000.00 ms"
+    assert made.remarks[name] == f"not changed: it takes {before:.2f} ms, and would take 1000.00 ms"
     for name in method.chains:
         before, after = made.times[name]
         assert after < before and f"x as fast alone ({before:.2f} -> {after:.2f} ms)" in made.remarks[name]
@@ -226,7 +226,7 @@ def net():
 def test_the_report_tells_the_times_that_decided_before_an_interruption_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 26 M multiply-adds a twentieth is left: that is faster on whatever machine."""
+    """A twentieth of 26 M multiply-adds remains, which is faster on any machine."""
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NET)
     names: dict[str, Any] = {}
@@ -251,10 +251,10 @@ def test_the_report_tells_the_times_that_decided_before_an_interruption_too(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"mask": "row"}, "mask=row: known are grid, rows, places.*rows"),
+        ({"mask": "row"}, "mask=row is unknown: use grid, rows, places.*rows"),
         ({"split": "cp"}, "split=cp"),
         ({"rates": "all"}, "rates=all"),
-        ({"lowrank": 1.5}, "lowrank is 0 to 1.*lowrank=1.5"),
+        ({"lowrank": 1.5}, "lowrank must be 0 to 1.*lowrank=1.5"),
         ({"keep": 0.0}, "keep=0"),
         ({"images": 0}, "images=0"),
     ],
@@ -265,7 +265,7 @@ def test_settings_that_make_no_sense_are_errors(settings: dict[str, Any], words:
 
 
 def test_masks_alone_cannot_meet_a_goal_of_parameters() -> None:
-    with pytest.raises(UsageError, match="params=50% is not about MACs"):
+    with pytest.raises(UsageError, match="needs a target in MACs; found params=50%"):
         Espace(asked("params=50%"), lowrank=0.0)
 
 

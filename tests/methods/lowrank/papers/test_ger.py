@@ -1,4 +1,4 @@
-"""GER: the error of the output in numbers, what is trained for it, and that what stays the same is computed once."""
+"""GER: the reconstruction error in numbers, the trained parameters, and the cache of fixed activations."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ from compressor.training.method import Progress
 
 
 class Dropping(Wide):
-    """With dropout, and an activation in place right behind the convolutions."""
+    """With dropout, and an in-place activation after the convolutions."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(self.bn(self.conv(F.relu(self.stem(x)))), 2).flatten(1)
@@ -42,7 +42,7 @@ def ger(model: nn.Module | None = None, target: str = "params=50%", **settings: 
 
 
 def wide(kind: type[nn.Module] = Wide) -> nn.Module:
-    """The same each time, with statistics as after some training."""
+    """The same network each time, with batch norm statistics as after training."""
     torch.manual_seed(1)
     model = kind()
     for batch in batches(4, seed=3):
@@ -55,7 +55,7 @@ def one(x: Tensor) -> Batch:
 
 
 def diagonal() -> tuple[Ger, Tensor]:
-    """z = diag(4, 3, 2, 1) x, of which rank one keeps 4 x_1; and two images."""
+    """z = diag(4, 3, 2, 1) x, which rank one reduces to 4 x_1; and two images."""
     model = nn.Sequential(nn.Linear(4, 4))
     model[0].weight.data = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
     method = Ger(job("params<=12", model, (4,), images=None))
@@ -91,7 +91,7 @@ def test_probabilities_instead_of_logits() -> None:
 
 
 def test_each_layer_by_itself() -> None:
-    """With what the original reads and gives there, whatever comes of the layers before."""
+    """For the inputs and outputs in the original, whatever the errors of earlier layers."""
     model = wide()
     method = ger(model, joint=False)
     (batch,) = batches(1)
@@ -109,7 +109,7 @@ def test_each_layer_by_itself() -> None:
 
 @pytest.mark.parametrize("joint", [True, False])
 def test_the_error_falls_and_nothing_but_chains_changes(joint: bool) -> None:
-    """Steps at a small rate on one fixed batch, in the loop's own modes, where norms would move and dropout would drop."""
+    """Steps at a small learning rate on one fixed batch, in the modes of the training loop, with batch norm and dropout."""
     method = ger(wide(Dropping), joint=joint)
     before = copy.deepcopy(method.model.state_dict())
     (batch,) = batches(1)
@@ -131,7 +131,7 @@ def test_the_error_falls_and_nothing_but_chains_changes(joint: bool) -> None:
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("kind", [Wide, Dropping, Branching])
 def test_what_is_kept_changes_nothing(kind: type[nn.Module], joint: bool) -> None:
-    """Three times over the same images, with all kept, with those of a batch or two, and with nothing."""
+    """Three passes over the same images, with a cache for all, for a batch or two, and without a cache."""
     found = []
     for cache in (1.0, 4 * 8 * 1200 / 1e9, 0.0):
         method = ger(wide(kind), joint=joint, cache=cache)

@@ -1,4 +1,4 @@
-"""LRDKT: the decomposition as its authors compute it, the ranks that theta gives, and each term of the loss in numbers."""
+"""LRDKT: the decomposition of the authors' code, the ranks for a given theta, and each term of the loss in numbers."""
 
 import math
 from dataclasses import replace
@@ -64,7 +64,7 @@ def test_each_term_by_hand() -> None:
     (batch,) = batches(1)
 
     def passed(model: Wide) -> tuple[torch.Tensor, ...]:
-        """pool5, fc7 and logits, as they are called in VGG."""
+        """pool5, fc7 and logits, with their names in VGG."""
         pool = F.max_pool2d(F.relu(model.bn(model.conv(F.relu(model.stem(batch.images))))), 2).flatten(1)
         last = F.relu(model.fc2(F.relu(model.fc1(pool))))
         return pool, last, model.head(last)
@@ -101,7 +101,7 @@ def test_one_linear_layer_has_one_hint_and_none_has_none() -> None:
 
 def test_the_original_teaches_and_neither_learns_nor_is_saved() -> None:
     task = job("macs=30%", Wide())
-    taught = Classify(teacher=frozen(task.model, torch.device("cpu")))  # as a recipe has it: not heard twice
+    taught = Classify(teacher=frozen(task.model, torch.device("cpu")))  # as in a recipe: not used twice
     task = replace(task, task=taught)
     method = Lrdkt(task)
     method.prepare()

@@ -1,4 +1,4 @@
-"""Decomposition by what layers give: the ways that are allowed, and Zhang's closed form in a whole network."""
+"""SVD with activation statistics: the candidate decompositions, and the closed form of Zhang et al. in a network."""
 
 import copy
 
@@ -24,7 +24,7 @@ def test_each_layer_may_be_split_in_every_way_unless_one_is_asked_for() -> None:
 
 
 def test_an_unknown_way_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"--set split=chanel: known are auto, channel, .*channel"):
+    with pytest.raises(UsageError, match=r"--set split=chanel is unknown: use auto, channel, .*channel"):
         Svd(job("macs=50%"), split="chanel")
 
 
@@ -37,7 +37,7 @@ def test_half_of_the_macs_go(images: Random | None) -> None:
 
 
 def test_the_chain_projects_the_output_on_its_principal_components() -> None:
-    """y = U U^T (W x - mean) + mean on all places of the images that were looked at."""
+    """y = U U^T (W x - mean) + mean at all positions of the images used for the statistics."""
     model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.Flatten())
     task = job("macs=30%", copy.deepcopy(model), round_to=4)
     method = Svd(task, split="channel")
@@ -45,7 +45,7 @@ def test_the_chain_projects_the_output_on_its_principal_components() -> None:
     (rank,) = method.ranks.values()
     images = torch.cat([batch.images for batch in Random().batches("train", batch_size=16)])
     with torch.no_grad():
-        rows = model[0](images).movedim(1, -1).flatten(0, 2).double()  # [places, 12]
+        rows = model[0](images).movedim(1, -1).flatten(0, 2).double()  # [positions, 12]
         mean = rows.mean(0)
         basis = torch.linalg.svd(rows - mean, full_matrices=False).Vh[:rank]
         projected = (rows - mean) @ basis.T @ basis + mean

@@ -1,4 +1,4 @@
-"""Tucker decomposition: which layers are split in three, and the rank that variational Bayes finds."""
+"""Tucker decomposition: which layers are factored into three, and the rank by variational Bayes."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_half_of_the_macs_go() -> None:
 
 
 def test_variational_bayes_finds_the_rank_under_noise_in_the_unfolding_that_needs_more() -> None:
-    """A core of 3 x 5, so the input has rank 5, and noise a tenth as strong."""
+    """A core of 3 x 5, so the unfolding by inputs has rank 5, and noise of a tenth of its magnitude."""
     model = nn.Sequential(nn.Conv2d(24, 40, 3, padding=1, bias=False), nn.Flatten())
     core = torch.einsum("na,abyx,bc->ncyx", torch.randn(40, 3), torch.randn(3, 5, 3, 3), torch.randn(5, 24))
     model[0].weight.data = core / core.std() + 0.1 * torch.randn(40, 24, 3, 3)

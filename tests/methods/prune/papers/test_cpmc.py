@@ -1,4 +1,4 @@
-"""CPMC on two layers: each criterion by hand, and what each switch does."""
+"""CPMC on two layers: each criterion computed by hand, and the effect of each setting."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from compressor.training.method import Job
 
 
 def two_groups() -> Job:
-    """1 -> 2 -> 2 -> 1 channels, 1 x 1, of 4 x 4 pixels, then 2 x 2: every channel is made by and read with known weights."""
+    """1 -> 2 -> 2 -> 1 channels, 1 x 1, of 4 x 4 pixels, then 2 x 2: every channel has known producer and consumer weights."""
     model = nn.Sequential(
         nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 2, 1, stride=2, bias=False), nn.Conv2d(2, 1, 1, bias=False)
     )
@@ -22,7 +22,7 @@ def two_groups() -> Job:
     return job("macs=40%", model, (1, 4, 4))
 
 
-SUMS = np.array([3 + 1, 1 + 7, 3 + 4, 5 + 6])  # |W| where each channel is made, and where it is read
+SUMS = np.array([3 + 1, 1 + 7, 3 + 4, 5 + 6])  # |W| of the producers and of the consumers of each channel
 MACS = np.array([16 + 8, 16 + 8, 8 + 4, 8 + 4])
 PARAMS = np.array([1 + 2, 1 + 2, 2 + 1, 2 + 1])
 
@@ -37,7 +37,7 @@ def test_weight_is_the_sum_over_all_that_goes_with_the_channel() -> None:
 
 
 def test_or_the_mean() -> None:
-    """Of two layers whose channels have four weights and three."""
+    """Two layers, with four and three weights per channel."""
     model = nn.Sequential(*(nn.Conv2d(*widths, 1, bias=False) for widths in ((1, 2), (2, 3), (3, 1))))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([2.0, 4.0]).view(2, 1, 1, 1))
@@ -63,5 +63,5 @@ def test_cost_and_parameters_count_against_it() -> None:
 def test_one_ranking_over_all_layers_decides() -> None:
     method = CPMC(two_groups())
     method.prepare()
-    assert method.model[0].weight.flatten().tolist() == [-1.0]  # the lowest of all four is gone
+    assert method.model[0].weight.flatten().tolist() == [-1.0]  # the lowest of all four is pruned
     assert method.model[2].weight.flatten().tolist() == [-4.0, 6.0]

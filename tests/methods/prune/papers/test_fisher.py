@@ -1,4 +1,4 @@
-"""Group Fisher: squares of single images' gradients of one gate for all coupled layers."""
+"""Group Fisher: squared gradients, per image, of the gate shared by all coupled layers."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_each_image_is_squared_by_itself() -> None:
 
 
 def test_coupled_layers_share_one_gate() -> None:
-    """The stream behind the first stage is read by a convolution and by the next shortcut: their gradients add up first."""
+    """The residual stream after the first stage has two consumers, a convolution and a shortcut: gradients are summed first."""
     model = Toy().eval()
     task = job("macs=50%", model)
     by_hand = torch.zeros(8)

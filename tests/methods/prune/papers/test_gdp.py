@@ -1,4 +1,4 @@
-"""Global and dynamic pruning: what is masked, how it comes back, and when it cannot any more."""
+"""Global and dynamic pruning: which filters are masked, how they recover, and when masks are final."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def step(method: GDP, sgd: torch.optim.SGD) -> None:
 
 
 def inside(method: GDP) -> tuple[nn.Conv2d, nn.Conv2d, Tensor]:
-    """The two convolutions of the last stage, and which of the channels between them are weak [16]."""
+    """The two convolutions of the last stage, and the mask of weak channels between them [16]."""
     stage = method.model.stages[2]
     weak = method.channels.split(method.weak.numpy())["stages.2.conv1"]
     return stage.conv1, stage.conv2, torch.from_numpy(weak)
@@ -47,7 +47,7 @@ def inside(method: GDP) -> tuple[nn.Conv2d, nn.Conv2d, Tensor]:
 
 
 def test_theta_is_the_mean_size_of_the_slope_over_batches() -> None:
-    """Of two layers without norms: the sum of W dL/dW and b dL/db over each filter, as the paper writes it."""
+    """For two layers without norms: the sum of W dL/dW and b dL/db over each filter, as in the paper."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     task = job("macs=50%", model, images=Random(images=256))
     by_hand = sum(
@@ -105,7 +105,7 @@ def test_masked_weights_learn_straight_through_or_rest(straight_through: bool) -
 
 
 def test_a_filter_that_matters_again_comes_back_with_its_weights() -> None:
-    """While it was masked, what reads it stayed; with a larger norm it changes the loss the most of all."""
+    """Its consumers kept their weights while it was masked; with a larger norm it has the largest effect on the loss."""
     method = prepared()
     before = method.model.stages[2].conv2.weight.detach().clone()
     method.begin_epoch(Progress(0, 5))
@@ -123,7 +123,7 @@ def test_a_filter_that_matters_again_comes_back_with_its_weights() -> None:
 
 
 def choices(method: GDP) -> list[int]:
-    """After how many steps masks are chosen in an epoch of five."""
+    """The steps, in an epoch of five, after which masks are updated."""
     chosen, choose, steps = [], method.choose, 0
     method.choose = lambda: (chosen.append(steps), choose())[1]  # type: ignore[method-assign]
     sgd = optimizer(method)

@@ -1,4 +1,4 @@
-"""LAMP scores that can be reckoned in the head."""
+"""LAMP scores of small examples, computed by hand."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_a_layer_of_zeros_scores_zero() -> None:
 
 
 def test_layers_are_ranked_together_by_all_weights_of_a_channel() -> None:
-    """Energies of 1 + 1, 4 + 1, 9 + 1 where channels are made and read."""
+    """Energies of 1 + 1, 4 + 1, 9 + 1 of producers and consumers."""
     model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 1, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1))

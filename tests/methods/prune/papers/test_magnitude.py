@@ -1,4 +1,4 @@
-"""Magnitude pruning on a network small enough to reckon in the head."""
+"""Magnitude pruning of a small network, with scores computed by hand."""
 
 import numpy as np
 import pytest
@@ -14,11 +14,11 @@ from compressor.methods.prune.papers.magnitude import Magnitude
 
 
 def two_layers() -> nn.Sequential:
-    """Three channels between two 1 x 1 convolutions, of norms 3, 4, 0 where they are made and 4, 3, 1 where they are read."""
+    """Three channels between two 1 x 1 convolutions, with norms 3, 4, 0 of producers and 4, 3, 1 of consumers."""
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]])[:, :, None, None])
-        model[0].bias.fill_(100.0)  # no part of the score
+        model[0].bias.fill_(100.0)  # does not count in the score
         model[1].weight.copy_(torch.tensor([[4.0, 0.0, 1.0], [0.0, 3.0, 0.0]])[:, :, None, None])
     return model
 
@@ -39,14 +39,14 @@ def test_scores_are_scaled_by_their_root_mean_square_or_by_the_largest_of_the_gr
 
 
 def test_the_weakest_channel_goes() -> None:
-    method = Magnitude(job("filters=40%", two_layers(), (2, 4, 4)))  # of three channels, 1.2 go
+    method = Magnitude(job("filters=40%", two_layers(), (2, 4, 4)))  # 1.2 of three channels
     method.prepare()
     assert torch.equal(method.model[0].weight, two_layers()[0].weight[:2])
     assert torch.equal(method.model[1].weight, two_layers()[1].weight[:, :2])
 
 
 def test_groups_are_ranked_together_whatever_their_scale() -> None:
-    """Every channel of the second group is larger than any of the first; beside their own, all but one are weak."""
+    """Every channel of the second group is larger than any of the first; within their group, all but one are weak."""
     model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 1, 1, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([0.9, 1.0, 0.8, 0.85]).view(4, 1, 1, 1))
@@ -55,7 +55,7 @@ def test_groups_are_ranked_together_whatever_their_scale() -> None:
     task = job("macs=40%", model, (1, 4, 4), round_to=1)
     scores = task.channels.split(Magnitude(task).scores(task.channels))
     assert scores["1"].tolist() == pytest.approx([0.02, 2, 0.04, 0.06], rel=0.01)
-    assert scores["0"].min() > 0.9  # what reads them is alike for all four
+    assert scores["0"].min() > 0.9  # the consumer weights of all four are equal
     method = Magnitude(task)
     method.prepare()
     assert (method.model[0].out_channels, method.model[1].out_channels) == (4, 2)
@@ -75,10 +75,10 @@ def test_channels_of_a_stream_count_the_weights_of_all_its_layers() -> None:
     weights = dict(task.model.named_parameters())
     by_hand = np.zeros(stream.size)
     for name, dims in [
-        ("stages.0.conv2.weight", (1, 2, 3)),  # makes it
-        ("stages.0.shortcut.weight", (1, 2, 3)),  # makes it
-        ("stages.1.conv1.weight", (0, 2, 3)),  # reads it
-        ("stages.1.shortcut.weight", (0, 2, 3)),  # reads it
+        ("stages.0.conv2.weight", (1, 2, 3)),  # producer
+        ("stages.0.shortcut.weight", (1, 2, 3)),  # producer
+        ("stages.1.conv1.weight", (0, 2, 3)),  # consumer
+        ("stages.1.shortcut.weight", (0, 2, 3)),  # consumer
     ]:
         by_hand += weights[name].detach().double().square().sum(dims).numpy()
     found = task.channels.split(norms(task.model, task.channels, roles=("out", "in")))[stream.name]
@@ -93,7 +93,7 @@ def test_it_cuts_before_training_and_only_once() -> None:
 
 
 def test_the_importance_of_a_group_is_that_of_the_weights_that_leave_with_it() -> None:
-    """Coupled layers together: the energy that is gone after a cut is what the scores were made of."""
+    """For coupled layers, the scores add up to the energy that pruning removes."""
     model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10).eval()
     channels = analyse(model, (3, 32, 32))
     energy = energies(model, channels, roles=("out", "in"))

@@ -11,11 +11,11 @@ from compressor.methods.prune.papers.pfgdf import PFGDF
 from compressor.training.method import Job
 
 SHAPE = (1, 2, 2)
-SUMS = (1.0, 4.0, 5.0, 6.0, 9.0)  # of mean 5 and variance 6.8
+SUMS = (1.0, 4.0, 5.0, 6.0, 9.0)  # mean 5, variance 6.8
 
 
 class Branches(nn.Module):
-    """Two layers side by side, each with the filters of SUMS; the answer hangs on the last filter of the first alone."""
+    """Two layers side by side, each with the filters of SUMS; the output depends on the last filter of the first layer only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def test_equal_filters_are_all_in_the_middle() -> None:
 
 
 def test_one_z_holds_for_all_layers() -> None:
-    """The second layer's filters are ten times as large, and lie alike."""
+    """The filters of the second layer are ten times as large, with the same distribution."""
     model = Branches()
     with torch.no_grad():
         model.other.weight.mul_(10)
@@ -68,7 +68,7 @@ def test_one_z_holds_for_all_layers() -> None:
 
 
 def test_the_search_takes_a_layer_as_far_as_the_accuracy_lasts() -> None:
-    """In the first layer the filter that the answer hangs on would go first, with its mirror image: so that layer stays."""
+    """In the first layer, the filter that the output depends on would be pruned first, so that layer is not pruned."""
     task = branches("params=20%")
     one, other = left(PFGDF(task, automatic=True))
     assert one == list(SUMS) and len(other) == 3
@@ -83,7 +83,7 @@ def test_a_goal_that_costs_accuracy_is_met_all_the_same() -> None:
 def test_what_the_search_needs() -> None:
     with pytest.raises(UsageError, match="give --data"):
         PFGDF(branches(images=None), automatic=True).prepare()
-    with pytest.raises(UsageError, match="none: leave it away"):
+    with pytest.raises(UsageError, match="has none: omit it"):
         PFGDF(branches(images=Random(SHAPE, images=0)), automatic=True).prepare()
-    with pytest.raises(UsageError, match="keeps centre, tails, upper"):
+    with pytest.raises(UsageError, match="use centre, tails, upper"):
         PFGDF(branches(), keep="middle")

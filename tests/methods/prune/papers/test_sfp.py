@@ -1,4 +1,4 @@
-"""Soft filter pruning: how many filters go, which, what becomes of them, and that the small network is the masked one."""
+"""Soft filter pruning: the number and choice of pruned filters, and that the pruned network equals the masked one."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ END = Progress(0, 2)
 
 
 def four_filters() -> nn.Sequential:
-    """Four filters of norms 1, 2, 3 and 4, a batch norm of scale 1 and shift 5, and a layer that reads them."""
+    """Four filters of norms 1, 2, 3 and 4, a batch norm of scale 1 and shift 5, and a layer that consumes them."""
     model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([1.0, -2.0, 3.0, -4.0]).view(4, 1, 1, 1))
@@ -42,12 +42,12 @@ def filters(method: SFP) -> list[float]:
     return method.model[0].weight.flatten().tolist()
 
 
-# How many ---------------------------------------------------------------------------------------------------------------
+# Filter counts ----------------------------------------------------------------------------------------------------------
 
 KEPT = (90, 80, 70, 60, 50, 40, 30)  # per cent
-GONE = {  # filters that go from a layer of so many, one column for each of KEPT
+GONE = {  # width of a layer -> number of pruned filters for each of KEPT
     16: (1, 3, 4, 6, 8, 9, 11),
-    20: (2, 4, 6, 8, 10, 12, 14),  # where 20 * (1 - 0.9) is 1.9999999999999996 to a computer
+    20: (2, 4, 6, 8, 10, 12, 14),  # 20 * (1 - 0.9) is 1.9999999999999996 in floating point
     32: (3, 6, 9, 12, 16, 19, 22),
     64: (6, 12, 19, 25, 32, 38, 44),
     128: (12, 25, 38, 51, 64, 76, 89),
@@ -59,7 +59,7 @@ GONE = {  # filters that go from a layer of so many, one column for each of KEPT
 
 
 class Beside(nn.Module):
-    """Layers of many widths side by side."""
+    """Parallel layers of many widths."""
 
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
@@ -81,10 +81,10 @@ def resnet_job(residual: str) -> Job:
 
 
 def test_every_convolution_of_a_resnet_gives_its_share_when_scattered() -> None:
-    """16, 32 and 64 filters lose 6, 12 and 25.
+    """6 of 16, 12 of 32 and 25 of 64 filters are pruned.
 
-    The papers' own count is 51.7 % of the multiply-adds with whole filters: there, the first block reads the stem's filters
-    before they are put back into the stream. Here it reads the stream, as every block does.
+    The papers count 51.7 % of the multiply-adds with whole filters: there, the first block consumes the filters of the stem
+    before they are scattered into the residual stream. Here it consumes the residual stream, like every block.
     """
     task = resnet_job("scatter")
     method = SFP(task)
@@ -103,18 +103,18 @@ def test_a_stream_is_one_layer_when_coupled() -> None:
     task = resnet_job("coupled")
     method = SFP(task)
     assert method.counts.tolist() == [int(group.size * 0.4) for group in task.channels.groups]
-    assert len(method.counts) == 1 + 9  # the stream and the inside of each block; what meets padding stays
+    assert len(method.counts) == 1 + 9  # the residual stream and the inside of each block; channels added to padding are frozen
 
 
 def test_a_budget_of_macs_becomes_one_rate_for_all_layers() -> None:
     task = job("macs=50%", round_to=1)
     counts = SFP(task).counts
     rates = [count / group.size for count, group in zip(counts, task.channels.groups, strict=True)]
-    assert max(rates) - min(rates) <= 1 / 8  # layers of 8 round in turn
+    assert max(rates) - min(rates) <= 1 / 8  # layers of 8 filters are rounded one by one
     assert 0.2 < sum(rates) / len(rates) < 0.4
 
 
-# Which, and what becomes of them ------------------------------------------------------------------------------------------
+# Selection and masking ---------------------------------------------------------------------------------------------------
 
 
 def test_the_filters_of_smallest_norm_are_zero_from_the_start() -> None:
@@ -154,14 +154,14 @@ def test_unless_the_paper_is_followed_to_the_letter() -> None:
 
 @pytest.mark.parametrize("mask_norms", [True, False])
 def test_zeroed_filters_get_gradients_unless_their_norm_is_zero(mask_norms: bool) -> None:
-    """A ReLU passes nothing of a norm that answers zero: then only momentum can bring a filter back."""
+    """The gradient of a ReLU after a zeroed norm is zero: the filter recovers only by momentum."""
     method = shifted(mask_norms)
     (batch,) = batches(1)
     method.loss(batch)["cross_entropy"].backward()
     weak = dict(
         zip((group.name for group in method.channels.groups), method.channels.split(method.weak.numpy()).values(), strict=True)
     )
-    inside = method.model.stages[1].conv1.weight  # behind it are a norm and a ReLU
+    inside = method.model.stages[1].conv1.weight  # followed by a norm and a ReLU
     moved = inside.grad.abs().sum((1, 2, 3))[torch.from_numpy(weak["stages.1.conv1"])] > 0
     assert moved.any() != mask_norms
 
@@ -177,10 +177,10 @@ def test_weights_outside_the_weak_filters_stay_as_they_are() -> None:
             after = method.model.get_parameter(place.tensor)
             assert torch.equal(after[~gone], before[place.tensor][~gone])
             assert not after[gone].any()
-    assert torch.equal(method.model.head.weight, toy.head.weight)  # what reads the weak channels is left alone
+    assert torch.equal(method.model.head.weight, toy.head.weight)  # the consumers of weak channels are not changed
 
 
-# Training, and the end ----------------------------------------------------------------------------------------------------
+# Training and final removal -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("residual", ["coupled", "scatter"])

@@ -1,4 +1,4 @@
-"""Network slimming: whose scales count, and what has none."""
+"""Network slimming: the scores of shared batch norms, and channels without one."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Softer weight pruning: which weights shrink, and that a run says what it does not gain."""
+"""Softer weight pruning: which weights are scaled down, and that the report states the missing gain in speed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Group Taylor: what the loss says when all weights of a channel shrink a little."""
+"""Group Taylor: scores compared with the change of the loss when the weights of a channel are scaled down slightly."""
 
 import copy
 
