@@ -209,7 +209,7 @@ def _marks(row: Row) -> dict[str, str]:
     """Column -> ✓ passed, ✗ failed, – the original fails likewise, nothing where it did not get so far."""
     done, failed = row.get("seconds", {}), row["failed"]
     marks = {column: "✓" if step in done else "✗" if step in failed else "" for column, step in STEPS.items()}
-    if not failed.get("onnx of the original", "stopped").startswith("stopped"):  # for want of time says nothing of the original
+    if not failed.get("onnx of the original", "stopped").startswith("stopped"):  # out of time says nothing of the original
         marks["ONNX"] = "–"
     return marks
 

@@ -4,8 +4,8 @@
     python latency.py --work WORK "time resnet18"        time what that left
 
 PyTorch runs in fp16, channels-last, eagerly and compiled with CUDA graphs (`mode="reduce-overhead"`); ONNX Runtime runs the
-files that `compress` wrote, in fp32. The variants take turns, run by run; the values are medians in milliseconds. The weights
-are random: times do not depend on them.
+files that `compress` wrote, in fp32. The runs of the variants are interleaved; values are medians in milliseconds. The
+weights are random: latency does not depend on them.
 """
 
 import statistics

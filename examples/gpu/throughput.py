@@ -1,7 +1,8 @@
 """Images a second: training with `compress` against a plain loop over the same batches, and the loader alone.
 
-Both loops train with SGD, momentum, bf16 autocast and channels-last on a GPU, from images that are kept on it, and take turns;
-`compress` adds its loss terms, checks, schedule and seeds. The values are medians over the rounds; the first round warms up.
+Both loops train with SGD, momentum, bf16 autocast and channels-last on a GPU, from images that are kept on it, in
+interleaved rounds; `compress` adds its loss terms, checks, schedule and seeds. Values are medians over the rounds; the first
+one is a warm-up.
 """
 
 import statistics

@@ -2,7 +2,7 @@
 
 Papers that prune all layers at the same rate multiply each width by the kept fraction r, a real number, and count convolutions:
 the output of a convolution has the fraction r of its channels, and so has its input, unless it is the residual stream, which
-keeps its width. `budget.macs_at` counts in this way under `--residual scatter`.
+keeps its width. `widths.macs_at` counts in this way under `--residual scatter`.
 
 One difference is by design. If the first stage has no projection (all ResNets here but the 50), the first block of the papers
 consumes the remaining filters of the stem, while the residual stream has all of its channels. Here the filters of the stem are
