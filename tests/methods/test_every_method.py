@@ -239,7 +239,7 @@ def test_it_teaches_networks_that_nobody_has_changed_for_it(entry: Entry, networ
 
 @every_method
 def test_it_says_where_it_is_from(entry: Entry) -> None:
-    year, where = r"\b(19|20)\d\d\b", r"\barXiv \d{4}\.\d{4,5}\b|\b(CVPR|IJCAI|AAAI|TPAMI) 20\d\d\b"  # not all have a preprint
+    year, where = r"\b(19|20)\d\d\b", r"\barXiv \d{4}\.\d{4,5}\b|\b(CVPR|IJCAI|AAAI|TPAMI)\s20\d\d\b"  # not all have a preprint
     for text in (entry.text, entry.paper):
         assert re.search(year, text) and re.search(where, text)
     assert re.fullmatch(year, entry.year)
