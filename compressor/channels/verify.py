@@ -93,7 +93,7 @@ def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = No
     heard: list[Any] = []
     for module in model.modules() if hidden else ():
         module.register_forward_hook(lambda module, args, out: heard.append(out))
-    with torch.no_grad(), contextlib.ExitStack() as surviving:
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), contextlib.ExitStack() as surviving:
         if norms is not None:
             surviving.enter_context(_SurvivingNorms(norms))
             surviving.enter_context(_SurvivingAttention())
@@ -202,6 +202,8 @@ def remove(model: nn.Module, channels: Channels, choose: Callable[[Channels], Ma
         try:
             gap = difference(model, small, cut, inputs)
             fault = f"the pruned model differs from the masked one by {gap:.1e}" if gap > TOLERANCE else ""
+        except torch.OutOfMemoryError:  # not a property of the model
+            raise
         except Exception as error:  # whatever the model's own code may raise
             fault = "the model's code relies on its width: " + (str(error).strip().splitlines() or [type(error).__name__])[0]
         if not fault:
@@ -225,6 +227,8 @@ def _guilty(model: nn.Module, channels: Channels, mask: Mask, inputs: Inputs, fa
     def values_agree(cut: Cut) -> bool:
         try:
             return difference(model, surgery.apply(model, cut), cut, inputs) <= TOLERANCE
+        except torch.OutOfMemoryError:
+            raise
         except Exception:
             return False
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export.passes import move_to_device_pass
 
 from compressor.checkpoint.file_formats import in_one_line
 from compressor.errors import CheckpointError
@@ -55,7 +56,7 @@ def open_program(path: Path) -> nn.Module:
     Raises CheckpointError when torch cannot load it.
     """
     try:
-        return torch.export.load(path).module()
+        return move_to_device_pass(torch.export.load(path), "cpu").module()
     except Exception as error:  # the program's code may raise anything
         raise CheckpointError(
             f"{path} could not be opened by torch {torch.__version__}: {in_one_line(error)}. Export it again with this version."

@@ -149,8 +149,9 @@ def _bytes(image: Any, name: str) -> Tensor:
     if not isinstance(image, Tensor) or image.ndim != 3:
         found = f"of shape {list(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
         raise DataError(f"{name} is {found}: return a Pillow image or a tensor [channels, height, width].")
-    if image.dtype == torch.uint8:
-        return image
+    pixels: Tensor = image.cpu()  # batches are moved to the device; images on a GPU cannot be pinned
+    if pixels.dtype == torch.uint8:
+        return pixels
     if not image.is_floating_point() or image.min() < 0 or image.max() > 1:
         raise DataError(
             f"{name} has {str(image.dtype).removeprefix('torch.')} values from {image.min():.3g} to {image.max():.3g}: "
@@ -158,7 +159,7 @@ def _bytes(image: Any, name: str) -> Tensor:
         )
     from torchvision.transforms.v2 import functional as TF  # takes seconds to import
 
-    pixels: Tensor = TF.to_dtype(image, torch.uint8, scale=True)
+    pixels = TF.to_dtype(pixels, torch.uint8, scale=True)
     return pixels
 
 

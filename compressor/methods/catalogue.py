@@ -335,7 +335,7 @@ def blaming(entry: Entry | None) -> Iterator[None]:
     except CompressError:
         raise
     except Exception as error:
-        if entry is None or not entry.code:
+        if entry is None or not entry.code or type(error).__name__ == "OutOfMemoryError":  # torch's; it is not imported here
             raise
         file, frames = entry.file.resolve(), traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]

@@ -21,7 +21,7 @@ from compressor.onnx.latency import latency
 from compressor.onnx.runtime import onnx_predict, open_session
 from compressor.report import Accuracy, Latency, formatting
 from compressor.runs.reporting import described
-from compressor.runs.sources import Images, Source, open_both, pick_device
+from compressor.runs.sources import Images, Source, device_errors, open_both, pick_device
 from compressor.runs.stages import EVALUATION_BATCH
 from compressor.tasks import metrics
 
@@ -43,8 +43,7 @@ class Evaluation:
 
 def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: str = "auto") -> Evaluation:
     """Accuracy, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError."""
-    device = pick_device(device_name)
-    path = Path(source.model)
+    device, path = pick_device(device_name), Path(source.model)
     if path.is_file() and kind_of(path) == "onnx":
         return _evaluate_onnx(path, images, asked)
     opened = open_both(source, images, asked)
@@ -54,6 +53,8 @@ def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: 
         macs = count_macs(model, inputs)
         export_onnx(model, inputs, file)
         described(opened, file)
+        with device_errors():
+            on_device = _accuracy(torch_predict(model, device), data, device)
         return Evaluation(
             model=source.model,
             inputs=inputs.shapes,
@@ -61,7 +62,7 @@ def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: 
             params=count_params(model),
             size_bytes=file.stat().st_size,
             onnx=_accuracy(onnx_predict(file), data, torch.device("cpu")),
-            torch=_accuracy(torch_predict(model, device), data, device),
+            torch=on_device,
             latency=latency(file, inputs, seconds=2.0),
             notes=opened.notes,
         )

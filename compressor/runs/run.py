@@ -52,7 +52,7 @@ from compressor.runs.journal import Journal
 from compressor.runs.recover_accuracy import recover
 from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting, to_toml
-from compressor.runs.sources import Images, Opened, Source, check_answers, open_both, pick_device
+from compressor.runs.sources import Images, Opened, Source, check_answers, device_errors, open_both, pick_device
 from compressor.runs.stages import Stages
 from compressor.training import distributed
 from compressor.training.method import Method
@@ -191,7 +191,7 @@ class Run(ABC):
 
         Of several processes the first does all this; the others train with it, and return its report.
         """
-        with distributed.ending_together(), _memory_in_plain_words(), blaming(self.entry):
+        with distributed.ending_together(), device_errors(), blaming(self.entry):
             return distributed.agreed(self._lead()) if distributed.is_first() else self._follow()
 
     def _lead(self) -> Report:
@@ -397,14 +397,3 @@ def some_images(data: Data | None) -> Tensor | None:
 def _in_one(setting: Setting) -> str | float | int | bool | None:
     """A setting as in a report: a list becomes one string."""
     return ", ".join(map(str, setting)) if isinstance(setting, list) else setting
-
-
-@contextmanager
-def _memory_in_plain_words() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UsageError(
-            f"The GPU is out of memory ({str(error).splitlines()[0][:120]}).\n"
-            "Lower --batch-size (and raise --accumulate to compensate), or use --device cpu."
-        ) from error

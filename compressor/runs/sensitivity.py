@@ -27,7 +27,7 @@ from compressor.runs.journal import Journal
 from compressor.runs.run import Order
 from compressor.runs.sensitivity_table import TABLE, Row, Sensitivity, read_sensitivity, to_csv
 from compressor.runs.settings import Setting, first_change, to_toml
-from compressor.runs.sources import Images, Opened, Source, check_answers, open_both, pick_device
+from compressor.runs.sources import Images, Opened, Source, check_answers, device_errors, open_both, pick_device
 from compressor.tasks.classify import Classify
 from compressor.training.goal import Goal
 from compressor.training.method import Job
@@ -73,7 +73,7 @@ class Measurement:
 
     def run(self) -> Sensitivity:
         """Measure every group that is not yet in the table, and draw the plot. Raises a CompressError."""
-        with catalogue.blaming(self.entry):
+        with device_errors(), catalogue.blaming(self.entry):
             return self._measured()
 
     def _measured(self) -> Sensitivity:
@@ -175,6 +175,7 @@ def measure_sensitivity(
     arch_args: Mapping[str, object] | None = None,
     images: int | None = None,
     inputs: AnyInputs | None = None,
+    device: str = "auto",
     force: bool = False,
 ) -> Sensitivity:
     """Prune every group of `model` (as on the command line) alone at `rates`, and write the results into the directory `out`.
@@ -186,6 +187,7 @@ def measure_sensitivity(
         Images(data),
         Recipe(),
         Path(out),
+        device,
         inputs=None if inputs is None else Inputs.of(inputs),
         force=force,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from compressor.checkpoint import Loaded, from_code, load_model
 from compressor.data import Data, check_classes, open_data
-from compressor.errors import UsageError, printable
+from compressor.errors import UsageError, first_line, printable
 from compressor.network.inputs import Inputs
 from compressor.network.outputs import logits_of
 from compressor.runs.settings import Setting
@@ -156,9 +157,30 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if device.index is not None:
+            torch.cuda.set_device(device)  # otherwise pinned memory and synchronization would use the first GPU
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name} cannot be used here: {str(error).splitlines()[0]} Try --device cpu.") from None
     return device
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Turn errors that depend on the device, full memory and tensors on two devices, into UsageErrors."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"The GPU is out of memory ({str(error).splitlines()[0][:120]}).\n"
+            "Lower --batch-size (and raise --accumulate to compensate), or use --device cpu."
+        ) from error
+    except RuntimeError as error:
+        if "on the same device" not in str(error):
+            raise
+        raise UsageError(
+            f"Tensors are on different devices ({first_line(error)[:120]}).\n"
+            "If the network's code creates tensors, create them on the device of its input, or use --device cpu."
+        ) from error
 
 
 def _channels(model: nn.Module) -> int | None:

@@ -67,7 +67,9 @@ class Precision:
 
     def __init__(self, amp: str, device: torch.device) -> None:
         if amp == "auto":
-            amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "none"
+            # Older GPUs emulate bf16, which is slower than float32.
+            has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            amp = "bf16" if has_bf16 else "none"
         if amp == "fp16" and device.type == "cpu":
             raise UsageError("--amp fp16 needs a GPU, and this run is on the CPU: use --amp bf16 or none.")
         self.device = device
@@ -76,6 +78,13 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Store the 4-D parameters and buffers, which are all that have such a layout, in channels-last format."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
@@ -136,7 +145,7 @@ class Training:
         self.precision = Precision(recipe.amp, device)
         self.channels_last = recipe.channels_last if recipe.channels_last is not None else device.type == "cuda"
         if self.channels_last:
-            method.to(memory_format=torch.channels_last)
+            to_channels_last(method)
         self.optimizer = self.recipe.build(method.parameters())
         self.ema = averaged(method.model, recipe.ema_decay) if recipe.ema_decay is not None else None
         self.loss: nn.Module | None = None  # as trained; None: to be made again, after parameters have changed
@@ -227,7 +236,7 @@ class Training:
             return
         self.loss = None
         if self.channels_last:
-            self.method.to(memory_format=torch.channels_last)
+            to_channels_last(self.method)
         self.optimizer = self.recipe.build(self.method.parameters())
         parameters = dict(self.method.named_parameters())
         for name, state in states.items():

@@ -77,10 +77,10 @@ class Frozen(nn.Module):
         self.calls += 1
         timed = WARMING < self.calls <= WARMING + TIMED
         with torch.inference_mode():  # 15 % faster than no_grad on a ResNet-56
-            began = _now(timed)
+            began = _now(self.network, timed)
             yield
             if timed:
-                self._times.append(_now(timed) - began)
+                self._times.append(_now(self.network, timed) - began)
 
 
 class Teacher(Frozen):
@@ -109,10 +109,11 @@ class Teacher(Frozen):
         return logits  # type: ignore[no-any-return]
 
 
-def _now(wait: bool) -> float:
+def _now(network: nn.Module, wait: bool) -> float:
     """The time; with `wait`, after the GPU has finished its work, if there is one."""
-    if wait and torch.cuda.is_available():
-        torch.cuda.synchronize()
+    device = next((p.device for p in network.parameters()), None)
+    if wait and device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

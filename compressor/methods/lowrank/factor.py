@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from compressor.channels import Frozen
@@ -93,6 +94,8 @@ class LowRank(Method, ABC):
         apart = {name: module for name, module in apart.items() if not any(fnmatch(name, keep) for keep in self.job.keep)}
         try:
             gap = gap_between(self.model, replaced(copy.deepcopy(self.model), copy.deepcopy(apart)), self.job.inputs)
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # the model's code accesses attributes of the packed module
             return
         if gap <= TOLERANCE:

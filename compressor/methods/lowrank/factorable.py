@@ -106,6 +106,8 @@ def _irreplaceable(model: nn.Module, inputs: AnyInputs, names: Sequence[str]) ->
         try:
             with torch.no_grad():
                 Inputs.of(inputs).call(network, Inputs.of(inputs).random(1, like=network))
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # the model's code can raise anything
             return False
         return True

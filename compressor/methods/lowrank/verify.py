@@ -65,7 +65,7 @@ def gap_between(model: nn.Module, other: nn.Module, inputs: AnyInputs) -> float:
 
 def _gap(model: nn.Module, other: nn.Module, inputs: Inputs) -> float:
     samples = inputs.random(2, like=model)
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         answers = [tensors_in(inputs.call(network, samples)) for network in (model, other)]
     pairs = [(a, b) for a, b in zip(*answers, strict=True) if a.is_floating_point() and a.numel()]
     return max((float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in pairs), default=0.0)

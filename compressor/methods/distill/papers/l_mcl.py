@@ -37,6 +37,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from compressor.data import Batch
@@ -176,8 +177,9 @@ class LMCL(Distillation):
             return functional_call(self, {**weights, **buffers}, (loss, batch))  # type: ignore[no-any-return]
 
         compare, judge = (partial(at, loss) for loss in (self.compared, self.judged))
-        tried = unrolled(weights, [*[compare] * TRIED, judge], self.rate, MOMENTUM, DECAY)
-        return parameters_to_vector(torch.autograd.grad(judge(tried), list(self.omega.parameters())))
+        with sdpa_kernel(SDPBackend.MATH):  # the only attention kernel with second derivatives
+            tried = unrolled(weights, [*[compare] * TRIED, judge], self.rate, MOMENTUM, DECAY)
+            return parameters_to_vector(torch.autograd.grad(judge(tried), list(self.omega.parameters())))
 
     def forward(self, loss: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
         """One of the two losses below. `functional_call` replaces the weights during this call."""

@@ -108,7 +108,8 @@ class MCLOKD(Branched):
         rows = torch.cat([batch.indices[:, None], self.draw(batch.targets)], 1)  # [n, 1 + K]
         losses = []
         for i, bank in enumerate(self.bank):
-            scores = torch.einsum("nkd,mnd->mnk", bank[rows], embeddings) / self.tau
+            with torch.autocast(embeddings.device.type, enabled=False):  # half precision is too coarse for tau
+                scores = torch.einsum("nkd,mnd->mnk", bank[rows], embeddings) / self.tau
             losses += [nce(score.float()) for j, score in enumerate(scores) if j != i]
         return total(losses)
 

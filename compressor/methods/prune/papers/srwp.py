@@ -53,4 +53,6 @@ class SRWP(Method):
                     continue
                 size = weight.abs().flatten()
                 weak = size.argsort(stable=True)[: int(self.rate * len(size) + 1e-9)]
-                weight.view(-1)[weak] *= factor
+                factors = torch.ones_like(size)
+                factors[weak] = factor
+                weight.mul_(factors.view_as(weight))
