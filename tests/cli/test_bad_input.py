@@ -50,7 +50,7 @@ RELU = onnx.helper.make_model(onnx.helper.make_graph([onnx.helper.make_node("Rel
 
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
-    "text": (lambda path: path.write_text("weights"), "is a text file that begins 'weights'"),
+    "text": (lambda path: path.write_text("weights"), "is a text file that begins with 'weights'"),
     "truncated": (lambda path: path.write_bytes(Path("net.pt").read_bytes()[:900]), "is truncated or damaged"),
     "hostile": (lambda path: torch.save(Hostile(), path), "loading it may run code"),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps(Hostile())), "is a plain Python pickle"),
@@ -92,7 +92,7 @@ def test_weights_that_are_nan_are_an_error(project: Path) -> None:
     weights = make_net().state_dict()
     weights["conv1.weight"][0, 0, 0, 0] = torch.nan
     torch.save(weights, "nan.pt")
-    assert_told(compress("prune", "nan.pt", "--arch", "net.py:Net", *FAST), 2, "nan.pt: conv1.weight holds NaN")
+    assert_told(compress("prune", "nan.pt", "--arch", "net.py:Net", *FAST), 2, "nan.pt: conv1.weight contains NaN")
 
 
 def test_a_network_for_other_classes_than_the_images_is_an_error(project: Path) -> None:

@@ -181,7 +181,7 @@ def photos(project: Path) -> Path:
 def test_an_image_that_vanishes_costs_only_the_epoch(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         at_the_end_of_epoch(patched, 2, lambda: (photos / "train" / "b").rename(photos / "elsewhere"))
-        assert_ends_with(prune(*READ, "--out", "a"), ".png was there when its folder was listed, but is gone now")
+        assert_ends_with(prune(*READ, "--out", "a"), ".png was deleted after its folder was listed")
     assert (photos.parent / "a" / "state" / "training.pt").exists()
     (photos / "elsewhere").rename(photos / "train" / "b")
     result = prune(*READ, "--out", "a", "--resume")
