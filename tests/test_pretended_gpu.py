@@ -17,6 +17,7 @@ from toy import Random, Toy, Wide, batches, job, optimizer
 from compressor.channels import Cut, analyse, surgery, verify
 from compressor.data import Batch, open_data
 from compressor.demo import DigitsNet
+from compressor.errors import UsageError
 from compressor.methods.catalogue import Entry, catalogue, create
 from compressor.methods.distill.teaching import Teacher
 from compressor.methods.lowrank.decompositions import SPLITS
@@ -26,9 +27,10 @@ from compressor.network.replacements import replaced
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
 from compressor.runs.journal import Journal
+from compressor.runs.sources import device_errors
 from compressor.training.method import Job, Method, Progress
 from compressor.training.recipe import Recipe
-from compressor.training.train import Training
+from compressor.training.train import Training, to_channels_last
 
 GPU = torch.device("cuda:1")  # not the first one, which would be the current device
 
@@ -250,3 +252,50 @@ def test_factored_layers_are_proved_in_full_precision() -> None:
     dense.inner.layer1[0].conv1.weight = nn.Parameter(split.dense(chain).float())
     with TF32():
         assert gap_between(dense, replaced(model, {"inner.layer1.0.conv1": chain}), (3, 64, 64)) < verify.TOLERANCE
+
+
+class Video(nn.Module):
+    """Has parameters of four and of five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.deep = nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, 3)
+
+
+def test_only_tensors_of_four_dimensions_become_channels_last() -> None:
+    network = Video()
+    weights = network.flat.weight.detach().clone()
+    to_channels_last(network)
+    assert network.flat.weight.is_contiguous(memory_format=torch.channels_last) and torch.equal(network.flat.weight, weights)
+    assert network.deep.weight.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "Lower --batch-size"),
+        (
+            RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu!"),
+            "on the device of its input",
+        ),
+    ],
+)
+def test_an_error_of_the_device_is_two_lines(error: Exception, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught, device_errors():
+        raise error
+    assert len(str(caught.value).splitlines()) == 2
+    with pytest.raises(RuntimeError, match="another"), device_errors():
+        raise RuntimeError("another error is not changed")
+
+
+def test_images_that_a_function_returns_on_the_gpu_come_to_the_cpu(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def data():\n"
+        "    images = [(torch.full((3, 8, 8), i / 20, device='cuda:1'), i % 2) for i in range(20)]\n"
+        "    return {'train': images, 'test': images}\n"
+    )
+    with pretended():
+        data = open_data(f"{tmp_path / 'mine.py'}:data", mean=(0.5,) * 3, std=(0.5,) * 3)
+        batch = next(iter(data.batches("test", batch_size=4, device=torch.device("cpu"))))
+        assert place(batch.images) == torch.device("cpu")
