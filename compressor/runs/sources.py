@@ -163,5 +163,5 @@ def pick_device(name: str) -> torch.device:
 
 def _channels(model: nn.Module) -> int | None:
     """The number of image channels of `model`, according to its first convolution."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    first = next((module for module in nn.Module.modules(model) if isinstance(module, nn.Conv2d)), None)
     return None if first is None else first.in_channels
