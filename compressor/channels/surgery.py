@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from compressor.channels.groups import Channels, Mask
 from compressor.channels.sizes import Ids
+from compressor.network.copying import clone_network
 
 Count = int | list[int]
 
@@ -84,11 +84,7 @@ def remake(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Modu
             memo[id(parameter)] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
         for name, buffer in model.named_buffers():
             memo[id(buffer)] = change(name, buffer.detach())
-        for module in model.modules():
-            for value in vars(module).values():  # recomputed before each forward; deepcopy accepts leaves only
-                if isinstance(value, Tensor) and not value.is_leaf:
-                    memo[id(value)] = value.detach()
-    return copy.deepcopy(model, memo)
+    return clone_network(model, memo)
 
 
 def plan(model: nn.Module, channels: Channels, mask: Mask) -> Cut:

@@ -9,7 +9,6 @@ model whose control flow depends on values cannot run on `meta`; it is traced wi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +24,7 @@ from compressor.channels.labels import Call, Rule, Split, Trace
 from compressor.channels.operators import RULES, unknown
 from compressor.channels.sizes import Size, mark_attributes
 from compressor.errors import UsageError
+from compressor.network.copying import clone_network
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.meta_device import meta_copy, separate_attention
 from compressor.network.outputs import tensors_in
@@ -171,8 +171,8 @@ def _names(model: nn.Module) -> dict[int, str]:
 def _real_copy(model: nn.Module) -> nn.Module:
     """A copy that shares the weights' memory: the pass changes flags, statistics and tensor attributes of the copy only."""
     memo: dict[int, object] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
-    memo.update({id(buffer): buffer.clone() for buffer in model.buffers()})
-    return copy.deepcopy(model, memo)
+    memo.update({id(buffer): buffer.clone() for buffer in nn.Module.buffers(model)})
+    return clone_network(model, memo)
 
 
 def trace_model(model: nn.Module, inputs: AnyInputs, whole: frozenset[Split] = frozenset()) -> Trace:
@@ -213,7 +213,7 @@ def _trace(twin: nn.Module, inputs: Inputs, whole: frozenset[Split]) -> Trace:
     _forward(trace, twin.eval(), inputs)
     trace.first = False
     twin.train()
-    for module in twin.modules():
+    for module in nn.Module.modules(twin):
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()  # its noise has the width of its input, but no layer produces it
     try:

@@ -91,7 +91,7 @@ def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = No
     """
     samples = inputs.random(2, like=model)
     heard: list[Any] = []
-    for module in model.modules() if hidden else ():
+    for module in nn.Module.modules(model) if hidden else ():
         module.register_forward_hook(lambda module, args, out: heard.append(out))
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), contextlib.ExitStack() as surviving:
         if norms is not None:

@@ -9,7 +9,6 @@ A class or function is called with the arguments given as `--arch-arg name=value
 """
 
 import ast
-import copy
 import importlib
 import importlib.util
 import inspect
@@ -26,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from compressor.checkpoint.file_formats import in_one_line
 from compressor.errors import ArchitectureError, UsageError, did_you_mean
 from compressor.modules import from_file, importable, no_file
+from compressor.network.copying import clone_network
 from compressor.network.inputs import Inputs
 
 FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:NAME or package.module:NAME"
@@ -66,7 +66,7 @@ def build(arch: str, args: Mapping[str, object] | None = None) -> nn.Module:
             raise ArchitectureError(
                 f"--arch {arch} is a module instance, which takes no --arch-arg ({', '.join(args)}). Give its class."
             )
-        return copy.deepcopy(found).cpu()
+        return clone_network(found).cpu()
     return _called(arch, args, found)
 
 

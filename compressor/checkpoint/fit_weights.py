@@ -15,6 +15,7 @@ from compressor.checkpoint.read import Tensors
 from compressor.checkpoint.weights import rename
 from compressor.errors import ArchitectureError, CheckpointError
 
+NO_WEIGHTS = {"total_ops", "total_params", "mean", "std", "pixel_mean", "pixel_std"}  # last components of names
 ORDINARY = frozenset(DTYPES.values())
 Shapes = dict[str, tuple[int, ...]]
 
@@ -66,6 +67,10 @@ def fit(arch: str, args: dict[str, object], tensors: Tensors) -> tuple[nn.Module
         args = {**args, "num_classes": count}
         model = build(arch, args)
         difference = compare(shapes_of(tensors), shapes_of(model.state_dict()))
+    if difference and (extra := _extra(difference, model)):
+        notes.append(f"ignored {len(extra)} tensors that are not of the network ({_first(sorted(extra), 3)})")
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in extra}
+        difference = compare(shapes_of(tensors), shapes_of(model.state_dict()))
     if difference:
         _upgrade(model, arch, tensors, difference)
     else:
@@ -81,6 +86,24 @@ def compare(held: Shapes, wanted: Shapes) -> Difference:
         unexpected=[name for name in held if name not in wanted and not _is_counter(name)],
         reshaped=[(name, held[name], shape) for name, shape in wanted.items() if name in held and held[name] != shape],
     )
+
+
+def _extra(difference: Difference, model: nn.Module) -> set[str]:
+    """The unexpected names, if everything else fits and none of them can be a layer of a larger network of this kind.
+
+    Counters of profilers (`total_ops`) and normalization constants (`mean`) may be anywhere. Other names must be in a module
+    that the network does not have (`criterion.weight`); `layer5` of a network with `layer1` to `layer4` is a missing layer.
+    """
+    if difference.missing or difference.reshaped:
+        return set()
+    known = {_stem(name) for name in model.state_dict()}
+    foreign = {name for name in difference.unexpected if name.rpartition(".")[2] in NO_WEIGHTS or _stem(name) not in known}
+    return foreign if len(foreign) == len(difference.unexpected) else set()
+
+
+def _stem(name: str) -> str:
+    """The first component, without the number at its end."""
+    return name.partition(".")[0].rstrip("0123456789").rstrip("_")
 
 
 def class_counts(difference: Difference) -> list[int]:

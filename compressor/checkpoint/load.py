@@ -171,7 +171,7 @@ def _program(path: Path) -> Loaded:
     """The graph of a trusted `torch.export` archive."""
     check_archive(path)
     model = open_program(path)
-    for module in model.modules():  # an exported program refuses .eval(): its graph has a fixed mode
+    for module in nn.Module.modules(model):  # an exported program refuses .eval(): its graph has a fixed mode
         module.training = False
     notes = ["the exported program was loaded (--trust-pickle); it stays in the mode, train or eval, in which it was exported"]
     return Loaded(model, str(path), f"pt2:{path.name}", {}, None, notes, _sha256(path))

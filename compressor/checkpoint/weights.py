@@ -116,7 +116,7 @@ def spellings(tensors: Tensors) -> list[Spelling]:
     for _ in range(3):
         older, newest = newest, []
         for names, cuts in older:
-            for part, cut in CUTS.items():
+            for part, cut in {**_common_prefix(names), **CUTS}.items():
                 shorter = {short: origin for name, origin in names.items() if (short := cut(name, part)) is not None}
                 if shorter and shorter != names and frozenset(shorter) not in reached:
                     reached[frozenset(shorter)] = shorter, (*cuts, part)
@@ -130,6 +130,12 @@ def spellings(tensors: Tensors) -> list[Spelling]:
         )
         for names, cuts in reached.values()
     ]
+
+
+def _common_prefix(names: Iterable[str]) -> dict[str, Callable[[str, str], str | None]]:
+    """The first component, if all names have the same: a wrapper that no list has."""
+    first = {name.partition(".")[0] for name in names if "." in name} | {"" for name in names if "." not in name}
+    return {part: _cut_front for part in first if part} if len(first) == 1 else {}
 
 
 def _cut_anywhere(name: str, part: str) -> str | None:

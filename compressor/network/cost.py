@@ -7,7 +7,6 @@ anything `Inputs.of` accepts.
 """
 
 import contextlib
-import copy
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from compressor.errors import UsageError, first_line
+from compressor.network.copying import clone_network
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.meta_device import meta_copy, separate_attention
 from compressor.network.outputs import tensors_in
@@ -56,7 +56,7 @@ def sparsity(model: nn.Module) -> float:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, each counted once."""
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *nn.Module.buffers(model)))
 
 
 def peak_activation_bytes(model: nn.Module, inputs: AnyInputs) -> int:
@@ -85,7 +85,7 @@ def _forward(model: nn.Module, inputs: AnyInputs, watch: Callable[[nn.Module, li
     with contextlib.suppress(Exception):  # a network whose control flow depends on values cannot run without data
         return run(meta_copy(model))
     try:
-        return run(copy.deepcopy(model))
+        return run(clone_network(model))
     except Exception as error:
         raise UsageError(
             f"The network does not run on {inputs.described}: give the shape it was trained with.\n{first_line(error)}"
@@ -135,7 +135,7 @@ class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # likewi
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.alive = self.peak = 0
         # By address: an address is reused only after its storage was freed, and removed here.
-        self.known = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+        self.known = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *nn.Module.buffers(network))}
         for sample in samples:
             self._remember(sample)
 

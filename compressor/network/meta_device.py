@@ -6,7 +6,6 @@ The copy is made without copying a single weight: while Python copies the module
 counterpart on `meta`.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from compressor.network.copying import clone_network
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -23,7 +24,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     A hook that is a plain function is shared with the original, as in every deep copy, and so is what it refers to.
     """
     with _MetaTwins():
-        return copy.deepcopy(model)
+        return clone_network(model)
 
 
 class _MetaTwins(TorchFunctionMode):
@@ -58,7 +59,7 @@ def separate_attention() -> Iterator[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put `model` in eval mode; afterwards restore the mode of each of its modules."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in nn.Module.modules(model)]
     model.eval()
     try:
         yield
@@ -69,4 +70,4 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy for use as a teacher: on `device`, in eval mode, without gradients."""
-    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+    return clone_network(model).to(device).eval().requires_grad_(False)

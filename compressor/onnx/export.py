@@ -6,7 +6,6 @@ and with several batch sizes: a batch size that the network's code has fixed sho
 """
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from compressor.errors import Infeasible, UsageError, VerificationFailed, first_line
 from compressor.files import write_whole
+from compressor.network.copying import clone_network
 from compressor.network.cost import weight_bytes
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import main_first
@@ -152,7 +152,7 @@ def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
 
 def _inference_copy(model: nn.Module) -> nn.Module:
     # Without gradients, export is a tenth faster.
-    return copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    return clone_network(model).cpu().float().eval().requires_grad_(False)
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:

@@ -118,7 +118,7 @@ class Pass:
 
 def plain_layers(model: nn.Module) -> list[str]:
     """Linear layers and convolutions with torch's own forward and a weight that they share with no other module."""
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    owners = Counter(id(p) for module in nn.Module.modules(model) for p in module.parameters(recurse=False))
     return [
         name
         for name, module in model.named_modules()

@@ -19,7 +19,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     Only batch norms run in train mode, so dropout stays off and no weight changes. Returns the number of images used; 0 if the
     model has no batch norm with running statistics, or there were no images: then the statistics do not change.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in nn.Module.modules(model) if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
     before = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]

@@ -6,7 +6,6 @@ teacher's weights. Without a teacher, networks of the student's architecture tea
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from compressor.methods.catalogue import Entry, Value
 from compressor.methods.distill.branches import fresh
 from compressor.methods.distill.teaching import Distillation, Frozen, Teacher
 from compressor.methods.prune.filters import FilterPruning
+from compressor.network.copying import clone_network
 from compressor.network.cost import count_macs
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import logits_of
@@ -170,7 +170,7 @@ class Distilling(Run):
             cut = prune.Wish(wish.goal or parse_rate(0.5), NARROWING, keep=wish.keep, round_to=wish.round_to)
             return prune.prepared(cut, opened, place.original, self._task(), self.recipe.seed, journal, device)
         seed_all(self.recipe.seed)
-        network = copy.deepcopy(self.student.model).requires_grad_(True)
+        network = clone_network(self.student.model).requires_grad_(True)
         if wish.fresh:
             fresh(network)
         return Method(Job(network, opened.inputs, None, Goal("macs", GIVEN, share=0.0), self._task())).to(device)
@@ -286,7 +286,7 @@ class Distilling(Run):
         return reporting.target_of_cut(goal, removed.channels, removed.mask, baseline, compressed, self.wish.round_to)
 
     def _teaching(self, history: list[Epoch]) -> Teaching | None:
-        parts = [part for part in self.paper.modules() if isinstance(part, Frozen)] if self.paper is not None else []
+        parts = [part for part in nn.Module.modules(self.paper) if isinstance(part, Frozen)] if self.paper is not None else []
         taken = [(part.seconds, part.calls) for part in parts if part.seconds is not None]
         if not taken or not history:
             return None

@@ -8,7 +8,6 @@ removed with the channels. Held-out images decide what is kept; the result is me
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from torch import nn
@@ -16,6 +15,7 @@ from torch import nn
 from compressor.channels import Cut
 from compressor.data import Batches, Data
 from compressor.errors import first_line
+from compressor.network.copying import clone_network
 from compressor.network.meta_device import frozen
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
@@ -43,12 +43,12 @@ class _Recovery:
         self.small, self.device = method.model, stages.device
 
     def after_training(self) -> None:
-        anew = copy.deepcopy(self.small)
+        anew = clone_network(self.small)
         if images := self.recalibrated(anew):
             self.keep_if_better("recalibrated", [anew], _statistics_of(images))
 
     def after_cutting(self, repair: bool) -> None:
-        bare = copy.deepcopy(self.small)
+        bare = clone_network(self.small)
         if images := self.recalibrated(self.small):
             self.stages.add("recalibrated", self.small, note=_statistics_of(images))
         repaired = self.repaired(bare) if repair and self.data.counts["held_out"] else []
@@ -67,7 +67,7 @@ class _Recovery:
             return []
         if not done.layers:
             return []
-        anew = copy.deepcopy(fitted)
+        anew = clone_network(fitted)
         return [fitted, anew] if self.recalibrated(anew) else [fitted]
 
     def keep_if_better(self, name: str, others: Sequence[nn.Module], note: str) -> None:

@@ -185,5 +185,5 @@ def device_errors() -> Iterator[None]:
 
 def _channels(model: nn.Module) -> int | None:
     """The number of image channels of `model`, according to its first convolution."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    first = next((module for module in nn.Module.modules(model) if isinstance(module, nn.Conv2d)), None)
     return None if first is None else first.in_channels

@@ -22,7 +22,6 @@ job.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 
 from compressor.channels import Channels, Cut, Frozen
 from compressor.data import Batch
+from compressor.network.copying import clone_network
 from compressor.network.inputs import AnyInputs
 from compressor.network.replacements import Chains
 from compressor.tasks.classify import Classify
@@ -126,7 +126,7 @@ class Method(nn.Module):
     def __init__(self, job: Job) -> None:
         super().__init__()
         self.job = job
-        self.model = copy.deepcopy(job.model)
+        self.model = clone_network(job.model)
 
     def first(self) -> Method | None:
         """A method to train before this one, for example to prepare a teacher; its result can be cached."""

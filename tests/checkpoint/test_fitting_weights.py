@@ -47,6 +47,35 @@ def test_a_difference_is_counted_and_begun(weights: dict[str, Tensor]) -> None:
     )
 
 
+def test_tensors_of_a_profiler_or_a_criterion_are_ignored_and_reported(weights: dict[str, Tensor]) -> None:
+    wanted = set(weights)
+    weights["total_ops"] = weights["layer1.0.conv1.total_params"] = torch.zeros(1)
+    weights["criterion.weight"], weights["mean"] = torch.ones(10), torch.zeros(1, 3, 1, 1)
+    model, _, notes = fit(ARCH, {}, weights)
+    assert set(model.state_dict()) == wanted and torch.equal(model.conv1.weight, weights["conv1.weight"])
+    assert notes == ["ignored 4 tensors that are not of the network (criterion.weight, layer1.0.conv1.total_params, mean ...)"]
+
+
+@pytest.mark.parametrize("name", ["layer1.3.conv1.weight", "layer4.0.conv1.weight", "conv2.weight", "linear_2.weight"])
+def test_layers_of_a_larger_network_are_never_ignored(weights: dict[str, Tensor], name: str) -> None:
+    """ResNet-56's file has all names of ResNet-20, and more."""
+    weights[name] = torch.zeros(16, 16, 3, 3)
+    refused(weights, f"1 unexpected ({name})")
+
+
+def test_nothing_is_ignored_where_something_is_missing(weights: dict[str, Tensor]) -> None:
+    weights["criterion.weight"] = weights.pop("linear.bias")
+    refused(weights, "1 missing (linear.bias)", "1 unexpected (criterion.weight)")
+
+
+@pytest.mark.parametrize("prefix", ["generator.", "my_wrapper.", "student.module."])
+def test_one_prefix_of_all_names_is_removed_and_reported(weights: dict[str, Tensor], prefix: str) -> None:
+    renamed = {prefix + name: tensor for name, tensor in weights.items()}
+    model, _, notes = fit(ARCH, {}, renamed)
+    assert torch.equal(model.conv1.weight, weights["conv1.weight"])
+    assert notes == [f"removed {prefix!r} from {len(weights)} of {len(weights)} names"]
+
+
 def test_another_architecture_is_told(weights: dict[str, Tensor]) -> None:
     refused(weights, "180 missing (layer1.3.conv1.weight", "another architecture", arch=f"{FILE}:resnet56")
 

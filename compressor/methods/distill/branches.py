@@ -6,7 +6,6 @@ branch = Branch(model, anatomy, "layer2")    the same layers with new weights, t
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from compressor.errors import UsageError
 from compressor.methods.distill.taps import Anatomy, Answer, Outline, ask
+from compressor.network.copying import clone_network
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.meta_device import evaluating
 from compressor.network.outputs import logits_of
@@ -68,7 +68,7 @@ class Rest(nn.Module):
         outermost = [c for c in before if not any(c.name.startswith(f"{other.name}.") for other in before)]
         stand_ins: dict[str, nn.Module] = {c.name: Blank(c.gives, weight) for c in outermost}
         self.given, self.head = Given(), outline.head()
-        self.network = replaced(copy.deepcopy(model), {**stand_ins, tap: self.given})
+        self.network = replaced(clone_network(model), {**stand_ins, tap: self.given})
         self.register_buffer("blank", torch.zeros_like(inputs.random(1, like=model)[0]), persistent=False)
         self._check(model, tap, inputs)
 
@@ -212,7 +212,7 @@ class Branch(nn.Module):
 def _block(model: nn.Module, outline: Outline, tap: str) -> nn.Module:
     """A block to append to the stage that ends at `tap`."""
     if (name := outline.block(tap)) is not None:
-        return copy.deepcopy(model.get_submodule(name))
+        return clone_network(model.get_submodule(name))
     gives = outline.calls[tap].gives
     if len(gives) != 3:
         raise UsageError(f"{tap}: no block of this network keeps the shape {list(gives)}, so none can be repeated there.")
@@ -227,7 +227,7 @@ def fresh(model: nn.Module) -> nn.Module:
     Interpretation: tensors outside of such layers (position embeddings, class tokens) are N(0, 0.02^2) if they have two or
     more dimensions, and are unchanged otherwise.
     """
-    for module in model.modules():
+    for module in nn.Module.modules(model):
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif callable(reset := getattr(module, "reset_parameters", None)):

@@ -179,7 +179,7 @@ class Outline:
         end = self.calls[tap]
         for call in reversed(self.calls.values()):
             block, same = self.model.get_submodule(call.name), call.reads == call.gives == end.gives
-            weighted = [m for m in block.modules() if next(m.parameters(recurse=False), None) is not None]
+            weighted = [m for m in nn.Module.modules(block) if next(m.parameters(recurse=False), None) is not None]
             is_stage = isinstance(block, nn.Sequential) and any(next(part.children(), None) is not None for part in block)
             if call.ended <= end.ended and same and len(weighted) > 1 and not is_stage and self.is_tap(call.name):
                 return call.name
@@ -197,7 +197,7 @@ class Outline:
     def _spaced(self, calls: list[_Call]) -> list[str]:
         """The ends of GROUPS equal groups of the most frequent kind of block; without such blocks, the last tap."""
         kinds = {call.name: type(self.model.get_submodule(call.name)) for call in calls if call.reads == call.gives}
-        leaves = {type(module) for module in self.model.modules() if not list(module.children())}
+        leaves = {type(module) for module in nn.Module.modules(self.model) if not list(module.children())}
         common = Counter(kind for kind in kinds.values() if kind not in leaves and kind is not nn.Sequential).most_common()
         for kind, many in common:
             names = [name for name in kinds if kinds[name] is kind]

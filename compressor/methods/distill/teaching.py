@@ -17,7 +17,6 @@ Everything that a method adds (heads, branches, peers) is a module beside `self.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +31,7 @@ from compressor.errors import UsageError
 from compressor.methods.distill.branches import Branch, fresh, near
 from compressor.methods.distill.taps import Anatomy, Answer
 from compressor.methods.output_cache import Remembered
+from compressor.network.copying import clone_network
 from compressor.training.method import Job, Method
 
 TIMED = 50  # calls of a teacher are timed, after WARMING calls
@@ -88,7 +88,7 @@ class Teacher(Frozen):
 
     def __init__(self, job: Job) -> None:
         assert job.teacher is not None, "checked by the command"
-        super().__init__(copy.deepcopy(job.teacher))
+        super().__init__(clone_network(job.teacher))
         self.anatomy = Anatomy.of(self.network, job.inputs, job.teacher_taps)
         self.known = Remembered(lambda images: [self.ask(images).logits], KEPT if job.images_stay else 0)
 
@@ -164,7 +164,7 @@ class Distillation(Method):
         Interpretation: papers train all networks from scratch. With random peers, a trained network first loses accuracy.
         """
         begin = near if self.job.trained else fresh
-        return nn.ModuleList(begin(copy.deepcopy(self.model)).requires_grad_(True) for _ in range(count))
+        return nn.ModuleList(begin(clone_network(self.model)).requires_grad_(True) for _ in range(count))
 
     def pairs(self) -> list[tuple[int, int]]:
         """Indices of matched taps of student and teacher: from the last one backwards, as many as both have."""

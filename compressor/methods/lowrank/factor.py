@@ -27,6 +27,7 @@ from compressor.methods.lowrank.factorable import Shape, Site, cost, half_error,
 from compressor.methods.lowrank.rank_allocation import Allocation
 from compressor.methods.lowrank.rank_rules import RULES, Choice
 from compressor.methods.lowrank.verify import TOLERANCE, difference, gap_between
+from compressor.network.copying import clone_network
 from compressor.network.replacements import Chains, Part, describe, replaced
 from compressor.network.unpack_attention import unpacked
 from compressor.training import distributed
@@ -93,7 +94,7 @@ class LowRank(Method, ABC):
         apart = unpacked(self.model, self.job.inputs)
         apart = {name: module for name, module in apart.items() if not any(fnmatch(name, keep) for keep in self.job.keep)}
         try:
-            gap = gap_between(self.model, replaced(copy.deepcopy(self.model), copy.deepcopy(apart)), self.job.inputs)
+            gap = gap_between(self.model, replaced(clone_network(self.model), copy.deepcopy(apart)), self.job.inputs)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the model's code accesses attributes of the packed module

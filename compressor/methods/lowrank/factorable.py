@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from compressor.methods.lowrank.decompositions import Layer, Seen, Split
 from compressor.methods.lowrank.rank_rules import Ladder
 from compressor.methods.widths import check_keep, units
+from compressor.network.copying import clone_network
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.meta_device import evaluating, meta_copy, separate_attention
 from compressor.network.outputs import logits_of
@@ -74,7 +74,7 @@ def layers(
     check_keep(keep, linear)
     read = _shapes_read(model, inputs, list(linear))
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    owners = Counter(id(p) for module in nn.Module.modules(model) for p in module.parameters(recurse=False))
     fine: dict[str, tuple[Shape, ...]] = {}
     left: dict[str, str] = {}
     for name, module in linear.items():
@@ -101,7 +101,7 @@ def _irreplaceable(model: nn.Module, inputs: AnyInputs, names: Sequence[str]) ->
     """Layers that cannot be replaced by another module, because the network then fails."""
 
     def works(some: Sequence[str]) -> bool:
-        network = copy.deepcopy(model).eval()
+        network = clone_network(model).eval()
         replaced(network, {name: nn.Sequential(network.get_submodule(name)) for name in some})
         try:
             with torch.no_grad():
@@ -124,7 +124,7 @@ def _shapes_read(model: nn.Module, inputs: AnyInputs, names: Iterable[str]) -> d
         _listen(network, inputs, names, read)
     except Exception:  # a network that branches on values cannot run on `meta`
         read.clear()
-        _listen(copy.deepcopy(model).eval(), inputs, names, read)
+        _listen(clone_network(model).eval(), inputs, names, read)
     return read
 
 

@@ -11,7 +11,6 @@ rows before a convolution, and scattered positions are a gather of patches befor
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from compressor.data import Batch
+from compressor.network.copying import clone_network
 from compressor.network.meta_device import evaluating
 from compressor.network.replacements import Fill, Pair, Patches, Take
 from compressor.tasks.classify import Classify
@@ -194,7 +194,7 @@ def _length(conv: nn.Conv2d, dim: int, length: int) -> int:
 
 def _changed(conv: nn.Conv2d, **geometry: Pair) -> nn.Conv2d:
     """A copy of `conv` with another stride, padding or dilation."""
-    changed = copy.deepcopy(conv)
+    changed = clone_network(conv)
     for name, pair in geometry.items():
         setattr(changed, name, pair)
     return changed

@@ -6,7 +6,6 @@ are lowered greedily where the loss increases least per cost saved, or equally f
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from compressor.data import Batch
 from compressor.methods.lowrank.perforated_conv import Grid, Kept, impact, perforate, plane, strongest
+from compressor.network.copying import clone_network
 from compressor.network.replacements import Pair, replaced
 from compressor.recovery.recalibrate import recalibrate
 from compressor.tasks.classify import Classify
@@ -42,7 +42,7 @@ class Trial:
         batches: Sequence[Batch],
         task: Classify,
     ) -> None:
-        self.network = replaced(copy.deepcopy(model), {name: copy.deepcopy(chain) for name, (chain, _) in chains.items()})
+        self.network = replaced(clone_network(model), {name: clone_network(chain) for name, (chain, _) in chains.items()})
         self.chains, self.kind, self.batches, self.task = chains, kind, batches, task
         recalibrate(self.network, batches)
         if kind == "grid":

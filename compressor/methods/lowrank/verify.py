@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compressor.methods.lowrank.decompositions import Layer
 from compressor.methods.lowrank.factorable import Shape
+from compressor.network.copying import clone_network
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import tensors_in
 from compressor.network.replacements import replaced
@@ -33,7 +34,7 @@ def difference(
     Compared on two random samples, in float64 if the model's code allows it; and for each chain alone, on inputs of `shapes`,
     because a difference in one layer may not reach the output of the network.
     """
-    multiplied = copy.deepcopy(model).double()
+    multiplied = clone_network(model).double()
     for name, weight in dense.items():
         layer, last = multiplied.get_submodule(name), [part for part in chains[name] if isinstance(part, Layer)][-1]
         assert isinstance(layer, Layer)
@@ -42,7 +43,7 @@ def difference(
         if copies and name in copies:
             layer.register_forward_hook(partial(_copied, copies[name]))
     apart = [gap_between(chains[name], multiplied.get_submodule(name), shape[1:]) for name in dense for shape in shapes[name]]
-    return max(gap_between(multiplied, replaced(copy.deepcopy(model), copy.deepcopy(dict(chains))), inputs), *apart)
+    return max(gap_between(multiplied, replaced(clone_network(model), copy.deepcopy(dict(chains))), inputs), *apart)
 
 
 def _copied(places: Tensor, layer: nn.Module, args: object, out: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def gap_between(model: nn.Module, other: nn.Module, inputs: AnyInputs) -> float:
 
     In float64 if the networks' code allows it. The networks are copied.
     """
-    model, other, inputs = copy.deepcopy(model).eval(), copy.deepcopy(other).eval(), Inputs.of(inputs)
+    model, other, inputs = clone_network(model).eval(), clone_network(other).eval(), Inputs.of(inputs)
     try:
         return _gap(model.double(), other.double(), inputs)
     except RuntimeError as error:

@@ -27,7 +27,6 @@ Impacts are measured once, on the low-rank network with re-estimated batch norm 
 Interpretation: a layer whose measured latency does not decrease is not changed, and the other layers meet the budget.
 """
 
-import copy
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -46,6 +45,7 @@ from compressor.methods.lowrank.factorable import Site, cost
 from compressor.methods.lowrank.perforated_conv import Kept, copied, perforate, plane
 from compressor.methods.lowrank.perforated_shares import Kind, Shares, Trial, greedily
 from compressor.methods.lowrank.rank_rules import RULES, Ladder
+from compressor.network.copying import clone_network
 from compressor.network.replacements import Pair, replaced
 from compressor.training.method import Job
 
@@ -142,7 +142,7 @@ class Espace(LowRank):
     def masks(self, chosen: Mapping[str, int], goal: float | None, seen: Mapping[str, Seen]) -> dict[str, Kept]:
         """The masks of layers at these ranks, for a total of `goal` MACs; None: the fraction `keep` of the MACs."""
         plain = {name: self._plain(name, chosen.get(name), seen) for name in {**chosen, **self.sizes}}
-        model = replaced(copy.deepcopy(self.model), plain)
+        model = replaced(clone_network(self.model), plain)
         batches, task = list(self.samples(self.images)), replace(self.job.task, teacher=None)
         trial = Trial(model, {name: (plain[name], size) for name, size in self.sizes.items()}, self.kind, batches, task)
         if goal is None:

@@ -29,7 +29,6 @@ images are not augmented. Batch norm statistics need not be re-estimated; `--no-
 decomposition of A.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Self
@@ -44,6 +43,7 @@ from compressor.methods.lowrank.factor import LowRank
 from compressor.methods.lowrank.factorable import Site
 from compressor.methods.lowrank.rank_rules import Choice
 from compressor.methods.output_cache import Remembered, halves, reads
+from compressor.network.copying import clone_network
 from compressor.network.inputs import Inputs
 from compressor.network.meta_device import frozen
 from compressor.network.outputs import logits_of
@@ -118,7 +118,7 @@ class Ger(LowRank):
     @cached_property
     def pairs(self) -> Pairs:
         device = next(self.model.parameters()).device
-        original = frozen(replaced(copy.deepcopy(self.model), self.dense), device)
+        original = frozen(replaced(clone_network(self.model), self.dense), device)
         return self._of_the_network(original) if self.joint else self._of_layers(original)
 
     def _of_the_network(self, original: nn.Module) -> Pairs:
