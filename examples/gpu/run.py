@@ -31,7 +31,8 @@ from rows import MARK, Row, Status, parse
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SECONDS = 480
-SHARES = {"smoke": 0.2, "throughput": 0.14, "latency": 0.2}  # of the time; recipe.py has the rest
+SMOKE, PREPARATION = 90.0, 150.0  # seconds; both begin together
+SHARES = {"throughput": 0.14, "latency": 0.2}  # of all seconds; recipe.py has the rest
 LEFT_FOR_THE_END = 8.0  # seconds
 TAIL = 1500  # characters of the output of a program that failed
 
@@ -172,14 +173,16 @@ def main() -> int:
         networks = dict.fromkeys(name.split()[0] for section, name in rows if section == "latency")
         if options.tiny:
             networks = dict.fromkeys(list(networks)[:1])
-        preparing = [Task("latency", "latency.py", (f"prepare {name}",), deadline - began) for name in networks]
+        preparing = [Task("latency", "latency.py", (f"prepare {name}",), options.seconds) for name in networks]
         cases = [name for section, name in rows if section == "smoke"]
-        at_once = -(-len(cases) // options.jobs) if options.tiny else 1  # a start takes longer than a tiny case
-        groups = [tuple(cases[start :: max(1, len(cases) // at_once)]) for start in range(max(1, len(cases) // at_once))]
-        # What follows waits for the preparations alone, and a case that hangs is stopped at the section's limit.
-        limit = time.monotonic() + max(90.0, SHARES["smoke"] * options.seconds)
-        smoke = [Task("smoke", "smoke.py", group, 90 if not options.tiny else options.seconds) for group in groups]
-        run.all([*preparing, *smoke], options.jobs, min(limit if not options.tiny else deadline, deadline))
+        processes = options.jobs if options.tiny else len(cases)  # to start one takes longer than a tiny case
+        smoke = [Task("smoke", "smoke.py", tuple(cases[i::processes]), options.seconds) for i in range(processes)]
+        now = time.monotonic()
+        limits = (deadline, deadline) if options.tiny else (now + SMOKE, now + PREPARATION)
+        with ThreadPoolExecutor(1) as beside:
+            prepared = beside.submit(run.all, preparing, len(preparing), min(limits[1], deadline))
+            run.all(smoke, options.jobs, min(limits[0], deadline))
+            prepared.result()
         measured = [name for section, name in rows if section == "throughput"]
         if options.tiny:
             measured = [measured[0], measured[-1]]
