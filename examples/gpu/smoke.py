@@ -73,6 +73,11 @@ def train(setting: Setting, out: Path, command: str, *further: object, images: b
     return measured(read_report(out))
 
 
+def too_much(setting: Setting) -> None:
+    if setting.tiny:
+        raise Unavailable("more than a tiny run has time for")
+
+
 def need_gpu(setting: Setting) -> None:
     if not setting.on_gpu:
         raise Unavailable("needs a GPU")
@@ -105,11 +110,13 @@ def prune_ema_accumulate_adamw(setting: Setting, out: Path) -> dict[str, Value]:
 
 @case
 def prune_taylor(setting: Setting, out: Path) -> dict[str, Value]:
+    too_much(setting)
     return train(setting, out, "prune", "--method", "taylor")
 
 
 @case
 def resnet20_pgmpf(setting: Setting, out: Path) -> dict[str, Value]:
+    too_much(setting)
     return train(setting, out, "prune", "--method", "pgmpf", "--residual", "scatter", images=True)
 
 
@@ -149,6 +156,7 @@ def lowrank_espace(setting: Setting, out: Path) -> dict[str, Value]:
 
 @case
 def lowrank_cp(setting: Setting, out: Path) -> dict[str, Value]:
+    too_much(setting)
     return train(setting, out, "lowrank", "--method", "cp")
 
 
@@ -164,12 +172,14 @@ def distill_hsakd(setting: Setting, out: Path) -> dict[str, Value]:
 
 @case
 def distill_mcl_okd(setting: Setting, out: Path) -> dict[str, Value]:
-    """Its memory bank lies on the GPU."""
-    return train(setting, out, "distill", "--method", "mcl_okd")
+    """Its memory bank is on the GPU. Online distillation has no teacher."""
+    compress("distill", "--model", setting.digits, *on_digits(setting), "--method", "mcl_okd", "--epochs", 1, "--out", out)
+    return measured(read_report(out))
 
 
 @case
 def resnet20_hsakd(setting: Setting, out: Path) -> dict[str, Value]:
+    too_much(setting)
     return train(setting, out, "distill", "--method", "hsakd", images=True)
 
 
@@ -191,7 +201,7 @@ def sensitivity(setting: Setting, out: Path) -> dict[str, Value]:
 
 @case
 def compare(setting: Setting, out: Path) -> dict[str, Value]:
-    grid = ["--methods", "magnitude,fpgm", "--rates", 0.5, "--epochs", 1]
+    grid = ["--methods", "magnitude", "--rates", 0.5, "--epochs", 1, "--no-dense" if setting.tiny else "--dense"]
     compress("compare", setting.digits, *on_digits(setting), *grid, "--out", out)
     return {"runs": len(list(out.glob("*/report.json")))}
 
@@ -205,7 +215,7 @@ def run_a_pipeline(setting: Setting, out: Path) -> dict[str, Value]:
         f'[run]\nout = "{out}/all"\n[[steps]]\ndo = "prune"\nrate = 0.3\n[[steps]]\ndo = "lowrank"\nrate = 0.3\n'
         '[[steps]]\ndo = "quantize"\n[[steps]]\ndo = "check"\nbudget = ["macs<=90%"]\n'
     )
-    compress("run", "--config", out / "compress.toml", "--quiet")
+    compress("run", out / "compress.toml", "--quiet")
     return measured(read_report(out / "all"))
 
 
@@ -221,8 +231,7 @@ def evaluate_and_export(setting: Setting, out: Path) -> dict[str, Value]:
 
 @case
 def demo(setting: Setting, out: Path) -> dict[str, Value]:
-    if setting.tiny:
-        raise Unavailable("a minute on a CPU, and its own tests run it there")
+    too_much(setting)
     compress("demo", "--out", out)
     return measured(read_report(out / "half"))
 
@@ -234,11 +243,11 @@ def demo(setting: Setting, out: Path) -> dict[str, Value]:
 def same_result_as_the_cpu(setting: Setting, out: Path) -> dict[str, Value]:
     """Without training, the same channels go on both, and the pruned networks compute the same."""
     networks, kept = [], []
-    for device in (setting.device, "cpu"):
-        options = [*on_digits(setting)[:-2], device, "--quiet"]
-        compress("prune", setting.digits, *options, "--rate", 0.5, "--epochs", 0, "--out", out / device.partition(":")[0])
-        networks.append(load(out / device.partition(":")[0]))
-        kept.append(json.loads((out / device.partition(":")[0] / "plan.json").read_text())["steps"])
+    for name, device in (("here", setting.device), ("there", "cpu")):
+        options = ["--arch", DIGITS_NET, *arch_args(setting), "--data", "digits", "--device", device, "--quiet"]
+        compress("prune", setting.digits, *options, "--rate", 0.5, "--epochs", 0, "--out", out / name)
+        networks.append(load(out / name))
+        kept.append(json.loads((out / name / "plan.json").read_text())["steps"])
     images = next(iter(open_data("digits").batches("test", batch_size=100, device=torch.device("cpu")))).images
     with torch.inference_mode():
         here, there = (network(images) for network in networks)

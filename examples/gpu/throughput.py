@@ -53,7 +53,7 @@ def images_of(setting: Setting, side: int, memory_limit: int = 2 * 2**30) -> Dat
     if not folder.exists():
         generator = np.random.default_rng(0)
         for number in range(10):
-            place = folder / "train" / f"class{number}"
+            place = folder / f"class{number}"
             place.mkdir(parents=True)
             for index in range(count):
                 coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
