@@ -10,7 +10,7 @@
     ├── VerificationFailed      4   a check failed; nothing was published
     └── Stopped               130   another of several processes ended, and this one cannot continue
 
-Every message is one or two plain lines: what was given, what was found, what to do. Any other exception is a fault of ours
+Every message is one or two plain lines: what was given, what was found, what to do. Any other exception is an internal error
 (exit status 5); an interruption by the user is 130.
 
 Names and values in a message may come from an untrusted file. So every message is limited to two lines of bounded length, and

@@ -12,8 +12,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 a budget was missed, 2 wrong usage or unusable input, 3 cannot be compressed as asked, "
-    "4 a check failed and nothing was published, 5 a fault of ours, 130 interrupted.",
+    epilog="Exit status: 0 done, 1 a budget was missed, 2 wrong usage or unusable input, 3 the target cannot be met, "
+    "4 a check failed and nothing was published, 5 an internal error, 130 interrupted.",
 )
 
 

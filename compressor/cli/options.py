@@ -277,7 +277,7 @@ def _told(error: Exception) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     first = (str(error).strip().splitlines() or [""])[0]
-    print(f"error: a fault of ours: {type(error).__name__}: {first}", file=sys.stderr)
+    print(f"error: internal error: {type(error).__name__}: {first}", file=sys.stderr)
     print("Rerun with --debug, and send us the output.", file=sys.stderr)
     return 5
 

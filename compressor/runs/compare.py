@@ -72,7 +72,7 @@ class Trial:
             return gap
         if isinstance(error, CompressError):
             return replace(gap, reason=" ".join(str(error).split()), status=error.exit_code)
-        return replace(gap, reason=f"a fault of ours: {first_line(error)}", status=FAULT)
+        return replace(gap, reason=f"internal error: {first_line(error)}", status=FAULT)
 
 
 class Series:

@@ -403,7 +403,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no scatter": (put("scatter", value={}), "does not fit net.py:Net"),
     "missing keys": (lambda plan: plan.pop("steps"), "it has no `steps`"),
     "no version": (lambda plan: plan.pop("version"), "it has no `version`"),
-    "another version": (put("version", value=3), "has version 3, but this version of compress reads version 2: update"),
+    "another version": (put("version", value=3), "has version 3, but this version of compress reads versions 1 and 2: update"),
     "another shape": (put("kept", value={}), "with this plan"),
     "a list for a table": (put("kept", value=[]), "is not a valid plan"),
     "two sizes": (put("input_shape", value=[8, 8]), "is not a valid plan"),

@@ -216,7 +216,7 @@ def test_a_fault_of_ours_is_reported_as_one(project: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(compressor.runs.prune, "analyse", fault)
     result = prune(*FAST)
-    assert_told(result, 5, "error: a fault of ours: ZeroDivisionError: division by zero", "Rerun with --debug")
+    assert_told(result, 5, "error: internal error: ZeroDivisionError: division by zero", "Rerun with --debug")
     result = prune(*FAST, "--debug")
     assert result.exit_code == 5
     assert "Traceback" in result.stderr and "ZeroDivisionError" in result.stderr

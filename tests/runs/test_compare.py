@@ -202,7 +202,7 @@ def test_a_fault_of_ours_is_reported_and_logged(project: Path, monkeypatch: pyte
     result = compress(*NET, *settings, "--out", "out", "-q")
     assert result.exit_code == 5 and len(read(project / "out")["points"]) == 1
     reason = read(project / "out")["gaps"][0]["reason"]
-    assert reason == "a fault of ours: ZeroDivisionError: integer division or modulo by zero"
+    assert reason == "internal error: ZeroDivisionError: integer division or modulo by zero"
     (line,) = (project / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert "Traceback" in json.loads(line)["traceback"]
 
