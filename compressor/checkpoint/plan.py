@@ -132,7 +132,8 @@ def from_json(text: str, where: str) -> Plan:
         data = {**data, "steps": [{key: data[key] for key in CUT if key in data}]}
     elif data["version"] != VERSION:
         raise CheckpointError(
-            f"{where} has version {data['version']!r}, but this version of compress reads versions 1 and {VERSION}: update compress."
+            f"{where} has version {data['version']!r}, but this version of compress reads versions 1 and {VERSION}: "
+            "update compress."
         )
     if missing := [key for key in KEYS if key not in data]:
         raise wrong(f"it has no `{missing[0]}`")

@@ -51,7 +51,8 @@ def _tell(entry: Entry, console: Console) -> None:
     """The help of a method: what it does, how it is called, its settings, and the paper with its formulas."""
     from rich.markdown import Markdown  # slow to import
 
-    console.print(f"Usage: compress {entry.family} MODEL --method {entry.name}", "[OPTIONS]", style="bold", markup=False)
+    model = "MODEL" if entry.family != "distill" else "--model MODEL" if entry.teacher_is == "none" else "--teacher TEACHER"
+    console.print(f"Usage: compress {entry.family} {model} --method {entry.name} [OPTIONS]", style="bold", markup=False)
     console.print(f"\n{entry.does}\nNeeds: {entry.needs}", markup=False)
     if entry.settings:
         table = Table("--set", "default", "what it does", box=None, pad_edge=False)

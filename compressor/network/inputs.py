@@ -61,16 +61,17 @@ class Input:
             )
         return Input(sizes, found["name"], found["dtype"])
 
-    def random(self, n: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    def random(self, n: int, generator: torch.Generator, like: Tensor, unit: bool = False) -> Tensor:
         """[n, *shape] of normal noise, of the type and device of `like`. Integers are 0 or 1, valid for any vocabulary or mask.
 
-        The values are the same on every device, except on `meta`, which has none.
+        With `unit` the noise is uniform from 0 to 1, like pixels. The values are the same on every device, except on `meta`,
+        which has none.
         """
         dtype = like.dtype if self.dtype is None else getattr(torch, self.dtype)
         if like.is_meta:  # sampling there would import torch's compiler, which takes seconds
             return torch.empty(n, *self.shape, dtype=dtype, device="meta")
         if self.dtype is None:
-            return torch.randn(n, *self.shape, generator=generator).to(like)
+            return (torch.rand if unit else torch.randn)(n, *self.shape, generator=generator).to(like)
         return torch.randint(2, (n, *self.shape), generator=generator).to(like.device, dtype)
 
     def __str__(self) -> str:
@@ -118,12 +119,15 @@ class Inputs:
         shapes = cast("Sequence[Sequence[int]]", [inputs] if is_one else inputs)
         return Inputs(tuple(Input(tuple(shape)) for shape in shapes))
 
-    def random(self, n: int, seed: int = 0, like: nn.Module | None = None) -> list[Tensor]:
-        """`n` random samples of each input, with the device and floating-point type of the weights of `like`."""
+    def random(self, n: int, seed: int = 0, like: nn.Module | None = None, unit: bool = False) -> list[Tensor]:
+        """`n` random samples of each input, with the device and floating-point type of the weights of `like`.
+
+        They are normal noise; with `unit`, uniform noise from 0 to 1.
+        """
         weights = (p for p in like.parameters() if p.is_floating_point()) if like is not None else iter(())
         weight = next(weights, torch.empty(0))
         generator = torch.Generator().manual_seed(seed)
-        return [entry.random(n, generator, weight) for entry in self.each]
+        return [entry.random(n, generator, weight, unit) for entry in self.each]
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """Positional and keyword arguments of `forward`; `tensors` has one tensor for each input."""

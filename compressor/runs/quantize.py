@@ -23,7 +23,7 @@ from compressor.errors import Infeasible, UsageError, VerificationFailed
 from compressor.methods.widths import check_keep
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.onnx import quantizer
-from compressor.onnx.export import check_onnx
+from compressor.onnx.export import Differences, check_onnx
 from compressor.onnx.quantizer import Precision, Ranges
 from compressor.report import Epoch, Fidelity, Profile, Report, Target
 from compressor.report.summary import FASTER
@@ -129,7 +129,7 @@ class Quantizing(Run):
 
     def _write(
         self, small: nn.Module, method: Method, opened: Opened, stages: Stages, before: Path, after: Path
-    ) -> tuple[dict[str, float], Fidelity | None]:
+    ) -> tuple[Differences, Fidelity | None]:
         """Both the float32 file and the quantized one are checked against PyTorch, each with its own tolerance."""
         assert isinstance(method, Unchanged)
         images, seed = some_images(opened.data), self.recipe.seed

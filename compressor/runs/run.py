@@ -31,7 +31,7 @@ from compressor.errors import UsageError
 from compressor.methods.catalogue import Entry, blaming
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import Inputs
-from compressor.onnx.export import check_onnx, export_onnx
+from compressor.onnx.export import Differences, check_onnx, export_onnx
 from compressor.onnx.latency import compare_latency
 from compressor.report import (
     Epoch,
@@ -154,7 +154,7 @@ class Run(ABC):
 
     def _write(
         self, small: nn.Module, method: Method, opened: Opened, stages: Stages, before: Path, after: Path
-    ) -> tuple[dict[str, float], Fidelity | None]:
+    ) -> tuple[Differences, Fidelity | None]:
         """Write the ONNX file `after` of the compressed network, check and measure it; `before` is the original's.
 
         Returns the differences of `check_onnx`, and the agreement with the original. Raises VerificationFailed.
@@ -307,7 +307,7 @@ class Run(ABC):
         baseline = reporting.profile(model, inputs, before, stages.rows[0].accuracy, times[0])
         compressed = reporting.profile(small, inputs, after, stages.rows[-1].accuracy, times[1])
         reporting.check_cost(compressed, made.planned)
-        verification = Verification(made.difference, TOLERANCE, differences, ONNX_TOLERANCE)
+        verification = Verification(made.difference, TOLERANCE, dict(differences), differences.tolerance)
         target = self._target(method, small, baseline, compressed)
         change = compare(baseline, compressed)
         return Report(

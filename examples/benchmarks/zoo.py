@@ -55,6 +55,7 @@ from compressor.channels import Channels, Cut, Mask, analyse, remove, surgery
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.errors import Infeasible, first_line
 from compressor.files import write_text
+from compressor.methods import widths
 from compressor.methods.prune.papers.magnitude import Magnitude
 from compressor.methods.widths import Scores, Shelf
 from compressor.network.cost import count_macs
@@ -141,7 +142,7 @@ def ours(model: nn.Module, entry: Entry, progress: Progress) -> tuple[nn.Module,
         def choose(channels: Channels) -> Mask:
             scores: Scores = np.concatenate([strength[group.name] for group in channels.groups] or [np.zeros(0)])
             try:
-                return choose(channels, scores, goal)
+                return widths.choose(channels, scores, goal)
             except Infeasible:
                 return Shelf(channels, scores, 1, Job.most).without_weakest(channels.atoms)
 

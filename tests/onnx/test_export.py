@@ -1,5 +1,6 @@
 """Exported files give the outputs of the module for every batch size; errors of the export are two lines."""
 
+import copy
 import importlib.util
 import io
 import tarfile
@@ -22,7 +23,7 @@ from compressor.errors import CompressError, Infeasible, OutputError, Verificati
 from compressor.network.cost import weight_bytes
 from compressor.network.inputs import Input, Inputs
 from compressor.onnx import export
-from compressor.onnx.export import check_onnx, export_onnx
+from compressor.onnx.export import Differences, check_onnx, export_onnx
 from compressor.onnx.runtime import onnx_predict
 from compressor.tasks.metrics import accuracy
 
@@ -176,6 +177,67 @@ def test_other_weights_are_found_out(path: Path) -> None:
     export_onnx(Small(), SHAPE, path)
     with pytest.raises(VerificationFailed, match="for a batch of 1 images; at most"):
         check_onnx(Small(), path, SHAPE)
+
+
+COLOR = (3, 8, 8)
+
+
+class Curves(nn.Module):
+    """Light-enhancement curves, applied again and again to values from 0 to 1: outside, they diverge.
+
+    As in Guo et al., "Zero-Reference Deep Curve Estimation for Low-Light Image Enhancement", CVPR 2020.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        curve = torch.tanh(self.conv(x))
+        for _ in range(12):
+            x = x + curve * (x * x - x)
+        return x
+
+
+def test_a_network_that_diverges_on_normal_noise_is_compared_on_noise_from_0_to_1(path: Path) -> None:
+    torch.manual_seed(0)
+    model = Curves()
+    assert not model(3 * torch.randn(2, *COLOR)).abs().max() < 1e6
+    export_onnx(model, COLOR, path)
+    found = check_onnx(model, path, COLOR)
+    assert set(found) == {f"{n} (inputs from 0 to 1)" for n in (1, 2, 3)} and max(found.values()) <= found.tolerance == 1e-4
+    with pytest.raises(VerificationFailed, match=r"for a batch of 1 images \(inputs from 0 to 1\); at most 0.0001"):
+        check_onnx(Curves(), path, COLOR)
+
+
+class Amplifying(nn.Module):
+    """A small difference of two large numbers: float32 is good for three digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return (y + 3000.0) * 0.37 - 1110.0
+
+
+def test_a_network_of_large_rounding_errors_may_differ_four_times_as_much(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, images = Amplifying(), torch.rand(2, *COLOR)
+    with torch.no_grad():
+        plain, exact = model(images), copy.deepcopy(model).double()(images.double()).float()
+    rounding = float((plain - exact).abs().max() / exact.abs().max())
+    assert 2e-5 < rounding < 1e-3
+    export_onnx(model, COLOR, path)
+
+    def differs_by(share: float) -> Differences:
+        monkeypatch.setattr("compressor.onnx.export._compared", lambda *_: share)
+        return check_onnx(model, path, COLOR, images=images, batch_sizes=(), tolerance=1e-6)
+
+    assert differs_by(3 * rounding).tolerance == pytest.approx(4 * rounding, rel=0.1)
+    with pytest.raises(VerificationFailed):
+        differs_by(5 * rounding)
 
 
 def test_nan_does_not_pass(path: Path) -> None:
