@@ -173,7 +173,8 @@ def distill_hsakd(setting: Setting, out: Path) -> dict[str, Value]:
 @case
 def distill_mcl_okd(setting: Setting, out: Path) -> dict[str, Value]:
     """Its memory bank is on the GPU. Online distillation has no teacher."""
-    compress("distill", "--model", setting.digits, *on_digits(setting), "--method", "mcl_okd", "--epochs", 1, "--out", out)
+    options = [{"--arch": "--student-arch", "--arch-arg": "--student-arch-arg"}.get(str(o), o) for o in on_digits(setting)]
+    compress("distill", "--model", setting.digits, *options, "--method", "mcl_okd", "--epochs", 1, "--out", out)
     return measured(read_report(out))
 
 
