@@ -99,9 +99,9 @@ def test_the_page_shows_each_row_and_names_those_that_are_missing(tmp_path: Path
     assert tables(tmp_path / "none.jsonl").count("not yet run") == len(expected())
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_all_of_it_runs_on_a_cpu(tmp_path: Path) -> None:
-    command = [str(GPU / "run.sh"), "800", "--out", str(tmp_path / "out"), "--device", "cpu", "--tiny", "--jobs", "2"]
+    command = [str(GPU / "run.sh"), "1600", "--out", str(tmp_path / "out"), "--device", "cpu", "--tiny", "--jobs", "2"]
     done = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = read(tmp_path / "out/rows.jsonl")
