@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressor.errors import UsageError, first_line
 
 Network = TypeVar("Network", bound=nn.Module)
+OF_TORCH = {"_parameters", "_buffers", "_modules"}  # what torch itself keeps among a module's attributes
 DEPTH = 4  # of the containers in which an attribute is searched for tensors
 
 
@@ -41,8 +42,7 @@ def _shared(model: nn.Module, memo: Mapping[int, object]) -> dict[int, object]:
     found: dict[int, object] = {}
     for name, module in nn.Module.named_modules(model):
         for attribute, value in vars(module).items():
-            if attribute in OF_TORCH or isinstance(value, types.ModuleType):
-                found |= {id(value): value} if isinstance(value, types.ModuleType) else {}
+            if attribute in OF_TORCH:
                 continue
             try:
                 copy.deepcopy(value, dict(memo))
@@ -57,10 +57,6 @@ def _shared(model: nn.Module, memo: Mapping[int, object]) -> dict[int, object]:
     return found
 
 
-# What a module keeps in its own dictionary: copied as such. Hooks may be anything.
-OF_TORCH = {"_parameters", "_buffers", "_modules"}
-
-
 def _within(value: Any, depth: int = 0) -> Iterator[Any]:
     yield value
     if depth == DEPTH:
@@ -70,6 +66,7 @@ def _within(value: Any, depth: int = 0) -> Iterator[Any]:
     elif isinstance(value, list | tuple | set | frozenset):
         parts = list(value)
     else:
-        parts = list(vars(value).values()) if hasattr(value, "__dict__") and not isinstance(value, type) else []
+        opaque = isinstance(value, type | types.ModuleType) or not hasattr(value, "__dict__")
+        parts = [] if opaque else list(vars(value).values())
     for part in parts:
         yield from _within(part, depth + 1)
