@@ -28,7 +28,7 @@ from compressor.channels.surgery import Cut
 from compressor.channels.trace import plain_attention
 from compressor.errors import VerificationFailed
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.meta_device import meta_copy
+from compressor.network.meta_device import meta_copy, without_tf32
 from compressor.network.outputs import tensors_in
 
 TOLERANCE = 1e-5  # largest difference over largest output; float64 gives about 1e-15, float32 about 1e-6
@@ -93,7 +93,7 @@ def _outputs(model: nn.Module, inputs: Inputs, norms: dict[int, Ids] | None = No
     heard: list[Any] = []
     for module in nn.Module.modules(model) if hidden else ():
         module.register_forward_hook(lambda module, args, out: heard.append(out))
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), contextlib.ExitStack() as surviving:
+    with torch.no_grad(), without_tf32(), contextlib.ExitStack() as surviving:
         if norms is not None:
             surviving.enter_context(_SurvivingNorms(norms))
             surviving.enter_context(_SurvivingAttention())

@@ -7,7 +7,7 @@ counterpart on `meta`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +54,11 @@ def separate_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def without_tf32() -> AbstractContextManager[None]:
+    """cuDNN computes float32 convolutions in full precision, as a comparison of two networks needs."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 @contextmanager

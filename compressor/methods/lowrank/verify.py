@@ -13,6 +13,7 @@ from compressor.methods.lowrank.decompositions import Layer
 from compressor.methods.lowrank.factorable import Shape
 from compressor.network.copying import clone_network
 from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.meta_device import without_tf32
 from compressor.network.outputs import tensors_in
 from compressor.network.replacements import replaced
 
@@ -66,7 +67,7 @@ def gap_between(model: nn.Module, other: nn.Module, inputs: AnyInputs) -> float:
 
 def _gap(model: nn.Module, other: nn.Module, inputs: Inputs) -> float:
     samples = inputs.random(2, like=model)
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.no_grad(), without_tf32():
         answers = [tensors_in(inputs.call(network, samples)) for network in (model, other)]
     pairs = [(a, b) for a, b in zip(*answers, strict=True) if a.is_floating_point() and a.numel()]
     return max((float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in pairs), default=0.0)
