@@ -1,25 +1,37 @@
 """The contents of a report: the single source of `report.json`, `report.md`, `report.html` and the terminal tables.
 
 Every value was measured in the run that the report belongs to; what was not measured is `None`, never an estimate.
-Units: MACs are multiply-adds for one image; sizes are bytes; latencies are milliseconds for one batch; accuracies and
-shares are fractions between 0 and 1.
+Units: MACs are multiply-adds for one image; sizes are bytes; latencies are milliseconds for one batch; shares, and scores
+with the unit %, are fractions between 0 and 1. Earlier versions of the file are read by version1.py.
 """
 
 from dataclasses import dataclass, field
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Top-1 (and top-5) on `n` images that are not used for training or selection; `low`..`high` is Wilson's 95 % interval."""
+class Score:
+    """A score of a network on `n` images that are not used for training or selection; `low`..`high` is its 95 % interval."""
 
-    top1: float
-    low: float
-    high: float
+    name: str  # in budgets and JSON: top1, miou, psnr
+    label: str  # in reports: top-1, mIoU, PSNR
+    value: float
+    unit: str  # "%": a share from 0 to 1, printed in per cent; else the unit itself, as dB; "" without one
+    places: int  # printed decimals
     n: int
-    top5: float | None = None
-    loss: float | None = None
+    low: float | None = None
+    high: float | None = None
+    more_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of a score, compressed - original; `low`..`high` is its 95 % interval, paired over the same images."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,14 +49,14 @@ class Latency:
 
 @dataclass(frozen=True)
 class Profile:
-    """Cost and accuracy of a network."""
+    """Cost and scores of a network."""
 
     macs: int
     params: int
     weight_bytes: int
     size_bytes: int | None = None  # of the ONNX file
     peak_activation_bytes: int | None = None  # largest sum of live activations in a forward pass of one image
-    accuracy: Accuracy | None = None  # measured with ONNX Runtime on the exported file, if there is one
+    scores: list[Score] = field(default_factory=list)  # headline first; by ONNX Runtime on the exported file, if there is one
     latency: list[Latency] = field(default_factory=list)
 
 
@@ -55,7 +67,7 @@ class Stage:
     name: str
     macs: int
     params: int
-    accuracy: Accuracy | None
+    scores: list[Score]  # the headline first; empty without data
     seconds: float  # since the previous stage
     note: str = ""
     size_bytes: int | None = None  # of its ONNX file, in a pipeline where every step writes one
@@ -69,8 +81,7 @@ class Epoch:
     epoch: int  # counted from 1
     lr: float
     losses: dict[str, float]
-    train_top1: float | None
-    held_out_top1: float | None
+    held_out: Score | None  # the headline score on the held-out images
     seconds: float
     images_per_second: float
 
@@ -116,10 +127,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Agreement of the compressed network with the original, on the same `n` inputs."""
+    """Agreement of the compressed network with the original, on the same `n` inputs; the headline score first."""
 
-    agreement: float  # share of inputs with the same top-1 prediction
-    mean_kl: float  # mean KL(original ‖ compressed) of the softmax outputs, nats
+    scores: list[Score]  # as the task compares outputs: the share of equal predictions, a divergence, an error
     n: int
     inputs: str  # which inputs: "test images" or "random inputs"
 
@@ -157,14 +167,14 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Change:
-    """Compressed divided by original; for accuracy the difference in top-1 (compressed - original)."""
+    """Compressed divided by original; for scores the difference."""
 
     macs: float
     params: float
     weight_bytes: float
     size_bytes: float | None
-    top1: float | None
     latency: dict[str, float]  # by batch size: original median / compressed median, so above 1 is faster
+    scores: dict[str, Difference] = field(default_factory=dict)  # by name, of the scores that both have
 
 
 @dataclass(frozen=True)
@@ -199,4 +209,5 @@ class Report:
     inputs: dict[str, list[int]] = field(default_factory=dict)  # name in model.onnx -> shape of one sample
     teaching: Teaching | None = None  # if a student was trained with a teacher
     preprocessing: Preprocessing | None = None  # if the run had data
+    task: str = "classify"
     version: int = VERSION
