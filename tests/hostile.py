@@ -494,7 +494,7 @@ def _open_images(rng: Random) -> None:
     print(*data.notes)
     for part in data.counts:
         for batch in data.batches(part, batch_size=4, device="cpu"):
-            assert batch.images.shape[1:] == data.shape
+            assert batch.inputs.shape[1:] == data.shape
 
 
 @kind("images", 14, _open_images)
@@ -530,7 +530,7 @@ def _open_fashion(rng: Random) -> None:
             data = open_data(spec)
             for part in data.counts:
                 for batch in data.batches(part, batch_size=8, device="cpu"):
-                    assert batch.images.shape[1:] == data.shape
+                    assert batch.inputs.shape[1:] == data.shape
 
 
 @kind("FashionMNIST", 3, _open_fashion)

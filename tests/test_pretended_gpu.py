@@ -92,7 +92,7 @@ def test_a_method_stays_on_the_gpu(entry: Entry) -> None:
         assert not elsewhere(method)
         small = method.finish()
         assert {place(tensor) for tensor in small.parameters()} == {GPU}
-        assert small.eval()(batch.images).device == GPU
+        assert small.eval()(batch.inputs).device == GPU
 
 
 @pytest.mark.parametrize(
@@ -298,4 +298,4 @@ def test_images_that_a_function_returns_on_the_gpu_come_to_the_cpu(tmp_path: Pat
     with pretended():
         data = open_data(f"{tmp_path / 'mine.py'}:data", mean=(0.5,) * 3, std=(0.5,) * 3)
         batch = next(iter(data.batches("test", batch_size=4, device=torch.device("cpu"))))
-        assert place(batch.images) == torch.device("cpu")
+        assert place(batch.inputs) == torch.device("cpu")

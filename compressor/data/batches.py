@@ -10,7 +10,7 @@ A method may request several views of each training image, and batches in which 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,15 +23,22 @@ Split = Literal["train", "held_out", "test"]
 
 
 class Batch(NamedTuple):
-    """Images [n, channels, height, width], normalised; targets [n]; indices [n] of the images in their data set.
+    """Inputs of a network, usually images [n, channels, height, width], normalised; their targets; indices [n] in their data set.
 
-    `views` are the same images, each augmented independently, for a method that requests several.
+    `inputs` is what the network is called with: a tensor, or a tuple or mapping of tensors. `targets` depend on the kind of the
+    data: class numbers [n], masks [n, height, width], images like the outputs, or None. `views` are the same images, each
+    augmented independently, for a method that requests several.
     """
 
-    images: Tensor
-    targets: Tensor
+    inputs: Any
+    targets: Any
     indices: Tensor
     views: tuple[Tensor, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of samples."""
+        return len(self.indices)
 
 
 @dataclass(frozen=True)

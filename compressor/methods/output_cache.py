@@ -2,7 +2,7 @@
 
     outputs, read = reads(model, ["fc1", "fc2"], images)    inputs of these layers, call by call
     first, then = halves(model, inputs)                     then(*first(images)) == model(images); `then` has all trained layers
-    known = Remembered(first, limit)                        known(batch) is first(batch.images), computed once per image
+    known = Remembered(first, limit)                        known(batch) is first(batch.inputs), computed once per image
 
 If only the fully-connected layers are trained, `first` is the convolutions, which are most of the computation.
 """
@@ -115,12 +115,12 @@ class Remembered:
     def __call__(self, batch: Batch) -> list[Any]:
         """The result of `function` for the whole batch."""
         if self._keeps is None:
-            self._keeps = self.limit > 0 and self._by_row(batch.images)
+            self._keeps = self.limit > 0 and self._by_row(batch.inputs)
         if not self._keeps:
-            return self._made(batch.images)
+            return self._made(batch.inputs)
         indices = batch.indices.tolist()
         new = [place for place, index in enumerate(indices) if index not in self.rows]
-        found = dict(zip([indices[place] for place in new], self._rows(batch.images[new]), strict=True)) if new else {}
+        found = dict(zip([indices[place] for place in new], self._rows(batch.inputs[new]), strict=True)) if new else {}
         rows = [self.rows[index] if index in self.rows else found[index] for index in indices]
         size = sum(row.nbytes for each in found.values() for row in each)
         if self.bytes + size <= self.limit:

@@ -175,7 +175,7 @@ class Reader:
         if not self._now:
             return None
         self._now -= 1
-        return {self.name: next(self._left).images.numpy()}  # [n, channels, height, width]
+        return {self.name: next(self._left).inputs.numpy()}  # [n, channels, height, width]
 
 
 def to_fp16(file: Path, into: Path, keep: Sequence[str] = ()) -> None:

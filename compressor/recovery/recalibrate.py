@@ -31,8 +31,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
             norm.train()
         try:
             for batch in batches:
-                model(batch.images)
-                images += len(batch.images)
+                model(batch.inputs)
+                images += len(batch.inputs)
         finally:
             for norm, momentum, state in before:
                 norm.momentum = momentum

@@ -80,7 +80,7 @@ def refit(
     fit into memory. A layer is fitted to at most `rows` positions, sampled at random, the same in each call. Without images
     nothing changes.
     """
-    images = [batch.images for batch in batches]
+    images = [batch.inputs for batch in batches]
     last, before = last or {}, plain_layers(original)
     lost, layers = (
         [*that_lost_inputs(small, cut), *last],

@@ -51,7 +51,7 @@ class Sample:
                 f"{data.spec} has no held-out images, and test images must not be used: have it return held-out images."
             )
         read = list(data.batches("held_out", batch_size=EVALUATION_BATCH, device=device, limit=count or HELD_OUT_IMAGES))
-        return Sample([[batch.images] for batch in read], torch.cat([batch.targets for batch in read]).cpu(), "held-out images")
+        return Sample([[batch.inputs] for batch in read], torch.cat([batch.targets for batch in read]).cpu(), "held-out images")
 
     @property
     def described(self) -> str:

@@ -391,7 +391,7 @@ def some_images(data: Data | None) -> Tensor | None:
     """Test images [n, channels, height, width] on the CPU."""
     if data is None:
         return None
-    return next(iter(data.batches("test", batch_size=CHECKED_IMAGES, device="cpu", limit=CHECKED_IMAGES))).images
+    return next(iter(data.batches("test", batch_size=CHECKED_IMAGES, device="cpu", limit=CHECKED_IMAGES))).inputs
 
 
 def _in_one(setting: Setting) -> str | float | int | bool | None:

@@ -46,7 +46,7 @@ class Classify:
             terms["auxiliary"] = AUXILIARY * sum(auxiliary[1:], auxiliary[0])
         if self.teacher is not None:
             with torch.no_grad():
-                answers = logits_of(self.teacher(batch.images))
+                answers = logits_of(self.teacher(batch.inputs))
             terms["teacher"] = self.soft * softened(logits, answers)
         return terms
 

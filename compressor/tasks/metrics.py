@@ -31,7 +31,7 @@ def accuracy(predict: Predict, batches: Iterable[Batch]) -> Accuracy:
     """
     n, top1, top5, loss, classes = 0, 0, 0, 0.0, 0
     for batch in batches:
-        logits = predict(batch.images)  # [n, classes]
+        logits = predict(batch.inputs)  # [n, classes]
         targets = batch.targets.to(logits.device)  # [n]
         classes = logits.shape[1]
         _check_answers(logits, targets)
@@ -48,7 +48,7 @@ def fidelity(original: Predict, compressed: Predict, batches: Iterable[Batch], i
     """Agreement of `compressed` with `original` on the images of all batches; `inputs` names these images."""
     n, equal, divergence = 0, 0, 0.0
     for batch in batches:
-        before, after = original(batch.images).cpu(), compressed(batch.images).cpu()  # [n, classes]
+        before, after = original(batch.inputs).cpu(), compressed(batch.inputs).cpu()  # [n, classes]
         n += len(before)
         equal += int((before.argmax(1) == after.argmax(1)).sum())
         divergence += float(F.kl_div(after.log_softmax(1), before.log_softmax(1), log_target=True, reduction="sum"))

@@ -140,7 +140,7 @@ class Method(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted, named terms of the loss, each a scalar: the log has a column for each term of the paper's equation."""
-        return self.job.task.loss(self.model(batch.images), batch)
+        return self.job.task.loss(self.model(batch.inputs), batch)
 
     def edit_gradients(self) -> None:
         """Called after the backward pass, before the optimizer's step."""

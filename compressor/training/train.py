@@ -107,7 +107,7 @@ def top1(model: nn.Module, batches: Iterable[Batch]) -> float | None:
     model.eval()
     with torch.inference_mode():
         for batch in batches:
-            hits.append((logits_of(model(batch.images)).argmax(1) == batch.targets).sum())
+            hits.append((logits_of(model(batch.inputs)).argmax(1) == batch.targets).sum())
             n += len(batch.targets)
     model.train(was_training)
     return int(torch.stack(hits).sum()) / n if n else None
@@ -333,8 +333,8 @@ class Training:
     def _laid_out(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         for batch in batches:
-            images, *further = (view.to(memory_format=layout) for view in batch.views or (batch.images,))
-            yield batch._replace(images=images, views=(images, *further) if batch.views else ())
+            images, *further = (view.to(memory_format=layout) for view in batch.views or (batch.inputs,))
+            yield batch._replace(inputs=images, views=(images, *further) if batch.views else ())
 
 
 def _selected(value: Any, places: Mapping[int, npt.NDArray[np.int64]]) -> Any:

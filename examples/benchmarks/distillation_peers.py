@@ -140,9 +140,9 @@ class Theirs:
         total = 0.0
         self.box.pre_epoch_process(epoch=epoch)
         for batch in self.batches(epoch):
-            loss = self.box.forward_process(batch.images.to(memory_format=torch.channels_last), batch.targets)
+            loss = self.box.forward_process(batch.inputs.to(memory_format=torch.channels_last), batch.targets)
             self.box.post_forward_process(loss=loss)
-            total += loss.item() * len(batch.images)
+            total += loss.item() * len(batch.inputs)
             if not torch.isfinite(loss):
                 raise ValueError(f"their loss is {loss}")
         self.box.post_epoch_process()

@@ -59,7 +59,7 @@ class Read:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
-            yield batch._replace(images=self.known(batch)[0])
+            yield batch._replace(inputs=self.known(batch)[0])
 
 
 class Features:

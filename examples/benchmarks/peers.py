@@ -229,7 +229,7 @@ def prune(
     )  # fmt: skip
     if importance == "taylor":
         for batch in few:
-            F.cross_entropy(small(batch.images), batch.targets).backward()
+            F.cross_entropy(small(batch.inputs), batch.targets).backward()
     pruner.step()
     small.zero_grad()
     return small

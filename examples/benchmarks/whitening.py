@@ -88,7 +88,7 @@ def error(original: nn.Module, chains: Mapping[str, nn.Module], batches: Iterabl
     ]
     with torch.no_grad():
         for batch in batches:
-            original(batch.images)
+            original(batch.inputs)
     for hook in hooks:
         hook.remove()
     counts = {name: torch.stack(parts).sum(0) for name, parts in moments.items()}

@@ -20,7 +20,7 @@ def main() -> None:
     for epoch in range(EPOCHS):
         for batch in data.batches("train", batch_size=64, device="cpu", epoch=epoch, augment=False):
             optimizer.zero_grad()
-            F.cross_entropy(network(batch.images), batch.targets).backward()
+            F.cross_entropy(network(batch.inputs), batch.targets).backward()
             optimizer.step()
         schedule.step()
     torch.save(network.state_dict(), "model.pt")

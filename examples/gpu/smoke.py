@@ -132,7 +132,7 @@ def resnet20_srfp_streamed(setting: Setting, out: Path) -> dict[str, Value]:
             kept.batches(split, batch_size=16, device=torch.device("cpu")),
             strict=True,
         )
-        if not all(torch.allclose(one.images.cpu(), other.images, atol=1e-5) for one, other in pairs):
+        if not all(torch.allclose(one.inputs.cpu(), other.inputs, atol=1e-5) for one, other in pairs):
             raise AssertionError(f"{split}: streamed images differ from those in memory")
     return {"batches": len(batches)} | train(setting, out, "prune", "--method", "srfp", images=True)
 
@@ -249,7 +249,7 @@ def same_result_as_the_cpu(setting: Setting, out: Path) -> dict[str, Value]:
         compress("prune", setting.digits, *options, "--rate", 0.5, "--epochs", 0, "--out", out / name)
         networks.append(load(out / name))
         kept.append(json.loads((out / name / "plan.json").read_text())["steps"])
-    images = next(iter(open_data("digits").batches("test", batch_size=100, device=torch.device("cpu")))).images
+    images = next(iter(open_data("digits").batches("test", batch_size=100, device=torch.device("cpu")))).inputs
     with torch.inference_mode():
         here, there = (network(images) for network in networks)
         on_device = networks[0].to(setting.device)(images.to(setting.device)).cpu()
@@ -322,7 +322,7 @@ def nccl(setting: Setting, out: Path) -> dict[str, Value]:
 def onnx_runtime_cuda(setting: Setting, out: Path) -> dict[str, Value]:
     """ONNX Runtime's CUDA provider, against PyTorch on the CPU."""
     train(setting, out, "prune", "--method", "magnitude", "--epochs", 0)
-    images = next(iter(open_data("digits").batches("test", batch_size=64, device=torch.device("cpu")))).images
+    images = next(iter(open_data("digits").batches("test", batch_size=64, device=torch.device("cpu")))).inputs
     try:
         predict = onnx_predict(out / "model.onnx", "cuda")
     except UsageError as error:

@@ -331,7 +331,7 @@ def test_a_gpu_gets_the_same_batches(pets: Path, path: dict):
     data = open_data(str(pets), **path)
     for split in data.counts:
         for here, there in zip(*(data.batches(split, batch_size=8, device=place) for place in ("cpu", "cuda")), strict=True):
-            assert there.images.is_cuda and torch.allclose(here.images, there.images.cpu(), atol=1e-5)
+            assert there.inputs.is_cuda and torch.allclose(here.inputs, there.inputs.cpu(), atol=1e-5)
             assert here.targets.equal(there.targets.cpu()) and here.indices.equal(there.indices.cpu())
 
 
@@ -437,20 +437,20 @@ def test_further_views_are_moved_and_hidden_anew_and_the_first_is_as_without_the
         return list(data.batches("train", batch_size=8, device="cpu", **settings))
 
     for alone, batch, again in zip(read(), read(views=3), read(views=3), strict=True):
-        assert alone.views == () and batch.images is batch.views[0] and len(batch.views) == 3
-        assert alone.images.equal(batch.images) and alone.indices.equal(batch.indices)
+        assert alone.views == () and batch.inputs is batch.views[0] and len(batch.views) == 3
+        assert alone.inputs.equal(batch.inputs) and alone.indices.equal(batch.indices)
         assert all(one.equal(other) for one, other in zip(batch.views, again.views, strict=True))
     stills, first = read(augment=False, views=2), read(views=3)
     for still, batch in zip(stills, first, strict=True):
-        assert still.images.equal(still.views[1])
-        before = pixels(data, still.images)
+        assert still.inputs.equal(still.views[1])
+        before = pixels(data, still.inputs)
         after = [pixels(data, view) for view in batch.views]
         moves = [[find_move(*pair, shift=4) for pair in zip(before, view, strict=True)] for view in after]
         assert None not in itertools.chain(*moves)
         assert moves[0] != moves[1] != moves[2] != moves[0]
     squares = [[hidden(view) for view in batch.views] for batch in read(views=2, cutout=0.5)]
     assert all(one.any() and other.any() and not one.equal(other) for one, other in squares)
-    assert all(one.equal(hidden(batch.images)) for (one, _), batch in zip(squares, read(cutout=0.5), strict=True))
+    assert all(one.equal(hidden(batch.inputs)) for (one, _), batch in zip(squares, read(cutout=0.5), strict=True))
 
 
 # --- batches of several images of a class ----------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_it_makes_the_network_as_small_as_asked(entry: Entry, residual: str) -> 
     assert isinstance(method, FilterPruning) and method.removed is not None
     assert method.removed.difference < 1e-10 and not method.removed.channels.held
     (batch,) = batches(1, seed=9)
-    answers = small.eval()(batch.images)
+    answers = small.eval()(batch.inputs)
     assert answers.shape == (8, 5) and answers.isfinite().all() and (answers[0] - answers[1]).abs().max() > 0
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items()), "it works on a copy"
 
@@ -117,7 +117,7 @@ def test_it_factors_as_much_as_asked(entry: Entry) -> None:
     assert 1 - macs(small) / macs(task.model) == pytest.approx(0.3, abs=0.02)
     assert method.made().planned["macs"] == macs(small)
     (batch,) = batches(1, seed=9)
-    answers = small.eval()(batch.images)
+    answers = small.eval()(batch.inputs)
     assert answers.shape == (8, 5) and answers.isfinite().all() and (answers[0] - answers[1]).abs().max() > 0
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items()), "it works on a copy"
 
@@ -149,7 +149,7 @@ def test_its_result_is_built_again_from_plain_data_and_exported(entry: Entry, tm
     again.load_state_dict(small.state_dict())
     (batch,) = batches(1, seed=9)
     with torch.no_grad():
-        assert torch.equal(again(batch.images), small(batch.images))
+        assert torch.equal(again(batch.inputs), small(batch.inputs))
     export_onnx(small, SHAPE, tmp_path / "small.onnx")
     check_onnx(small, tmp_path / "small.onnx", SHAPE, tolerance=1e-4)
 

@@ -55,9 +55,9 @@ def fully_connected_alone(model: nn.Module) -> nn.Module:
 def test_what_layers_read_comes_in_the_order_of_their_calls() -> None:
     model = Wide().eval()
     (batch,) = batches(1)
-    answers, read = reads(model, ["head", "fc1", "conv"], batch.images)
+    answers, read = reads(model, ["head", "fc1", "conv"], batch.inputs)
     assert [name for name, _ in read] == ["conv", "fc1", "head"]
-    assert torch.equal(model.head(read[-1][1]), answers) and torch.equal(model(batch.images), answers)
+    assert torch.equal(model.head(read[-1][1]), answers) and torch.equal(model(batch.inputs), answers)
     assert not any(module._forward_pre_hooks for module in model.modules()), "all hooks are removed"
 
 
@@ -65,12 +65,12 @@ def test_both_halves_together_are_the_model_and_go_on_being_it() -> None:
     (batch,) = batches(1)
     for model in (fully_connected_alone(Wide()), fully_connected_alone(Embedded())):
         first, then = halves(model, SHAPE) or ()
-        known = first(batch.images)
-        torch.testing.assert_close(then(*known), model(batch.images))
+        known = first(batch.inputs)
+        torch.testing.assert_close(then(*known), model(batch.inputs))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.1 * parameter.requires_grad
-        torch.testing.assert_close(then(*known), model(batch.images))
+        torch.testing.assert_close(then(*known), model(batch.inputs))
         then(*known).sum().backward()
         assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
 
@@ -91,10 +91,10 @@ def test_each_image_is_looked_at_once() -> None:
     (one, two, three) = batches(3)
     known = Remembered(twice, 2 * 8 * (IMAGE + 4))  # room for two of the batches
     mixed = one._replace(
-        images=torch.cat([one.images[:4], two.images[:4]]), indices=torch.cat([one.indices[:4], two.indices[:4]])
+        inputs=torch.cat([one.inputs[:4], two.inputs[:4]]), indices=torch.cat([one.indices[:4], two.indices[:4]])
     )
     for batch in (one, mixed, two, three, three, one):
-        for given, wanted in zip(known(batch), twice(batch.images), strict=True):
+        for given, wanted in zip(known(batch), twice(batch.inputs), strict=True):
             torch.testing.assert_close(given, wanted)
         asked.pop()
     assert asked == [1, 2, 8, 4, 4, 8, 8], "one image and two to begin with; the third batch does not fit"
@@ -104,4 +104,4 @@ def test_nothing_is_kept_that_has_no_row_for_each_image() -> None:
     (batch,) = batches(1)
     for function in (lambda images: [images.flatten(0, 1)], lambda images: [images, 3]):
         known = Remembered(function, 1e9)
-        assert len(known(batch)[0]) == len(function(batch.images)[0]) and not known.rows
+        assert len(known(batch)[0]) == len(function(batch.inputs)[0]) and not known.rows

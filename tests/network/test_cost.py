@@ -234,7 +234,7 @@ def test_predicting_gives_every_module_its_mode_back() -> None:
     model = Small().train()
     model.conv.eval()
     before = model.bn.running_mean.clone()
-    logits = torch_predict(model, "cpu", torch.bfloat16)(digits(4).images)
+    logits = torch_predict(model, "cpu", torch.bfloat16)(digits(4).inputs)
     assert logits.dtype == torch.float32 and logits.shape == (4, 10)
     assert model.training and model.bn.training and not model.conv.training
     assert torch.equal(model.bn.running_mean, before)
@@ -288,7 +288,7 @@ def test_a_missing_gpu_is_an_error_and_not_a_page_of_logs(
 def test_the_gpu_is_really_used(files: tuple[Path, Path, Small]) -> None:
     narrow, _, model = files
     assert latency(narrow, (1, 8, 8), provider="cuda", runs=5)[0].provider == "cuda"
-    images = digits(8).images
+    images = digits(8).inputs
     assert torch.allclose(onnx_predict(narrow, "cuda")(images), torch_predict(model, "cpu")(images), atol=1e-2)
 
 

@@ -26,7 +26,7 @@ def batches(count: int = 3) -> list[Batch]:
 
 
 def test_statistics_are_plain_averages_over_the_batches() -> None:
-    model, images = network(), [batch.images for batch in batches()]
+    model, images = network(), [batch.inputs for batch in batches()]
     assert recalibrate(model, batches()) == 12
     with torch.no_grad():
         features = [model[0](x) for x in images]  # [4, 4, 5, 5] each

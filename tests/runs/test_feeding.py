@@ -83,7 +83,7 @@ def test_the_program_preprocesses_images_as_the_run_does(project: Path, width: i
     data = open_data("imagefolder:photos", size=size)
     (batch,) = data.batches("test", batch_size=100, device="cpu")
     session = onnxruntime.InferenceSession("half/model.onnx")
-    right = session.run(None, {"images": batch.images.numpy()})[0]
+    right = session.run(None, {"images": batch.inputs.numpy()})[0]
     for number in (0, 7, 17):
         path = sorted((project / "photos" / "test").rglob("*.png"))[number]
         logits, name = fed(project / "half", path)
@@ -101,12 +101,12 @@ def test_grey_images_and_the_metadata_on_preprocessing(finished: Path, tmp_path:
     assert "Run model.onnx on an image" in page and "convert(&#34;L&#34;)" in page
     data = open_data("digits")
     (batch,) = data.batches("test", batch_size=5, device="cpu", limit=5)
-    right = onnxruntime.InferenceSession(run / "model.onnx").run(None, {"images": batch.images.numpy()})[0]
+    right = onnxruntime.InferenceSession(run / "model.onnx").run(None, {"images": batch.inputs.numpy()})[0]
     copy = tmp_path / "half"
     copy.mkdir()
     for name in ("model.onnx", "report.md"):
         (copy / name).write_bytes((run / name).read_bytes())
-    pixels = (batch.images[2, 0] * data.std[0] + data.mean[0]) * 255
+    pixels = (batch.inputs[2, 0] * data.std[0] + data.mean[0]) * 255
     Image.fromarray(pixels.round().byte().numpy()).save(tmp_path / "digit.png")
     logits, name = fed(copy, tmp_path / "digit.png")
     np.testing.assert_allclose(logits, right[2], atol=1e-3)

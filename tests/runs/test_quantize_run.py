@@ -77,11 +77,11 @@ def test_calibration_images_are_not_augmented(tmp_path: Path) -> None:
     order = Order(Source("any"), Images("digits"), Recipe(seed=5), tmp_path)
     batches = Quantizing(order, Wish(calibrate=20))._looked_at(data)
     assert batches is not None and [len(batch.targets) for batch in batches] == [LOOKED_AT, LOOKED_AT, 4]
-    looked_at = {int(index): image for batch in batches for index, image in zip(batch.indices, batch.images, strict=True)}
+    looked_at = {int(index): image for batch in batches for index, image in zip(batch.indices, batch.inputs, strict=True)}
     as_they_are = data.batches("train", batch_size=len(data.positions["train"]), device="cpu", augment=False)
     (whole,) = as_they_are
     assert len(looked_at) == 20
-    found = {int(index): image for index, image in zip(whole.indices, whole.images, strict=True)}
+    found = {int(index): image for index, image in zip(whole.indices, whole.inputs, strict=True)}
     assert all(torch.equal(image, found[index]) for index, image in looked_at.items())
 
 

@@ -28,7 +28,7 @@ def test_a_teacher_shares_the_loss() -> None:
     """T^2 KL(teacher || student) of softened logits, in addition to the cross-entropy; no gradient reaches the teacher."""
     teacher = nn.Linear(3, 5)
     terms = Classify(teacher=teacher, soft=0.25).loss(LOGITS, BATCH)
-    answers = teacher(BATCH.images)
+    answers = teacher(BATCH.inputs)
     p, q = (logits.div(TEMPERATURE).softmax(1) for logits in (answers, LOGITS))
     distance = (p * (p / q).log()).sum(1).mean()
     assert terms["cross_entropy"] == 0.75 * F.cross_entropy(LOGITS, TARGETS)

@@ -64,7 +64,7 @@ class Doubled:
 
 class Twice(list):  # type: ignore[type-arg]
     def __init__(self, batches: object) -> None:
-        super().__init__(batch._replace(images=batch.images.double()) for batch in batches)  # type: ignore[attr-defined]
+        super().__init__(batch._replace(inputs=batch.inputs.double()) for batch in batches)  # type: ignore[attr-defined]
         self.plan = batches.plan  # type: ignore[attr-defined]
 
 

@@ -108,7 +108,7 @@ def test_a_method_may_want_training_images_as_they_are(digits: Data) -> None:
 
     class Looking(Method):
         def loss(self, batch: Batch) -> dict[str, Tensor]:
-            seen.setdefault(self.augments, []).append(batch.images)
+            seen.setdefault(self.augments, []).append(batch.inputs)
             return super().loss(batch)
 
     class Plain(Looking):
@@ -116,7 +116,7 @@ def test_a_method_may_want_training_images_as_they_are(digits: Data) -> None:
 
     for kind in (Looking, Plain):
         train(make_method(kind), digits, epochs=1, cutout=0.5)
-    plain = [batch.images for batch in digits.batches("train", batch_size=128, device=CPU, augment=False)]
+    plain = [batch.inputs for batch in digits.batches("train", batch_size=128, device=CPU, augment=False)]
     assert all(torch.equal(*pair) for pair in zip(seen[False], plain, strict=True))
     assert not any(torch.equal(*pair) for pair in zip(seen[True], plain, strict=True))
     seen.clear()
@@ -136,7 +136,7 @@ def test_a_method_may_want_several_views_and_images_by_class(digits: Data) -> No
 
     train(make_method(Looking), digits, epochs=1, channels_last=True)
     for batch in seen:
-        assert batch.views[0] is batch.images and not torch.equal(*batch.views)
+        assert batch.views[0] is batch.inputs and not torch.equal(*batch.views)
         assert all(view.is_contiguous(memory_format=torch.channels_last) for view in batch.views)
         assert torch.equal(batch.targets[::2], batch.targets[1::2])
 
@@ -150,7 +150,7 @@ class Recording(Method):
         self.dtypes: set[torch.dtype] = set()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        self.dtypes.add(self.model(batch.images).dtype)
+        self.dtypes.add(self.model(batch.inputs).dtype)
         return super().loss(batch)
 
     def end_step(self, batch: Batch) -> None:

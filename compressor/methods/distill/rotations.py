@@ -121,7 +121,7 @@ class JointTeacher(Distillation):
         return self
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        told = Told(self.student.ask(self.model, rotated(batch.images)), self.heads)
+        told = Told(self.student.ask(self.model, rotated(batch.inputs)), self.heads)
         return self.weigh(
             {
                 "cross_entropy": lambda: self.labels(told.upright, batch),

@@ -6,7 +6,7 @@ A method's loss is a sum of named terms. Each has a setting of the same name, it
         super().__init__(job, {"cross_entropy": cross_entropy, "kd": kd})
 
     def loss(self, batch):
-        student, teacher = self.student.ask(self.model, batch.images), self.teacher.logits(batch)
+        student, teacher = self.student.ask(self.model, batch.inputs), self.teacher.logits(batch)
         return self.weigh({
             "cross_entropy": lambda: self.labels(student, batch),
             "kd": lambda: softened(student.logits, teacher, self.temperature),

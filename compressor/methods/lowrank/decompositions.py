@@ -108,7 +108,7 @@ def watch(model: nn.Module, layers: Iterable[str], batches: Iterable[Batch]) -> 
         stack.enter_context(torch.no_grad())
         stack.enter_context(separate_attention())
         for batch in batches:
-            model(batch.images)
+            model(batch.inputs)
     return seen
 
 

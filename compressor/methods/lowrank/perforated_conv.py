@@ -226,12 +226,12 @@ def impact(model: nn.Module, layers: Sequence[str], batches: Iterable[Batch], ta
     with evaluating(model):
         for batch in batches:
             with torch.enable_grad(), _outputs(model, layers) as outputs:
-                loss = torch.stack(list(task.loss(model(batch.images), batch).values())).sum()
+                loss = torch.stack(list(task.loss(model(batch.inputs), batch).values())).sum()
             gradients = torch.autograd.grad(loss, [u for _, u in outputs], materialize_grads=True)
-            images += len(batch.images)
+            images += len(batch.inputs)
             for (name, u), gradient in zip(outputs, gradients, strict=True):
                 # The loss is a mean over the batch: the gradient of the loss of one image is larger by the batch size.
-                change = (gradient * u.detach()).abs().sum((0, 1)).double() * len(batch.images)
+                change = (gradient * u.detach()).abs().sum((0, 1)).double() * len(batch.inputs)
                 totals[name] = totals[name] + change if name in totals else change
     return {name: total / images for name, total in totals.items()}
 

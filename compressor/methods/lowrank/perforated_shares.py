@@ -61,9 +61,9 @@ class Trial:
             replaced(self.network, {name: chain if kept is None else perforate(chain, size, kept)})
         self.network.eval()
         with torch.inference_mode():
-            terms = [self.task.loss(self.network(batch.images), batch) for batch in self.batches]
+            terms = [self.task.loss(self.network(batch.inputs), batch) for batch in self.batches]
         losses = torch.stack([torch.stack(list(of_batch.values())).sum() for of_batch in terms])
-        images = losses.new_tensor([len(batch.images) for batch in self.batches])
+        images = losses.new_tensor([len(batch.inputs) for batch in self.batches])
         return float((losses * images).sum() / images.sum())
 
 

@@ -72,7 +72,7 @@ def first_order(model: nn.Module, task: Classify, batches: Iterable[Batch]) -> I
         for batch in batches:
             weights = {n: p.detach().requires_grad_() for n, p in model.named_parameters() if p.is_floating_point()}
             with torch.enable_grad():
-                terms = task.loss(functional_call(model, weights, (batch.images,)), batch)
+                terms = task.loss(functional_call(model, weights, (batch.inputs,)), batch)
                 gradients = torch.autograd.grad(list(terms.values()), list(weights.values()), materialize_grads=True)
             yield {name: (w * g).detach() for (name, w), g in zip(weights.items(), gradients, strict=True)}
 

@@ -122,7 +122,7 @@ def test_frozen_it_has_one_term_and_together_two() -> None:
 def test_the_cross_entropy_is_that_of_images_that_are_not_turned() -> None:
     method = teacher(joint=True).eval()
     (batch,) = batches(1)
-    assert torch.allclose(method.loss(batch)["cross_entropy"], F.cross_entropy(method.model(batch.images), batch.targets))
+    assert torch.allclose(method.loss(batch)["cross_entropy"], F.cross_entropy(method.model(batch.inputs), batch.targets))
 
 
 def test_together_heads_send_gradient_into_the_teacher() -> None:

@@ -17,7 +17,7 @@ def test_a_frozen_network_is_found_by_nobody_and_stays_as_it_is() -> None:
     owner.train()
     before = copy.deepcopy(network.state_dict())
     (batch,) = batches(1)
-    answer = owner[1](batch.images)
+    answer = owner[1](batch.inputs)
     assert not answer.requires_grad and not answer.is_inference()
     assert not network.training and len(list(owner.parameters())) == len(owner.state_dict()) == 2
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -48,7 +48,7 @@ def test_a_teacher_tells_how_long_it_takes() -> None:
     (batch,) = batches(1)
     assert teacher.seconds is None
     for _ in range(5):
-        teacher.ask(batch.images)
+        teacher.ask(batch.inputs)
     assert teacher.seconds is not None and teacher.seconds > 0
 
 
@@ -79,7 +79,7 @@ def test_peers_of_a_trained_network_begin_near_it() -> None:
 def test_branches_share_what_comes_before() -> None:
     method = Branched(job("macs=50%"), {"a": 1.0}, branches=3, share=2)
     (batch,) = batches(1)
-    answers = method.answers(batch.images)
+    answers = method.answers(batch.inputs)
     assert len(answers) == 3 and all(answer.logits.shape == (8, 5) for answer in answers)
     answers[2].logits.sum().backward()
     assert method.model.stem.weight.grad is not None and method.model.head.weight.grad is None

@@ -265,12 +265,12 @@ def test_images_decide_unless_told_otherwise() -> None:
 
     class Uneven(Random):
         def batches(self, *args: Any, **more: Any) -> Iterator[Batch]:
-            return (batch._replace(images=batch.images * scale) for batch in super().batches(*args, **more))
+            return (batch._replace(inputs=batch.inputs * scale) for batch in super().batches(*args, **more))
 
     images = Uneven((12, 4, 4), 64)
     goal = parse_target("macs=40%")
     made = [prepared(wish(goal, model, (12, 4, 4), images=images), "input", whiten=whiten) for whiten in (True, False)]
-    x = torch.cat([batch.images for batch in images.batches("train", batch_size=64)])
+    x = torch.cat([batch.inputs for batch in images.batches("train", batch_size=64)])
     seen, unseen = (lost(model, method.model.eval(), x) for method in made)
     assert seen < 0.5 * unseen
     blind = prepared(wish(goal, model, (12, 4, 4), images=None), "input")
@@ -317,7 +317,7 @@ def test_the_network_stays_in_its_mode_and_answers_as_its_chains_say() -> None:
     method = prepared(task)
     assert not any(module.training for module in method.model.modules())
     (batch,) = batches(1)
-    assert method.model(batch.images).shape == (8, 5)
+    assert method.model(batch.inputs).shape == (8, 5)
 
 
 # Latency --------------------------------------------------------------------------------------------------------------

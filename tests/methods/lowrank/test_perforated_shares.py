@@ -71,7 +71,7 @@ def test_the_loss_is_that_of_the_network_with_such_layers(kind: str) -> None:
     network = trial.network.eval()
     network.stem = perforate(layers["stem"][0], (12, 12), kept)
     with torch.no_grad():
-        losses = [float(Classify().loss(network(batch.images), batch)["cross_entropy"]) for batch in seen]
+        losses = [float(Classify().loss(network(batch.inputs), batch)["cross_entropy"]) for batch in seen]
     assert found == pytest.approx(sum(losses) / 2, rel=1e-5) and found != pytest.approx(whole, rel=1e-5)
     assert trial.loss({}) == whole
     assert model.training and model.stages[0].bn1.num_batches_tracked == 0, "it works on a copy"

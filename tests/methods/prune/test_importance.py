@@ -30,7 +30,7 @@ def by_autograd(model: nn.Module, module: nn.Module, width: int) -> Tensor:
     gate = torch.ones(width, requires_grad=True)
     hook = module.register_forward_hook(lambda module, args, output: output * gate.view(-1, 1, 1))
     (batch,) = batches(1)
-    (loss,) = Classify().loss(model.eval()(batch.images), batch).values()
+    (loss,) = Classify().loss(model.eval()(batch.inputs), batch).values()
     hook.remove()
     return torch.autograd.grad(loss, gate)[0].double()
 

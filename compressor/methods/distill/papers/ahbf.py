@@ -89,7 +89,7 @@ class AHBF(Branched):
         self.ramp = ramp(progress.epoch)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        answers = self.answers(batch.images)
+        answers = self.answers(batch.inputs)
         assistants = self.assistants(answers)
         steps = [(*pair, answer.logits) for pair, answer in zip(pairwise(assistants), answers[1:], strict=True)]
         return self.weigh(

@@ -48,7 +48,7 @@ class DIST(Distillation):
         self.temperature = temperature
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        answer = self.student.ask(self.model, batch.images)
+        answer = self.student.ask(self.model, batch.inputs)
         student, teacher = ((z / self.temperature).softmax(1) for z in (answer.logits, self.taught().logits(batch)))
         return self.weigh(
             {

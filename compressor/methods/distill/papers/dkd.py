@@ -63,7 +63,7 @@ class DKD(Distillation):
         self.grown = min((progress.epoch + 1) / self.ramp, 1.0)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.student.ask(self.model, batch.images), self.taught().logits(batch)
+        student, teacher = self.student.ask(self.model, batch.inputs), self.taught().logits(batch)
         both = student.logits, teacher
         return self.weigh(
             {

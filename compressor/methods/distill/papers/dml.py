@@ -51,7 +51,7 @@ class DML(Distillation):
         self.temperature, self.others = temperature, self.copies(peers - 1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        peers = [self.student.ask(network, batch.images) for network in (self.model, *self.others)]
+        peers = [self.student.ask(network, batch.inputs) for network in (self.model, *self.others)]
         return self.weigh(
             {
                 "cross_entropy": lambda: total(self.labels(peer, batch) for peer in peers),

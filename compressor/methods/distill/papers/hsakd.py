@@ -56,7 +56,7 @@ class HSAKD(SelfSupervised):
         super().__init__(job, {"cross_entropy": cross_entropy, "joint_kd": joint_kd, "kd": kd}, temperature, joint)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.from_teacher(rotated(batch.images))
+        student, teacher = self.from_teacher(rotated(batch.inputs))
         return self.weigh(
             {
                 "cross_entropy": lambda: self.labels(student.upright, batch),

@@ -79,12 +79,12 @@ class HSSAKD(SelfSupervised):
 
     def offline(self, batch: Batch) -> tuple[list[Told], list[tuple[Told, Told]]]:
         """The trained networks, and pairs (student, teacher)."""
-        student, teacher = self.from_teacher(rotated(batch.images))
+        student, teacher = self.from_teacher(rotated(batch.inputs))
         return [student], [(student, teacher)]
 
     def online(self, batch: Batch) -> tuple[list[Told], list[tuple[Told, Told]]]:
         """The same for peers: each is the student of every other."""
-        images = rotated(batch.images)
+        images = rotated(batch.inputs)
         networks, heads = [self.model, *self.peers], [self.heads, *self.peers_heads]
         told = [Told(self.student.ask(network, images), its) for network, its in zip(networks, heads, strict=True)]
         return told, [(told[m], told[n]) for m, n in ordered_pairs(len(told))]

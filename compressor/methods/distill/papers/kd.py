@@ -49,7 +49,7 @@ class KD(Distillation):
         self.scaled = standardised if standardise else lambda logits: logits
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.student.ask(self.model, batch.images), self.taught().logits(batch)
+        student, teacher = self.student.ask(self.model, batch.inputs), self.taught().logits(batch)
         return self.weigh(
             {
                 "cross_entropy": lambda: self.labels(student, batch),

@@ -76,7 +76,7 @@ class KDCL(Distillation):
             self.shares.copy_(uncorrelated(self.covariance()))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        views, networks = batch.views or (batch.images,) * self.views, (self.model, *self.others)
+        views, networks = batch.views or (batch.inputs,) * self.views, (self.model, *self.others)
         answers = [self.student.ask(network, view) for network, view in zip(networks, views, strict=True)]
         logits = torch.stack([answer.logits for answer in answers])  # [M, n, classes]
 
@@ -110,9 +110,9 @@ class KDCL(Distillation):
         found, images = torch.zeros(len(self.shares), len(self.shares), device=device), 0
         with evaluating(self):
             for batch in looks:
-                logits = [self.student.ask(network, batch.images).logits for network in (self.model, *self.others)]
+                logits = [self.student.ask(network, batch.inputs).logits for network in (self.model, *self.others)]
                 found += products(torch.stack(logits), batch.targets)
-                images += len(batch.images)
+                images += len(batch.inputs)
         if not images:
             raise UsageError("--set ensemble=general needs held-out images, and there are none: use more images, or minlogit.")
         return found / images

@@ -129,7 +129,7 @@ class LMCL(Distillation):
         """The outputs of each network, layer by layer: those of its branches, then its own."""
         found = []
         for network, branches in zip((self.model, *self.others), self.refined, strict=True):
-            whole = self.student.ask(network, batch.images)
+            whole = self.student.ask(network, batch.inputs)
             refined = (branch(x) for branch, x in zip(branches.children(), whole.features[:-1], strict=True))
             found.append([*refined, whole])
         return found

@@ -74,7 +74,7 @@ class MCL(Distillation):
         self.projectors = nn.ModuleList(Projector(self.student.width) for _ in range(peers))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        peers = [self.student.ask(network, batch.images) for network in (self.model, *self.others)]
+        peers = [self.student.ask(network, batch.inputs) for network in (self.model, *self.others)]
         embeddings = [project(peer.embedding) for project, peer in zip(self.projectors, peers, strict=True)]
         pairs = ordered_pairs(len(peers))
         rows = contrasts(embeddings, batch.targets, pairs, self.tau, self.temperature)

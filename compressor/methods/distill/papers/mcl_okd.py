@@ -90,7 +90,7 @@ class MCLOKD(Branched):
         self.register_buffer("many", many, persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        answers = self.answers(batch.images)
+        answers = self.answers(batch.inputs)
         teacher = torch.stack([answer.logits for answer in answers]).mean(0).detach()
         return self.weigh(
             {

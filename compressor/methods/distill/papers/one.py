@@ -60,7 +60,7 @@ class ONE(Branched):
         self.gate = nn.Sequential(nn.Linear(width, branches), nn.BatchNorm1d(branches), nn.ReLU(), nn.Softmax(1))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        answers = self.answers(batch.images)
+        answers = self.answers(batch.inputs)
         shares = self.gate(by_channel(answers[0].features[self.shared]).mean(2))  # [n, M]
         mixed = ensemble(shares, torch.stack([answer.logits for answer in answers], 1))
         together, teacher = answers[0]._replace(output=mixed, logits=mixed), mixed.detach()

@@ -72,10 +72,10 @@ class RCKA(Distillation):
         self.temperature = temperature
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        student = self.student.ask(self.model, batch.images)
+        student = self.student.ask(self.model, batch.inputs)
         theirs: list[Tensor] = []
         if self.weights["feature"]:
-            teacher = self.taught().ask(batch.images)
+            teacher = self.taught().ask(batch.inputs)
             logits, theirs = teacher.logits, teacher.features
         else:
             logits = self.taught().logits(batch)

@@ -111,7 +111,7 @@ class Ger(LowRank):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         squares = [(given.float() - wanted.float()).square().sum() for given, wanted in self.pairs(batch)]
-        return {"reconstruction": torch.stack(squares).sum() / (2 * len(batch.images))}
+        return {"reconstruction": torch.stack(squares).sum() / (2 * len(batch.inputs))}
 
     # Outputs and targets ----------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class Ger(LowRank):
 
         def pairs(batch: Batch) -> list[tuple[Tensor, Tensor]]:
             *read, wanted = known(batch)
-            answers = self.model(batch.images) if then is None else then(*read)
+            answers = self.model(batch.inputs) if then is None else then(*read)
             return [(self.output(logits_of(answers)), wanted)]
 
         return pairs

@@ -94,8 +94,8 @@ class Lrdkt(LowRank):
         return {name: hint for (name, _), hint in zip(ends, ("first_hint", "last_hint"), strict=False)}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        wanted, shown = self._seen(self.original, batch.images)
-        outputs, read = self._seen(self.model, batch.images)
+        wanted, shown = self._seen(self.original, batch.inputs)
+        outputs, read = self._seen(self.model, batch.inputs)
         terms = replace(self.job.task, teacher=None).loss(outputs, batch)
         softened, known = (logits_of(answers).float() / self.temperature for answers in (outputs, wanted))
         terms["teacher"] = self.soft * F.cross_entropy(softened, known.softmax(1))

@@ -114,7 +114,7 @@ class PFGDF(OneShot):
         """Accuracy on the held-out images of the network pruned to the channels `kept`."""
         network = mask(self.model, plan(self.model, channels, kept)).eval()
         with torch.no_grad():
-            hits = [logits_of(network(batch.images)).argmax(1) == batch.targets for batch in held_out]
+            hits = [logits_of(network(batch.inputs)).argmax(1) == batch.targets for batch in held_out]
         return float(torch.cat(hits).float().mean())
 
 

@@ -23,9 +23,9 @@ def test_the_ramp_ends_after_240_epochs() -> None:
 
 def test_each_assistant_is_fused_from_the_one_before_and_a_branch() -> None:
     method, (batch,) = AHBF(job("macs=50%"), branches=3).eval(), batches(1)
-    answers = method.answers(batch.images)
+    answers = method.answers(batch.inputs)
     u = method.assistants(answers)
-    assert len(u) - 1 == len(method.others) == 2 and torch.equal(u[0], method.model(batch.images))
+    assert len(u) - 1 == len(method.others) == 2 and torch.equal(u[0], method.model(batch.inputs))
     fused = answers[0].features[-1]  # [n, 16, 2, 2]
     for m, (mix, gate) in enumerate(zip(method.mixers, method.gates, strict=True), start=1):
         joined = torch.cat([fused, answers[m].features[-1]], 1)
@@ -39,7 +39,7 @@ def test_each_term_by_hand() -> None:
     method, (batch,) = AHBF(job("macs=50%"), branches=3, **settings).eval(), batches(1)
     method.begin_epoch(Progress(120, 300))
     terms = method.loss(batch)
-    answers = method.answers(batch.images)
+    answers = method.answers(batch.inputs)
     z, u, r = [answer.logits for answer in answers], method.assistants(answers), 0.75 * exp(-5 / 4)
     down = softened(u[0], u[1], 3.0) + softened(u[1], u[2], 3.0)
     own = softened(z[1], u[1], 3.0) + softened(z[2], u[2], 3.0)

@@ -34,7 +34,7 @@ def test_each_term_by_its_formula() -> None:
     method = DIST(job("macs=50%", teacher=teacher), inter=3.0, intra=5.0, temperature=2.0).eval()
     with torch.no_grad():
         terms = method.loss(batch)
-        ours, theirs = ((model(batch.images) / 2).softmax(1) for model in (method.model, teacher.eval()))
+        ours, theirs = ((model(batch.inputs) / 2).softmax(1) for model in (method.model, teacher.eval()))
     assert list(terms) == ["cross_entropy", "inter", "intra"]
     of_images = [torch.corrcoef(torch.stack([ours[i], theirs[i]]))[0, 1].item() for i in range(8)]
     of_classes = [torch.corrcoef(torch.stack([ours[:, j], theirs[:, j]]))[0, 1].item() for j in range(5)]

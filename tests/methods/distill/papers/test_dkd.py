@@ -48,8 +48,8 @@ def test_its_terms_are_weighed_as_set() -> None:
     method = DKD(job("macs=50%", teacher=teacher), cross_entropy=0.5, tckd=2.0, nckd=3.0).eval()
     with torch.no_grad():
         terms = method.loss(batch)
-        student = method.model(batch.images)
-        tckd, nckd = parts(student, teacher.eval()(batch.images), batch.targets)
+        student = method.model(batch.inputs)
+        tckd, nckd = parts(student, teacher.eval()(batch.inputs), batch.targets)
     assert terms["cross_entropy"].item() == pytest.approx(0.5 * F.cross_entropy(student, batch.targets).item())
     assert [terms["tckd"].item(), terms["nckd"].item()] == pytest.approx([2 * tckd.item(), 3 * nckd.item()], rel=1e-3)
 

@@ -38,7 +38,7 @@ def test_peers_begin_apart_and_agree_when_they_are_alike() -> None:
         other.load_state_dict(method.model.state_dict())
     terms = method.eval().loss(batch)
     assert terms["mutual"].item() == pytest.approx(0, abs=1e-6)
-    alone = method.job.task.loss(method.model(batch.images), batch)["cross_entropy"]
+    alone = method.job.task.loss(method.model(batch.inputs), batch)["cross_entropy"]
     torch.testing.assert_close(terms["cross_entropy"], 3 * alone)
 
 

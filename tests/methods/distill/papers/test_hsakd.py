@@ -33,12 +33,12 @@ def test_its_terms_are_those_of_the_equation() -> None:
     method = prepared(cross_entropy=2.0, joint_kd=3.0, kd=0.5, temperature=2.0).eval()
     (batch,) = batches(1)
     terms = method.loss(batch)
-    images, teacher = rotated(batch.images), method.taught().network
+    images, teacher = rotated(batch.inputs), method.taught().network
     answer = method.student.ask(method.model, images)
     taught = method.taught().anatomy.ask(teacher, images)
     ours, theirs = method.heads(answer.features), method.teachers_heads.network(taught.features)
     joint = sum(softened(q, k, 2.0) for q, k in zip(ours, theirs, strict=True))
-    assert torch.allclose(terms["cross_entropy"], 2 * F.cross_entropy(method.model(batch.images), batch.targets))
+    assert torch.allclose(terms["cross_entropy"], 2 * F.cross_entropy(method.model(batch.inputs), batch.targets))
     assert torch.allclose(terms["kd"], 0.5 * softened(method.model(images), teacher(images), 2.0), rtol=1e-4)
     assert torch.allclose(terms["joint_kd"], 3 * joint, rtol=1e-4) and joint > 0
 

@@ -17,14 +17,14 @@ TERMS = {"cross_entropy", "joint_labels", "kd", "joint_kd"}
 def test_its_terms_are_those_of_the_equation() -> None:
     method = HSSAKD(job("macs=50%")).eval()
     (batch,) = batches(1)
-    terms, images, labels = method.loss(batch), rotated(batch.images), joint_labels(batch.targets)
+    terms, images, labels = method.loss(batch), rotated(batch.inputs), joint_labels(batch.targets)
     (peer,), (peer_heads,) = method.peers, method.peers_heads
     a, b = method.model(images), peer(images)
     q_a, q_b = (
         heads(method.student.ask(network, images).features)
         for network, heads in ((method.model, method.heads), (peer, peer_heads))
     )
-    upright = [F.cross_entropy(network(batch.images), batch.targets) for network in (method.model, peer)]
+    upright = [F.cross_entropy(network(batch.inputs), batch.targets) for network in (method.model, peer)]
     assert torch.allclose(terms["cross_entropy"], upright[0] + upright[1])
     assert torch.allclose(terms["joint_labels"], sum(F.cross_entropy(q, labels) for q in (*q_a, *q_b)))
     assert torch.allclose(terms["kd"], softened(a, b, 3.0) + softened(b, a, 3.0))
@@ -47,7 +47,7 @@ def test_the_teaching_side_gets_no_gradient() -> None:
     method.loss(batch)["kd"].backward()
     found = method.model.head.weight.grad.clone()
     method.zero_grad()
-    images = rotated(batch.images)
+    images = rotated(batch.inputs)
     softened(method.model(images), method.peers[0](images).detach(), 3.0).backward()
     assert torch.allclose(found, method.model.head.weight.grad, atol=1e-7)
 

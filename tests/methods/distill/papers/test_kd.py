@@ -24,7 +24,7 @@ def test_each_term_by_its_formula() -> None:
     method = KD(job("macs=50%", teacher=teacher), cross_entropy=0.25, kd=0.5, temperature=2.0).eval()
     with torch.no_grad():
         terms = method.loss(batch)
-        z, z_t = method.model(batch.images), teacher.eval()(batch.images)
+        z, z_t = method.model(batch.inputs), teacher.eval()(batch.inputs)
     assert list(terms) == ["cross_entropy", "kd"]
     assert terms["cross_entropy"].item() == pytest.approx(0.25 * F.cross_entropy(z, batch.targets).item())
     wanted = 0.5 * 4 * kl((z / 2).softmax(1), (z_t / 2).softmax(1)).item()

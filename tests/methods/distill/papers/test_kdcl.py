@@ -66,7 +66,7 @@ def test_general_looks_at_held_out_images_before_each_epoch() -> None:
     looks = Random().batches("held_out", batch_size=500)
     method.eval()
     with torch.no_grad():
-        found = sum(products(torch.stack([n(b.images) for n in (method.model, *method.others)]), b.targets) for b in looks)
+        found = sum(products(torch.stack([n(b.inputs) for n in (method.model, *method.others)]), b.targets) for b in looks)
     torch.testing.assert_close(shares, uncorrelated(found / 16).float())
     assert shares.sum().item() == pytest.approx(1) and "shares" in method.state_dict()
     with pytest.raises(UsageError, match="ensemble=general needs held-out images"):
@@ -76,8 +76,8 @@ def test_general_looks_at_held_out_images_before_each_epoch() -> None:
 def test_each_network_sees_its_own_view() -> None:
     method, (batch, other) = KDCL(job("macs=50%"), temperature=2.0, distillation=0.5).eval(), batches(2)
     assert method.views == 2
-    terms = method.loss(batch._replace(views=(batch.images, other.images)))
-    ours, theirs = method.model(batch.images), method.others[0](other.images)
+    terms = method.loss(batch._replace(views=(batch.inputs, other.inputs)))
+    ours, theirs = method.model(batch.inputs), method.others[0](other.inputs)
     teacher = least(torch.stack([ours, theirs]), batch.targets)
     both = F.cross_entropy(ours, batch.targets) + F.cross_entropy(theirs, batch.targets)
     torch.testing.assert_close(terms["cross_entropy"], both)

@@ -47,7 +47,7 @@ def test_each_network_answers_at_each_layer() -> None:
     method = make().eval()
     peers = method.answers(twos())
     assert [[answer.logits.shape for answer in peer] for peer in peers] == [[(8, 5)] * 3] * 2
-    torch.testing.assert_close(peers[0][-1].logits, method.model(twos().images))
+    torch.testing.assert_close(peers[0][-1].logits, method.model(twos().inputs))
     flat = [answer.logits for peer in peers for answer in peer]
     assert not any(torch.allclose(one, other) for i, one in enumerate(flat) for other in flat[:i])
 
@@ -141,7 +141,7 @@ def test_the_meta_gradient_agrees_with_finite_differences() -> None:
     """Along the gradient itself, with torch's own SGD for the unrolled steps."""
     torch.manual_seed(0)
     method, batch = LMCL(job("macs=50%", Smooth(), taps=("one", "two")), meta_lr=0.01, tau=1.0).double(), twos()
-    batch = batch._replace(images=batch.images.double())
+    batch = batch._replace(inputs=batch.inputs.double())
     for project in method.projectors:
         project.layers[1] = nn.Tanh()
     gradient = method.hypergradient(batch)

@@ -43,7 +43,7 @@ def test_each_term_by_its_formula(peers: int) -> None:
     networks = [method.model, *method.others]
     with torch.no_grad():
         terms = {name: term.item() for name, term in method.loss(batch).items()}
-        answers = [method.student.ask(network, batch.images) for network in networks]
+        answers = [method.student.ask(network, batch.inputs) for network in networks]
         e = [project(answer.embedding) for project, answer in zip(method.projectors, answers, strict=True)]
     s = {(m, n): e[m] @ e[n].T / 0.1 for m in range(peers) for n in range(peers)}
     pairs = list(permutations(range(peers), 2))

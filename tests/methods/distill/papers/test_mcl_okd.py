@@ -53,7 +53,7 @@ def test_each_term_by_hand() -> None:
     terms = method.loss(batch)
     torch.manual_seed(1)
     rows = torch.cat([batch.indices[:, None], method.draw(batch.targets)], 1)
-    answers = method.answers(batch.images)
+    answers = method.answers(batch.inputs)
     z = [answer.logits for answer in answers]
     e = [F.normalize(embed(answer.embedding)) for embed, answer in zip(method.embed, answers, strict=True)]
     pairs = [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]

@@ -29,8 +29,8 @@ def test_each_term_by_hand() -> None:
     assert method.student.taps[method.shared] == "stages.1"
     terms = method.loss(batch)
     model, linear, norm = method.model, method.gate[0], method.gate[1]
-    shared = model.stages[1](model.stages[0](F.relu(model.stem(batch.images))))  # [n, 16, 3, 3]
-    logits = [model(batch.images), *(other(shared).logits for other in method.others)]
+    shared = model.stages[1](model.stages[0](F.relu(model.stem(batch.inputs))))  # [n, 16, 3, 3]
+    logits = [model(batch.inputs), *(other(shared).logits for other in method.others)]
     assert len(logits) == 3
     g = F.relu(norm(linear(shared.mean((2, 3))))).softmax(1)  # [n, 3]
     mixed = sum(g[:, m, None] * z for m, z in enumerate(logits))

@@ -48,7 +48,7 @@ def test_each_term_by_its_formula() -> None:
     method = RCKA(job("macs=50%", teacher=Toy()), intra=2.0, inter=3.0, feature=4.0, kd=0.5, scale=False).eval()
     with torch.no_grad():
         terms = method.loss(batch)
-        ours, theirs = method.student.ask(method.model, batch.images), method.taught().ask(batch.images)
+        ours, theirs = method.student.ask(method.model, batch.inputs), method.taught().ask(batch.inputs)
 
         def cosine(k: torch.Tensor, g: torch.Tensor) -> float:
             return ((k * g).sum() / (k.square().sum() * g.square().sum()).sqrt()).item()
@@ -69,7 +69,7 @@ def test_with_softmax_probabilities_are_compared() -> None:
     student, teacher = Toy(), Toy()
     found = RCKA(job("macs=50%", student, teacher=teacher), softmax=True, temperature=2.0).eval().loss(batch)["intra"].item()
     with torch.no_grad():
-        p, q = ((model.eval()(batch.images) / 2).softmax(1) for model in (student, teacher))
+        p, q = ((model.eval()(batch.inputs) / 2).softmax(1) for model in (student, teacher))
     assert found == pytest.approx(-alignment(gram(p, scale=True), gram(q, scale=True)).item(), rel=1e-5)
 
 

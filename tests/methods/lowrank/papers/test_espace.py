@@ -272,4 +272,4 @@ def test_masks_alone_cannot_meet_a_goal_of_parameters() -> None:
 def test_it_needs_images() -> None:
     with pytest.raises(UsageError, match="give --data"):
         prepared(asked("macs=50%", images=None))
-    assert Espace.looks and next(batches(1)).images.shape[1:] == SHAPE
+    assert Espace.looks and next(batches(1)).inputs.shape[1:] == SHAPE

@@ -46,7 +46,7 @@ def wide(kind: type[nn.Module] = Wide) -> nn.Module:
     torch.manual_seed(1)
     model = kind()
     for batch in batches(4, seed=3):
-        model.train()(batch.images)
+        model.train()(batch.inputs)
     return model
 
 
@@ -86,7 +86,7 @@ def test_probabilities_instead_of_logits() -> None:
     method = ger(model, output="probabilities")
     (batch,) = batches(1)
     with torch.no_grad():
-        apart = method.model(batch.images).softmax(1) - model.eval()(batch.images).softmax(1)
+        apart = method.model(batch.inputs).softmax(1) - model.eval()(batch.inputs).softmax(1)
         assert method.loss(batch)["reconstruction"].item() == pytest.approx(float(apart.square().sum() / 16), rel=1e-4)
 
 
@@ -95,7 +95,7 @@ def test_each_layer_by_itself() -> None:
     model = wide()
     method = ger(model, joint=False)
     (batch,) = batches(1)
-    x, model = batch.images, model.eval()
+    x, model = batch.inputs, model.eval()
     with torch.no_grad():
         x = F.max_pool2d(F.relu(model.bn(model.conv(F.relu(model.stem(x))))), 2).flatten(1)
         squares = 0.0

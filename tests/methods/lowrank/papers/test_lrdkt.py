@@ -65,7 +65,7 @@ def test_each_term_by_hand() -> None:
 
     def passed(model: Wide) -> tuple[torch.Tensor, ...]:
         """pool5, fc7 and logits, with their names in VGG."""
-        pool = F.max_pool2d(F.relu(model.bn(model.conv(F.relu(model.stem(batch.images))))), 2).flatten(1)
+        pool = F.max_pool2d(F.relu(model.bn(model.conv(F.relu(model.stem(batch.inputs))))), 2).flatten(1)
         last = F.relu(model.fc2(F.relu(model.fc1(pool))))
         return pool, last, model.head(last)
 

@@ -43,7 +43,7 @@ def test_the_chain_projects_the_output_on_its_principal_components() -> None:
     method = Svd(task, split="channel")
     method.prepare()
     (rank,) = method.ranks.values()
-    images = torch.cat([batch.images for batch in Random().batches("train", batch_size=16)])
+    images = torch.cat([batch.inputs for batch in Random().batches("train", batch_size=16)])
     with torch.no_grad():
         rows = model[0](images).movedim(1, -1).flatten(0, 2).double()  # [positions, 12]
         mean = rows.mean(0)

@@ -16,7 +16,7 @@ def test_each_image_is_squared_by_itself() -> None:
     by_hand = torch.zeros(4)
     for image in Random().batches("train", batch_size=1, limit=6):
         gate = torch.ones(4, 1, 1, requires_grad=True)
-        (loss,) = Classify().loss(model[2:](model[:2](image.images) * gate), image).values()
+        (loss,) = Classify().loss(model[2:](model[:2](image.inputs) * gate), image).values()
         by_hand += torch.autograd.grad(loss, gate)[0].flatten() ** 2
     scores = Fisher(task, images=6, by_cost=False).scores(task.channels)
     assert scores == pytest.approx(by_hand.numpy(), rel=1e-3)
@@ -29,7 +29,7 @@ def test_coupled_layers_share_one_gate() -> None:
     by_hand = torch.zeros(8)
     for image in Random().batches("train", batch_size=1, limit=3):
         gate = torch.ones(8, 1, 1, requires_grad=True)
-        stream = model.stages[0](model.stem(image.images).relu()) * gate
+        stream = model.stages[0](model.stem(image.inputs).relu()) * gate
         (loss,) = Classify().loss(model.head(model.stages[1:](stream).mean((2, 3))), image).values()
         by_hand += torch.autograd.grad(loss, gate)[0].flatten() ** 2
     scores = task.channels.split(Fisher(task, images=3, by_cost=False).scores(task.channels))

@@ -25,7 +25,7 @@ def test_it_is_the_slope_of_the_loss_when_all_weights_of_a_channel_shrink() -> N
                 at = torch.from_numpy(np.flatnonzero(place.atoms == atom))
                 own = weights[place.tensor].index_select(place.dim, at)
                 weights[place.tensor].index_copy_(place.dim, at, own * factor)
-        return F.cross_entropy(torch.func.functional_call(model, weights, (batch.images.double(),)), batch.targets).item()
+        return F.cross_entropy(torch.func.functional_call(model, weights, (batch.inputs.double(),)), batch.targets).item()
 
     scores = Taylor(task).scores(task.channels)
     for atom in (0, 10, 20, 40):
@@ -38,7 +38,7 @@ def test_apart_each_weight_counts_by_itself() -> None:
     model = task.model
     squares = torch.zeros(3)
     for batch in Random((1, 1, 1)).batches("train", batch_size=128):
-        (loss,) = Classify().loss(model(batch.images), batch).values()
+        (loss,) = Classify().loss(model(batch.inputs), batch).values()
         made, read = torch.autograd.grad(loss, [model[0].weight, model[1].weight])
         squares += (made * model[0].weight).square().sum((1, 2, 3)) + (read * model[1].weight).square().sum((0, 2, 3))
     scores = Taylor(task, together=False).scores(task.channels)
