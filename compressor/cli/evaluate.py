@@ -23,7 +23,7 @@ def evaluate(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Measure accuracy, MACs, size and latency with PyTorch and ONNX Runtime."""
+    """Measure scores, MACs, size and latency with PyTorch and ONNX Runtime."""
     from compressor.report import formatting
     from compressor.runs.evaluate import evaluate as measured
 
@@ -40,8 +40,9 @@ def evaluate(
         "ONNX file": formatting.size(result.size_bytes),
     }
     for engine, found in (("PyTorch", result.torch), ("ONNX Runtime", result.onnx)):
-        if found is not None:
-            rows[f"Top-1, {engine}"] = f"{formatting.percent(found.top1)} {formatting.interval(found)} of {found.n} test images"
+        for score in found:
+            name = f"{score.label[:1].upper()}{score.label[1:]}, {engine}"
+            rows[name] = f"{formatting.score(score)} {formatting.interval(score)} of {score.n} test images"
     for row in result.latency:
         rows[f"Latency, batch {row.batch}"] = f"{formatting.milliseconds(row.median_ms)} ({formatting.timing(row)})"
     for name, text in rows.items():
@@ -51,4 +52,4 @@ def evaluate(
     for note in result.notes:
         print(f"note: {note}")
     if asked.images.spec is None:
-        print("accuracy not measured (no data): give --data")
+        print("no scores were measured (no data): give --data")

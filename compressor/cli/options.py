@@ -49,6 +49,10 @@ DataSpec = Annotated[
 Size = Annotated[int | None, typer.Option(help="Height and width that images are resized to.")]
 Mean = Annotated[str | None, typer.Option(help="Mean per channel for normalization, for example 0.485,0.456,0.406.")]
 Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
+Task = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What the network is for: classify, segment, restore or imitate. By default, by the data."),
+]
 Workers = Annotated[int, typer.Option(help="Data loader processes, for images that do not fit into memory.")]
 Input = Annotated[
     list[str] | None,
@@ -166,6 +170,7 @@ READING: dict[str, Option] = {
 DATA: dict[str, Option] = {
     "data": (DataSpec, None),
     "size": (Size, None),
+    "task": (Task, None),
     "mean": (Mean, None),
     "std": (Std, None),
     "workers": (Workers, 0),
@@ -304,7 +309,7 @@ class Asked:
         mean, std = (
             None if self.options[name] is None else numbers(f"--{name}", self.options[name], form) for name in ("mean", "std")
         )
-        return Images(self.options["data"], self.options["size"], mean, std, self.options["workers"])
+        return Images(self.options["data"], self.options["size"], mean, std, self.options["workers"], self.options["task"])
 
     @property
     def inputs(self) -> Inputs | None:

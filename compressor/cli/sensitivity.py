@@ -85,6 +85,6 @@ def _show(found: Sensitivity, console: Console) -> None:
         lost = (formatting.points(row.quality - first.quality) for row in cut)
         table.add_row(name, str(first.channels), *lost, formatting.share(cut[-1].macs_removed))
     original = next(iter(groups.values()))[0]
-    beside = "" if original.accuracy is None else f" (original: {formatting.percent(original.accuracy)})"
+    beside = f" (original: {formatting.percent(original.quality)})" if original.quality < 1 else ""
     console.print(f"\nChange of {found.measured} in points{beside}, the most sensitive group first\n", highlight=False)
     console.print(table)

@@ -65,6 +65,8 @@ class Entry:
     lr: float | None  # learning rate of SGD; None: the default
     weight_decay: float | None  # None: the default
     teacher_is: str  # for distillation: needed, optional, or none (mutual learning)
+    tasks: tuple[str, ...]  # the tasks that it is for; empty: all
+    labelled: bool  # whether it needs targets, not only images
     settings: tuple[Setting, ...]
     text: str  # the module docstring
     file: Path  # source file
@@ -209,6 +211,8 @@ def _entry(name: str, family: str, path: Path, tree: ast.Module, paper: ast.Clas
         constants.get("lr"),
         constants.get("weight_decay"),
         str(constants.get("teacher_is", "none")),
+        tuple(str(constants.get("tasks", "classify" if family == "distill" else "")).split()),
+        bool(constants.get("labelled", False)),
         _settings(paper, lines),
         text,
         path,

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.data import Batch
-from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.inputs import AnyInputs, Inputs, call
 from compressor.network.outputs import tensors_in
 
 MOST = 4  # maximum number of values passed from the first half to the second
 SLACK = 1e-4  # maximum difference relative to the largest output: the order of operators may differ
 
-Function = Callable[[Tensor], Sequence[Any]]
+Function = Callable[[Any], Sequence[Any]]
 
 
-def reads(model: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Any, list[tuple[str, Tensor]]]:
+def reads(model: nn.Module, names: Sequence[str], images: Any) -> tuple[Any, list[tuple[str, Tensor]]]:
     """The output of `model`, and (name, input) of each call of the modules in `names`, in the order of the calls."""
     read: list[tuple[str, Tensor]] = []
 
@@ -39,7 +39,7 @@ def reads(model: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Any, 
         for name in names:
             hook = model.get_submodule(name).register_forward_pre_hook(partial(hear, name), with_kwargs=True)
             stack.callback(hook.remove)
-        return model(images), read
+        return call(model, images), read
 
 
 # Two halves -----------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class Remembered:
     def __call__(self, batch: Batch) -> list[Any]:
         """The result of `function` for the whole batch."""
         if self._keeps is None:
-            self._keeps = self.limit > 0 and self._by_row(batch.inputs)
+            self._keeps = self.limit > 0 and isinstance(batch.inputs, Tensor) and self._by_row(batch.inputs)
         if not self._keeps:
             return self._made(batch.inputs)
         indices = batch.indices.tolist()
@@ -128,7 +128,7 @@ class Remembered:
             self.bytes += size
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
-    def _made(self, images: Tensor) -> list[Any]:
+    def _made(self, images: Any) -> list[Any]:
         with torch.no_grad():
             return list(self.function(images))
 

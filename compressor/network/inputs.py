@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -146,6 +146,13 @@ class Inputs:
     def described(self) -> str:
         """For messages."""
         return f"{'images' if self.names == ['images'] else 'inputs'} of {self}"
+
+
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """The outputs of `model` for the inputs of a batch: a tensor, or a tuple or mapping of its arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
 InputShapes = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]

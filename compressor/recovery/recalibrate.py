@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.data import Batch
+from compressor.network.inputs import call
 from compressor.network.meta_device import evaluating
 
 
@@ -31,8 +32,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
             norm.train()
         try:
             for batch in batches:
-                model(batch.inputs)
-                images += len(batch.inputs)
+                call(model, batch.inputs)
+                images += batch.size
         finally:
             for norm, momentum, state in before:
                 norm.momentum = momentum

@@ -34,7 +34,7 @@ from compressor.runs.sources import Images, Opened, Source, open_both
 from compressor.training.goal import Goal, parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
-from compressor.training.train import classify, seed_all
+from compressor.training.train import guide, seed_all
 
 LOG, MODEL = "log.jsonl", "model.sha256"
 FAULT = 5  # the exit status of unexpected exceptions
@@ -186,7 +186,8 @@ class FineTuning(Run):
         """A method that changes nothing."""
         model, nothing = opened.loaded.model, Goal("macs", DENSE, share=0.0)
         seed_all(self.recipe.seed)
-        return Method(Job(model, opened.inputs, None, nothing, classify(self.recipe, model, device))).to(device)
+        teacher = guide(self.recipe, self.task, model, device)
+        return Method(Job(model, opened.inputs, None, nothing, self.task, guide=teacher)).to(device)
 
     def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
         return Target("macs", 0.0, 0.0, DENSE)

@@ -39,7 +39,6 @@ from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
 from compressor.runs.stages import Stages
-from compressor.tasks.classify import Classify
 from compressor.training import distributed
 from compressor.training.goal import Goal, parse_rate, parse_target
 from compressor.training.method import Job, Method
@@ -168,12 +167,12 @@ class Distilling(Run):
             self.student = self._opened_student(wish.student, opened)
         else:
             cut = prune.Wish(wish.goal or parse_rate(0.5), NARROWING, keep=wish.keep, round_to=wish.round_to)
-            return prune.prepared(cut, opened, place.original, self._task(), self.recipe.seed, journal, device)
+            return prune.prepared(cut, opened, place.original, self.task, None, self.recipe.seed, journal, device)
         seed_all(self.recipe.seed)
         network = clone_network(self.student.model).requires_grad_(True)
         if wish.fresh:
             fresh(network)
-        return Method(Job(network, opened.inputs, None, Goal("macs", GIVEN, share=0.0), self._task())).to(device)
+        return Method(Job(network, opened.inputs, None, Goal("macs", GIVEN, share=0.0), self.task)).to(device)
 
     def _opened_student(self, source: Source, opened: Opened) -> Loaded:
         """Raises a CompressError that names the student if it cannot be read or predicts other classes than the teacher."""
@@ -193,9 +192,6 @@ class Distilling(Run):
             )
         opened.notes.extend(f"the student: {note}" for note in loaded.notes)
         return loaded
-
-    def _task(self) -> Classify:
-        return Classify(self.recipe.label_smoothing)
 
     # Training ---------------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from compressor.checkpoint import kind_of
 from compressor.checkpoint.plan import LARGEST_INPUT
-from compressor.data import Data, check_classes
+from compressor.data import Data
 from compressor.errors import UsageError, printable
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import WHOLE, Input, Inputs
@@ -19,11 +20,12 @@ from compressor.network.outputs import Predict, torch_predict
 from compressor.onnx.export import export_onnx
 from compressor.onnx.latency import latency
 from compressor.onnx.runtime import onnx_predict, open_session
-from compressor.report import Accuracy, Latency, formatting
+from compressor.report import Latency, Score, formatting
 from compressor.runs.reporting import described
-from compressor.runs.sources import Images, Source, device_errors, open_both, pick_device
+from compressor.runs.sources import Images, Source, device_errors, open_both, pick_device, task_of
 from compressor.runs.stages import EVALUATION_BATCH
-from compressor.tasks import metrics
+from compressor.tasks import Task
+from compressor.tasks.find import find_task
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Evaluation:
     macs: int | None
     params: int | None
     size_bytes: int
-    torch: Accuracy | None
-    onnx: Accuracy | None
+    torch: list[Score]  # in PyTorch, the headline first; empty without data
+    onnx: list[Score]  # in ONNX Runtime
     latency: list[Latency]
     notes: list[str]
 
@@ -50,18 +52,18 @@ def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: 
     model, inputs, data = opened.loaded.model, opened.inputs, opened.data
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        macs = count_macs(model, inputs)
+        macs, task = count_macs(model, inputs), task_of(opened, images, device)
         export_onnx(model, inputs, file)
         described(opened, file)
         with device_errors():
-            on_device = _accuracy(torch_predict(model, device), data, device)
+            on_device = _scores(task, torch_predict(model, device), data, device)
         return Evaluation(
             model=source.model,
             inputs=inputs.shapes,
             macs=macs,
             params=count_params(model),
             size_bytes=file.stat().st_size,
-            onnx=_accuracy(onnx_predict(file), data, torch.device("cpu")),
+            onnx=_scores(task, onnx_predict(file), data, device),
             torch=on_device,
             latency=latency(file, inputs, seconds=2.0),
             notes=opened.notes,
@@ -95,16 +97,37 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
         macs=None,
         params=None,
         size_bytes=path.stat().st_size,
-        torch=None,
-        onnx=_accuracy(onnx_predict(path), data, torch.device("cpu")),
+        torch=[],
+        onnx=_scores_of_file(path, images, data),
         latency=latency(path, inputs, seconds=2.0),
         notes=data.notes if data is not None else [],
     )
 
 
-def _accuracy(predict: Predict, data: Data | None, device: torch.device) -> Accuracy | None:
-    """On the test images. Raises DataError when the network does not predict the number of classes of `data`."""
+def _scores(task: Task, predict: Predict, data: Data | None, device: torch.device) -> list[Score]:
+    """On the test images; none without targets to compare with."""
+    if data is None or not task.labels:
+        return []
+    return task.measure(predict, data.batches("test", batch_size=EVALUATION_BATCH, device=device)).compute()
+
+
+def _scores_of_file(path: Path, images: Images, data: Data | None) -> list[Score]:
+    """Of an ONNX file. Raises DataError or UsageError when it and the data do not belong together."""
     if data is None:
-        return None
-    check_classes(data, predict(torch.zeros(1, *data.shape)).shape[-1])
-    return metrics.accuracy(predict, data.batches("test", batch_size=EVALUATION_BATCH, device=device))
+        return []
+    network = OnnxNetwork(path)
+    task = find_task(images.task, network, Inputs.of(data.shape), data, torch.device("cpu"))
+    task.check(network, data)
+    return _scores(task, onnx_predict(path), data, torch.device("cpu"))
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file as a module, for inference on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.predict = onnx_predict(path)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = self.predict(*inputs)
+        return output

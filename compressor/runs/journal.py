@@ -86,7 +86,8 @@ class Journal:
 
     def epoch_ended(self, epoch: Epoch, epochs: int) -> None:
         self._stop_bar()
-        held_out = "" if epoch.held_out_top1 is None else f", held-out top-1 {formatting.percent(epoch.held_out_top1)}"
+        score = epoch.held_out
+        held_out = "" if score is None else f", held-out {score.label} {formatting.score(score)}"
         left = (epochs - epoch.epoch) * epoch.seconds
         remaining = f", about {formatting.duration(left)} left" if left else ""
         self.say(f"  epoch {epoch.epoch}/{epochs}: {_terms(epoch.losses)}{held_out}, {epoch.seconds:.1f} s{remaining}")

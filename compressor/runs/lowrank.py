@@ -27,7 +27,7 @@ from compressor.training import distributed
 from compressor.training.goal import Goal, parse_energy, parse_rank, parse_rate, parse_target
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
-from compressor.training.train import classify, seed_all
+from compressor.training.train import guide, seed_all
 
 WITHOUT_IMAGES = "svd"  # the method that needs only the weights
 
@@ -99,11 +99,12 @@ class Factoring(Run):
             opened.inputs,
             None,
             wish.goal,
-            classify(self.recipe, model, device),
+            self.task,
             keep=wish.keep,
             macs=count_macs(model, opened.inputs),
             round_to=wish.round_to,
             overhead=reporting.overhead(wish.goal, model, place.original),
+            guide=guide(self.recipe, self.task, model, device),
             images=opened.data,
             clock=lambda module, shape: distributed.agreed(clock(module, shape) if distributed.is_first() else 0.0),
         )

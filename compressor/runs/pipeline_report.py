@@ -7,15 +7,18 @@ and the ONNX files of all steps are measured again, interleaved.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from compressor.onnx.latency import compare_latency
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import (
+    Difference,
     Epoch,
     Fidelity,
     Latency,
@@ -33,9 +36,9 @@ from compressor.runs import reporting
 from compressor.runs.journal import Journal
 from compressor.runs.run import Run, export_original
 from compressor.runs.run_directory import NETWORK, RunDirectory
-from compressor.runs.sources import Opened, open_both
-from compressor.runs.stages import EVALUATION_BATCH, on_random_images
-from compressor.tasks import metrics
+from compressor.runs.sources import Opened, open_both, task_of
+from compressor.runs.stages import EVALUATION_BATCH, on_random_inputs
+from compressor.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
     baseline = replace(start.baseline, latency=times[0], size_bytes=original.stat().st_size)
     compressed = replace(end.compressed, latency=times[-1])
     verification = _verification(reports)
-    change = compare(baseline, compressed)
+    task = task_of(opened, first.images, torch.device("cpu"))
+    fidelity, differences = _agreement(task, files, opened, first.recipe.seed)
+    change = compare(baseline, compressed, differences)
     return replace(
         end,
         name=first.out.resolve().name,
@@ -103,7 +108,7 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
         epochs=_epochs(reports),
         layers=_layers(reports),
         frozen=start.frozen,
-        fidelity=_fidelity(files, opened, first.recipe.seed),
+        fidelity=fidelity,
         verification=verification,
         warnings=[f"{part.title}: {warning}" for part in parts for warning in part.report.warnings if not _is_origin(warning)],
         versions=reporting.versions(),
@@ -123,7 +128,7 @@ def _stages(
     for part, report, size, latency in zip(parts, reports, sizes[1:], times[1:], strict=True):
         after = report.compressed
         rows.append(
-            Stage(part.title, after.macs, after.params, after.accuracy, report.seconds, size_bytes=size, latency=latency)
+            Stage(part.title, after.macs, after.params, after.scores, report.seconds, size_bytes=size, latency=latency)
         )
     return rows
 
@@ -175,9 +180,17 @@ def _verification(reports: Sequence[Report]) -> Verification:
     return replace(reports[-1].verification, masked=max(cuts, default=None))
 
 
-def _fidelity(files: Sequence[Path], opened: Opened, seed: int) -> Fidelity | None:
+def _agreement(
+    task: Task, files: Sequence[Path], opened: Opened, seed: int
+) -> tuple[Fidelity, Mapping[str, Difference]]:
+    """Of the last file with the first, and the differences of the scores of the two."""
     before, after = onnx_predict(files[0]), onnx_predict(files[-1])
     if opened.data is None:
-        return on_random_images(before, after, opened.inputs, seed)
-    images = opened.data.batches("test", batch_size=EVALUATION_BATCH, device="cpu")
-    return metrics.fidelity(before, after, images, "test images")
+        return on_random_inputs(task, before, after, opened.inputs, seed), {}
+    first, last, likeness = task.meter(), task.meter(), task.likeness()
+    for batch in opened.data.batches("test", batch_size=EVALUATION_BATCH, device="cpu"):
+        wanted, ours = task.answers(before, batch), task.answers(after, batch)
+        task.score(first, wanted, batch)
+        task.score(last, ours, batch)
+        likeness.update(ours, wanted, batch.indices)
+    return Fidelity(likeness.compute(), likeness.n, "test images"), last.differences(first)

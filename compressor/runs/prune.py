@@ -25,11 +25,11 @@ from compressor.runs.run_directory import RunDirectory
 from compressor.runs.sensitivity_table import read_curves
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
-from compressor.tasks.classify import Classify
+from compressor.tasks import Task
 from compressor.training.goal import Curve, Goal, parse_rate, parse_target
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
-from compressor.training.train import classify, seed_all
+from compressor.training.train import guide, seed_all
 
 WITHOUT_IMAGES = "magnitude"  # the method that needs only the weights
 
@@ -112,8 +112,8 @@ class Pruning(Run):
 
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
         """Raises Infeasible when the target cannot be met."""
-        task = classify(self.recipe, opened.loaded.model, device)
-        return prepared(self.wish, opened, place.original, task, self.recipe.seed, journal, device)
+        original = guide(self.recipe, self.task, opened.loaded.model, device)
+        return prepared(self.wish, opened, place.original, self.task, original, self.recipe.seed, journal, device)
 
     def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
         goal = self.wish.goal
@@ -125,9 +125,18 @@ class Pruning(Run):
 
 
 def prepared(
-    wish: Wish, opened: Opened, original: Path, task: Classify, seed: int, journal: Journal, device: torch.device
+    wish: Wish,
+    opened: Opened,
+    original: Path,
+    task: Task,
+    guide: nn.Module | None,
+    seed: int,
+    journal: Journal,
+    device: torch.device,
 ) -> Method:
     """The method, which has pruned the model already if it prunes before training. `original` is the model's ONNX file.
+
+    `guide` is a teacher in training: see `Job`.
 
     Raises Infeasible when the target cannot be met.
     """
@@ -145,6 +154,7 @@ def prepared(
         most=wish.most,
         overhead=reporting.overhead(wish.goal, model, original),
         curves=_curves(wish.sensitivity, channels, journal),
+        guide=guide,
         images=opened.data,
     )
     seed_all(seed)

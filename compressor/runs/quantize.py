@@ -34,7 +34,6 @@ from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
 from compressor.runs.stages import Stages
-from compressor.tasks.classify import Classify
 from compressor.training.goal import Goal
 from compressor.training.method import Job, Made, Method
 from compressor.training.recipe import Recipe
@@ -116,7 +115,7 @@ class Quantizing(Run):
 
     def _prepared(self, opened: Opened, place: RunDirectory, journal: Journal, device: torch.device) -> Method:
         _check_keep(opened.loaded.model, self.wish.keep)
-        return Unchanged(Job(opened.loaded.model, opened.inputs, None, self._goal, Classify())).to(device)
+        return Unchanged(Job(opened.loaded.model, opened.inputs, None, self._goal, self.task)).to(device)
 
     @property
     def _goal(self) -> Goal:
@@ -134,7 +133,7 @@ class Quantizing(Run):
         assert isinstance(method, Unchanged)
         images, seed = some_images(opened.data), self.recipe.seed
         differences = check_onnx(small, before, opened.inputs, images=images, tolerance=ONNX_TOLERANCE)
-        stages.written(small, before, before, seed)
+        stages.written(small, small, before, before, seed)
         ready = after.with_name("prepared.onnx")
         quantizer.prepare(before, ready)
         layers = quantizer.layers_of(ready, small)
@@ -155,7 +154,7 @@ class Quantizing(Run):
             raise VerificationFailed(
                 f"{first}\n{self.wish.name} is too imprecise for this network: keep layers in float32 with --keep PATTERN."
             ) from error
-        return differences, stages.written(small, before, after, seed, self.wish.name)
+        return differences, stages.written(small, small, before, after, seed, self.wish.name)
 
     def _looked_at(self, data: Data | None) -> Batches | None:
         """Training images for calibration, without augmentation."""

@@ -8,24 +8,26 @@ removed with the channels. Held-out images decide what is kept; the result is me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
 
 from compressor.channels import Cut
 from compressor.data import Batches, Data
-from compressor.errors import first_line
+from compressor.errors import VerificationFailed, first_line
 from compressor.network.copying import clone_network
 from compressor.network.meta_device import frozen
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
-from compressor.report import formatting
+from compressor.report import Score, formatting
 from compressor.runs.journal import Journal
 from compressor.runs.stages import Stages
 from compressor.training.method import Method
-from compressor.training.train import HELD_OUT_BATCH, top1
+from compressor.training.train import HELD_OUT_BATCH
 
 RECALIBRATION_IMAGES = 2048
+NOT_FINITE = "not finite"
 REPAIR_IMAGES, REPAIR_PIXELS = 512, 64 * 224 * 224  # number of training images, fewer if they are large
 
 
@@ -73,15 +75,22 @@ class _Recovery:
     def keep_if_better(self, name: str, others: Sequence[nn.Module], note: str) -> None:
         """Continue with the best of `others`, unless the present network is better on held-out images."""
         held_out = self.data.batches("held_out", batch_size=HELD_OUT_BATCH, device=self.device)
-        before, *after = (top1(model, held_out) or 0.0 for model in (self.small, *others))
-        best = after.index(max(after))
-        count = self.data.counts["held_out"]
-        told = f"{note}; {formatting.percent(before)} -> {formatting.percent(after[best])} of {count:,} held-out images"
-        if after[best] < before:
+        before, *after = (self.score(model, held_out) for model in (self.small, *others))
+        best = max(after, key=_quality)
+        values = [NOT_FINITE if score is None else formatting.score(score) for score in (before, best)]
+        told = f"{note}; {' -> '.join(values)} of {self.data.counts['held_out']:,} held-out images"
+        if _quality(best) < _quality(before):
             self.journal.say(f"{name}: discarded, because it does not help ({told})")
             return
-        self.small.load_state_dict(others[best].state_dict())
+        self.small.load_state_dict(others[after.index(best)].state_dict())
         self.stages.add(name, self.small, note=told)
+
+    def score(self, model: nn.Module, held_out: Batches) -> Score | None:
+        """The headline score of `model`; None if its outputs are not finite."""
+        try:
+            return self.stages.task.measured(model, held_out).compute(intervals=False)[0]
+        except VerificationFailed:
+            return None
 
     def recalibrated(self, model: nn.Module) -> int:
         """The number of images on which the statistics of `model` were re-estimated; 0 if it has none, or they are kept."""
@@ -94,3 +103,10 @@ class _Recovery:
 
 def _statistics_of(images: int) -> str:
     return f"batch-norm statistics of {images} training images"
+
+
+def _quality(score: Score | None) -> float:
+    """The larger, the better."""
+    if score is None:
+        return -math.inf
+    return score.value if score.more_is_better else -score.value

@@ -22,7 +22,7 @@ from compressor.network.cost import count_macs, count_params, layer_macs, peak_a
 from compressor.network.inputs import AnyInputs
 from compressor.network.replacements import Chains
 from compressor.onnx.export import describe
-from compressor.report import Accuracy, Change, Frozen, Latency, Layer, Preprocessing, Profile, Target, formatting
+from compressor.report import Change, Frozen, Latency, Layer, Preprocessing, Profile, Score, Target, formatting
 from compressor.report.summary import FASTER
 from compressor.runs.sources import Opened
 from compressor.training import distributed
@@ -31,7 +31,7 @@ from compressor.training.method import Made
 from compressor.version import __version__
 
 
-def profile(model: nn.Module, inputs: AnyInputs, onnx: Path, accuracy: Accuracy | None, latency: Sequence[Latency]) -> Profile:
+def profile(model: nn.Module, inputs: AnyInputs, onnx: Path, scores: Sequence[Score], latency: Sequence[Latency]) -> Profile:
     """What `model` and its ONNX file cost."""
     return Profile(
         macs=count_macs(model, inputs),
@@ -39,7 +39,7 @@ def profile(model: nn.Module, inputs: AnyInputs, onnx: Path, accuracy: Accuracy 
         weight_bytes=weight_bytes(model),
         size_bytes=onnx.stat().st_size,
         peak_activation_bytes=peak_activation_bytes(model, inputs),
-        accuracy=accuracy,
+        scores=list(scores),
         latency=list(latency),
     )
 

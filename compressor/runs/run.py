@@ -28,7 +28,7 @@ from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.data import Data
 from compressor.errors import UsageError
-from compressor.methods.catalogue import Entry, blaming
+from compressor.methods.catalogue import Entry, blaming, catalogue
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import Inputs
 from compressor.onnx.export import Differences, check_onnx, export_onnx
@@ -52,8 +52,9 @@ from compressor.runs.journal import Journal
 from compressor.runs.recover_accuracy import recover
 from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting, to_toml
-from compressor.runs.sources import Images, Opened, Source, check_answers, device_errors, open_both, pick_device
+from compressor.runs.sources import Images, Opened, Source, device_errors, open_both, pick_device, task_of
 from compressor.runs.stages import Stages
+from compressor.tasks import Task
 from compressor.training import distributed
 from compressor.training.method import Method
 from compressor.training.recipe import Recipe
@@ -103,6 +104,7 @@ class Run(ABC):
     does: str | None = None  # the command, as a step of a pipeline names it
     method: str  # its name
     entry: Entry | None = None  # its entry in the catalogue, if it has one
+    task: Task  # what the network is for; known once it is open
     repair: bool = False  # whether the consumers of pruned channels are re-estimated by least squares, if that helps
     rewrites: bool = False  # whether the ONNX file has another precision than the network
 
@@ -161,7 +163,7 @@ class Run(ABC):
         """
         export_onnx(small, opened.inputs, after)
         differences = check_onnx(small, after, opened.inputs, images=some_images(opened.data), tolerance=ONNX_TOLERANCE)
-        return differences, stages.written(small, before, after, self.recipe.seed)
+        return differences, stages.written(opened.loaded.model, small, before, after, self.recipe.seed)
 
     @property
     def counts_bytes(self) -> bool:
@@ -215,8 +217,9 @@ class Run(ABC):
         opened = self._begin(silent)
         opened.loaded.model.load_state_dict(word)
         with self._scratch(opened) as place:
+            self.task = self._task(opened, device)
             method = self._prepared(opened, place, silent, device)
-            stages = Stages(opened.inputs, opened.data, device, silent, place.stages, None)
+            stages = Stages(opened.inputs, opened.data, self.task, device, silent, place.stages, None)
             self._train(self._trainer(method, opened, stages, place, silent), stages, place, silent)
         return distributed.agreed(word)  # type: ignore[no-any-return]  # it is the report now
 
@@ -229,7 +232,9 @@ class Run(ABC):
         opened = replace(run._open(silent), data=None)
         model, inputs = opened.loaded.model, opened.inputs
         with run._scratch(opened) as place:
-            method = run._prepared(opened, place, silent, torch.device("cpu"))
+            device = torch.device("cpu")
+            run.task = run._task(opened, device)
+            method = run._prepared(opened, place, silent, device)
             small = method.finish()
         if into is not None:
             save_model(into, small, run._plan(opened).then(method.made().step))
@@ -253,10 +258,11 @@ class Run(ABC):
         Precision(self.recipe.amp, device)  # fails now, not after minutes, if the device does not support it
         opened = self._begin(journal)
         model, inputs = opened.loaded.model, opened.inputs
+        self.task = self._task(opened, device)
         export_original(opened, place)
         distributed.agreed(model.state_dict())  # random weights differ between processes
         method = self._prepared(opened, place, journal, device)
-        stages = Stages(inputs, opened.data, device, journal, place.stages, self._identity(opened))
+        stages = Stages(inputs, opened.data, self.task, device, journal, place.stages, self._identity(opened))
         stages.original(model)
         small, history = self._compress(method, opened, stages, place, journal)
         report = self._prove(opened, small, method, stages, history, place.new)
@@ -304,12 +310,12 @@ class Run(ABC):
         made, as_costly = method.made(), _cost(small, inputs) == _cost(model, inputs)
         same = made.difference is None and as_costly and not self.rewrites  # the same operators take the same time
         times = [[], []] if same else compare_latency([before, after], inputs, seconds=2.0)
-        baseline = reporting.profile(model, inputs, before, stages.rows[0].accuracy, times[0])
-        compressed = reporting.profile(small, inputs, after, stages.rows[-1].accuracy, times[1])
+        baseline = reporting.profile(model, inputs, before, stages.rows[0].scores, times[0])
+        compressed = reporting.profile(small, inputs, after, stages.rows[-1].scores, times[1])
         reporting.check_cost(compressed, made.planned)
         verification = Verification(made.difference, TOLERANCE, dict(differences), differences.tolerance)
         target = self._target(method, small, baseline, compressed)
-        change = compare(baseline, compressed)
+        change = compare(baseline, compressed, stages.differences)
         return Report(
             name=self.out.resolve().name,
             verdict=verdict(baseline, compressed, verification),
@@ -339,6 +345,7 @@ class Run(ABC):
             inputs=inputs.shapes,
             teaching=self._teaching(history),
             preprocessing=how,
+            task=self.task.name,
         )
 
     def _begin(self, journal: Journal) -> Opened:
@@ -346,9 +353,14 @@ class Run(ABC):
         opened = self._open(journal)
         model = opened.loaded.model
         count_macs(model, opened.inputs)  # a one-line error if the model does not run on such images
-        check_answers(model, opened.data)
         model.requires_grad_(True)
         return opened
+
+    def _task(self, opened: Opened, device: torch.device) -> Task:
+        """What the network is for. Raises UsageError or DataError when it, the data, the task and the method do not fit."""
+        task = task_of(opened, self.images, device)
+        check_fits(self.entry, task)
+        return task.trained_with(self.recipe.label_smoothing)
 
     def _open(self, journal: Journal) -> Opened:
         opened = open_both(self.source, self.images, self.inputs, self.recipe.seed)
@@ -375,6 +387,21 @@ def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None
         raise UsageError(f"--method {entry.name} supports only one process, but {found} were started: run it without torchrun.")
     if epochs and spec is None:
         raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
+
+
+def check_fits(entry: Entry | None, task: Task) -> None:
+    """Raise UsageError when the method is not for the task."""
+    if entry is None:
+        return
+    if entry.tasks and task.name not in entry.tasks:
+        others = [name for name, one in catalogue().items() if one.family == entry.family and task.name in (one.tasks or [task.name])]
+        raise UsageError(
+            f"--method {entry.name} is for the task {' or '.join(entry.tasks)}, not for {task.name}: use {' or '.join(others)}."
+        )
+    if entry.labelled and not task.labels:
+        raise UsageError(
+            f"--method {entry.name} needs targets, and the task {task.name} has none: use another --method, or labelled data."
+        )
 
 
 def export_original(opened: Opened, place: RunDirectory) -> None:

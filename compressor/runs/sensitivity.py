@@ -3,8 +3,8 @@
     for each group:  for each rate:  prune its weakest channels ──> verified network ──> predictions ──> a row
 
 The weakest channels have the lowest scores of a pruning method. They are really removed, so that normalization layers see what
-they would see after pruning. With data, predictions are compared with the labels of held-out training images, never of test
-images; without, with the original's predictions for random inputs. `prune` uses the rows as curves, to spare sensitive groups.
+they would see after pruning. Outputs are compared with the targets of held-out training images, never of test images, and with
+the original's outputs for them. `prune` uses the rows as curves, to spare sensitive groups.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from compressor.network.inputs import AnyInputs, Inputs
 from compressor.report import formatting
 from compressor.runs.group_ablation import Bench, Sample
 from compressor.runs.journal import Journal
-from compressor.runs.run import Order
+from compressor.runs.run import Order, check_fits
 from compressor.runs.sensitivity_table import TABLE, Row, Sensitivity, read_sensitivity, to_csv
 from compressor.runs.settings import Setting, first_change, to_toml
-from compressor.runs.sources import Images, Opened, Source, check_answers, device_errors, open_both, pick_device
-from compressor.tasks.classify import Classify
+from compressor.runs.sources import Images, Opened, Source, device_errors, open_both, pick_device, task_of
+from compressor.tasks import Task
 from compressor.training.goal import Goal
 from compressor.training.method import Job
 from compressor.training.recipe import Recipe
@@ -50,7 +50,9 @@ class Measurement:
         settings: Mapping[str, Value] | None = None,
         count: int | None = None,
     ) -> None:
-        """`count` limits the held-out images, or random inputs. Of the recipe of `order`, only the seed is used."""
+        """`count` limits the held-out images. Of the recipe of `order`, only the seed is used. Raises UsageError."""
+        if order.images.spec is None:
+            raise UsageError("Sensitivity is measured on images: give --data. A folder of images without labels is enough.")
         self.source, self.images, self.inputs, self.device_name = order.source, order.images, order.inputs, order.device
         self.out, self.force, self.resume, self.console = order.out, order.force, order.resume, order.console
         self.rates, self.count, self.seed = _checked(rates), count, order.recipe.seed
@@ -80,18 +82,19 @@ class Measurement:
         journal, device = Journal(self.console), pick_device(self.device_name)
         seed_all(self.seed)  # a model given by name has random weights: the same in every run
         opened = open_both(self.source, self.images, self.inputs, self.seed)
-        check_answers(opened.loaded.model, opened.data)
+        task = task_of(opened, self.images, device)
+        check_fits(self.entry, task)
         channels = analyse(opened.loaded.model, opened.inputs)
         if not channels.atoms:
             raise Infeasible(
                 "No channel of this model can be pruned: `compress inspect` lists the frozen layers, with the reason."
             )
         rows = self._begin(opened)
-        sample = Sample.take(opened, self.count, device, self.seed)
+        sample = Sample.take(opened, task, self.count, device)
         for line in (f"{self.source.model}: {opened.loaded.arch}, measured on {sample.described}", *opened.notes):
             journal.say(line)
-        scores = channels.split(self._method(opened, channels).scores(channels))
-        bench = Bench(opened.loaded.model.to(device), opened.inputs, channels, sample)
+        scores = channels.split(self._method(opened, channels, task).scores(channels))
+        bench = Bench(opened.loaded.model.to(device), opened.inputs, channels, sample, task)
         known = {row.group for row in rows}
         left = [group for group in channels.groups if group.size > 1 and group.name not in known]
         began = time.perf_counter()
@@ -125,10 +128,10 @@ class Measurement:
         write_text(record, config)
         return rows
 
-    def _method(self, opened: Opened, channels: Channels) -> FilterPruning:
+    def _method(self, opened: Opened, channels: Channels, task: Task) -> FilterPruning:
         """The method, used only for its scores: it prunes nothing."""
         goal = Goal("filters", "--rates", share=self.rates[-1])  # one that every network can meet
-        job = Job(opened.loaded.model, opened.inputs, channels, goal, Classify())
+        job = Job(opened.loaded.model, opened.inputs, channels, goal, task)
         method = catalogue.create(self.entry, job, self.method_settings)
         assert isinstance(method, FilterPruning)
         return method
@@ -166,7 +169,7 @@ def draw(sensitivity: Sensitivity) -> str:
 def measure_sensitivity(
     model: str,
     *,
-    data: str | None = None,
+    data: str,
     rates: Sequence[float] = RATES,
     out: str | Path,
     method: str = "magnitude",
@@ -180,7 +183,7 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Prune every group of `model` (as on the command line) alone at `rates`, and write the results into the directory `out`.
 
-    `images` limits the held-out images, or random inputs without `data`. Raises a CompressError.
+    `images` limits the held-out images. Raises a CompressError.
     """
     order = Order(
         Source(model, arch, arch_args or {}),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from compressor.channels import Channels
-from compressor.errors import UsageError
+from compressor.errors import UsageError, printable
 from compressor.files import read_text
 from compressor.training.goal import Curve
 
@@ -22,22 +22,18 @@ TABLE = "sensitivity.csv"
 
 @dataclass(frozen=True)
 class Row:
-    """One group pruned alone. Shares are of the whole network; `kl` is KL(original || pruned) of softmax outputs, in nats."""
+    """One group pruned alone. Shares are of the whole network."""
 
     group: str
     channels: int
     rate: float  # the fraction of its channels to remove; 0 is the original
     kept: int
-    accuracy: float | None  # top-1 on held-out images
-    agreement: float  # share of inputs with the same top-1 prediction as the original
-    kl: float
+    measured: str  # what `quality` is
+    quality: float  # the headline score on held-out images if it is a share, else the agreement with the original
+    agreement: float  # with the outputs of the original, 0 to 1
+    distance: float  # of the outputs from those of the original: the KL divergence of a classifier, in nats; a relative error
     macs_removed: float
     params_removed: float
-
-    @property
-    def quality(self) -> float:
-        """Accuracy where it was measured, else agreement."""
-        return self.agreement if self.accuracy is None else self.accuracy
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Sensitivity:
     @property
     def measured(self) -> str:
         """What `Row.quality` is."""
-        return "top-1" if any(row.accuracy is not None for row in self.rows) else "agreement with the original"
+        return self.rows[0].measured
 
     @property
     def groups(self) -> dict[str, list[Row]]:
@@ -67,7 +63,7 @@ class Sensitivity:
 
         def suffering(name: str) -> tuple[float, float]:
             first, *cut = self.groups[name]
-            return float(np.mean([first.quality - row.quality for row in cut])), float(np.mean([row.kl for row in cut]))
+            return float(np.mean([first.quality - row.quality for row in cut])), float(np.mean([row.distance for row in cut]))
 
         return sorted(self.groups, key=suffering, reverse=True)
 
@@ -118,9 +114,13 @@ def read_curves(path: str | Path, channels: Channels) -> dict[str, Curve]:
 
 
 def _parsed(line: Mapping[str, str]) -> Row:
-    accuracy = float(line["accuracy"]) if line["accuracy"] else None
-    shares = {name: float(line[name]) for name in ("rate", "agreement", "kl", "macs_removed", "params_removed")}
-    row = Row(line["group"], int(line["channels"]), kept=int(line["kept"]), accuracy=accuracy, **shares)
-    if not 0 < row.kept <= row.channels or not all(map(math.isfinite, (accuracy or 0.0, *shares.values()))):
+    """A line of the table, also of one that names top-1 `accuracy` and the divergence `kl`, as older releases wrote it."""
+    if "kl" in line:
+        measured, quality = ("top-1", line["accuracy"]) if line["accuracy"] else ("agreement with the original", line["agreement"])
+        line = {**line, "measured": measured, "quality": quality, "distance": line["kl"]}
+    names = ("rate", "quality", "agreement", "distance", "macs_removed", "params_removed")
+    shares = {name: float(line[name]) for name in names}
+    row = Row(line["group"], int(line["channels"]), kept=int(line["kept"]), measured=printable(line["measured"]), **shares)
+    if not 0 < row.kept <= row.channels or not all(map(math.isfinite, shares.values())):
         raise ValueError(f"invalid row {','.join(line.values())}")
     return row

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from compressor.checkpoint import Loaded, from_code, load_model
-from compressor.data import Data, check_classes, open_data
+from compressor.data import Data, open_data
 from compressor.errors import UsageError, first_line, printable
 from compressor.network.inputs import Inputs
-from compressor.network.outputs import logits_of
+from compressor.network.meta_device import evaluating
 from compressor.runs.settings import Setting
+from compressor.tasks import Task
+from compressor.tasks.find import find_task
 
 USUAL = 224  # pixels, if no size is given
 
@@ -71,6 +73,7 @@ class Images:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     workers: int = 0
+    task: str | None = None  # None: by the targets that the data have
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -80,6 +83,7 @@ class Images:
             "size": list(self.size) if isinstance(self.size, tuple) else self.size,
             "mean": None if self.mean is None else list(self.mean),
             "std": None if self.std is None else list(self.std),
+            "task": self.task,
         }
 
     def open(self, channels: int | None, seed: int) -> Data | None:
@@ -141,11 +145,14 @@ def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:
     return Inputs((replace(image, shape=data.shape),))
 
 
-def check_answers(model: nn.Module, data: Data | None) -> None:
-    """Raise DataError when `model` does not predict the number of classes of `data`. The model is on the CPU."""
+def task_of(opened: Opened, images: Images, device: torch.device) -> Task:
+    """What the network is for. Raises UsageError or DataError when network, data and task do not belong together."""
+    model, data = opened.loaded.model, opened.data
+    task = find_task(images.task, model, opened.inputs, data, device)
     if data is not None:
-        with torch.no_grad():
-            check_classes(data, logits_of(model.eval()(torch.zeros(1, *data.shape))).shape[-1])
+        with evaluating(model):
+            task.check(model, data)
+    return task
 
 
 def pick_device(name: str) -> torch.device:

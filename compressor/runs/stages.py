@@ -1,7 +1,7 @@
 """The network at each stage of a run, always measured on the same test images: original, cut, recalibrated, fine-tuned, ONNX.
 
 Evaluating a large network takes minutes, so nothing is measured twice: a resumed run reads the results of its first part, and
-the original's logits for the test images are kept for the comparison at the end.
+the original's outputs for the test images are kept for the comparison at the end, if they fit into memory.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.data import Batch, Batches, Data
+from compressor.data import Batches, Data
 from compressor.errors import UsageError
 from compressor.files import read_text, write_text
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import Predict, torch_predict
 from compressor.onnx.runtime import onnx_predict
-from compressor.report import Accuracy, Fidelity, Stage, formatting
+from compressor.report import Difference, Fidelity, Score, Stage, formatting
 from compressor.report.read import stage_from
 from compressor.runs.journal import Journal
-from compressor.tasks import metrics
+from compressor.tasks import Task
+from compressor.tasks.meter import Meter
 
 EVALUATION_BATCH = 250
+KEPT = 2**28  # bytes of outputs of the original that are kept
+RANDOM_BATCHES, RANDOM_BATCH = 8, 8  # without data
 
 
 class Stages:
@@ -39,25 +42,35 @@ class Stages:
         self,
         inputs: AnyInputs,
         data: Data | None,
+        task: Task,
         device: torch.device,
         journal: Journal,
         file: Path,
         identity: str | None,
     ) -> None:
-        self.inputs, self.data, self.device = Inputs.of(inputs), data, device
+        self.inputs, self.data, self.task, self.device = Inputs.of(inputs), data, task, device
         self.journal, self.file, self.identity = journal, file, identity
         self.rows: list[Stage] = []
+        self.differences: dict[str, Difference] = {}  # of the scores, between the original and the last stage
         self._known = self._read()
-        self._original: list[Tensor] = []  # the original's logits for each batch of test images
+        self._outputs: list[tuple[Tensor, Tensor]] = []  # of the original: indices and outputs of the first test batches
+        self._before: Meter | None = None
         self._marked = time.perf_counter()
 
     def original(self, model: nn.Module) -> None:
         """The first stage."""
         if self.data is None:
-            self._add("original", model, None)
+            self._add("original", model, [])
             return
-        predict = _remembering(torch_predict(model, self.device), self._original)
-        self._add("original", model, metrics.accuracy(predict, self.test()))
+        predict = torch_predict(model, self.device)
+        self._before = self.task.meter()
+        size = 0
+        for batch in self.test():
+            outputs = self.task.answers(predict, batch)
+            self.task.score(self._before, outputs, batch)
+            if (size := size + outputs.nbytes) <= KEPT:
+                self._outputs.append((batch.indices.cpu(), outputs.cpu()))
+        self._add("original", model, self._before.compute())
 
     def add(self, name: str, model: nn.Module, note: str = "") -> None:
         """Measure `model` through PyTorch, unless that was done before the run was interrupted."""
@@ -65,37 +78,52 @@ class Stages:
             self.rows.append(self._known[name])
             self._marked = time.perf_counter()
             return
-        predict = torch_predict(model, self.device)
-        self._add(name, model, None if self.data is None else metrics.accuracy(predict, self.test()), note)
+        self._add(name, model, self._scores(torch_predict(model, self.device)), note)
 
-    def written(self, model: nn.Module, before: Path, after: Path, seed: int, name: str = "ONNX") -> Fidelity | None:
-        """The stage `name`: the ONNX file `after` of the compressed `model`, and its agreement with the original, `before`.
+    def written(
+        self, original: nn.Module, model: nn.Module, before: Path, after: Path, seed: int, name: str = "ONNX"
+    ) -> Fidelity | None:
+        """The stage `name`: the ONNX file `after` of the compressed `model`, and its agreement with the original.
 
-        Without test images both files are compared on random inputs; None when the outputs are not one row per image.
+        Without test images its agreement with the ONNX file of the original, `before`, on random inputs.
         """
         ask = onnx_predict(after)
         if self.data is None:
-            self._add(name, model, None)
-            return on_random_images(onnx_predict(before), ask, self.inputs, seed)
-        answers: list[Tensor] = []
-        self._add(name, model, metrics.accuracy(_remembering(ask, answers), self.test()))
-        return metrics.fidelity(_recalling(self._original), _recalling(answers), _blank(answers), "test images")
+            self._add(name, model, [])
+            return on_random_inputs(self.task, onnx_predict(before), ask, self.inputs, seed)
+        meter, likeness = self.task.meter(), self.task.likeness()
+        kept = iter(self._outputs)
+        predict = torch_predict(original, self.device)
+        for batch in self.test():
+            outputs = self.task.answers(ask, batch)
+            self.task.score(meter, outputs, batch)
+            indices, wanted = next(kept, (None, None))
+            if indices is None or wanted is None or not indices.equal(batch.indices.cpu()):
+                wanted = self.task.answers(predict, batch)
+            likeness.update(outputs, wanted, batch.indices)
+        self._add(name, model, meter.compute())
+        if self._before is not None:
+            self.differences = meter.differences(self._before)
+        return Fidelity(likeness.compute(), likeness.n, "test images")
 
     def test(self) -> Batches:
         """All test images, in order."""
         assert self.data is not None
         return self.data.batches("test", batch_size=EVALUATION_BATCH, device=self.device)
 
-    def _add(self, name: str, model: nn.Module, accuracy: Accuracy | None, note: str = "") -> None:
+    def _scores(self, predict: Predict) -> list[Score]:
+        return [] if self.data is None else self.task.measure(predict, self.test()).compute()
+
+    def _add(self, name: str, model: nn.Module, scores: list[Score], note: str = "") -> None:
         macs, params = count_macs(model, self.inputs), count_params(model)
         now = time.perf_counter()
-        row = Stage(name, macs, params, accuracy, now - self._marked, note)
+        row = Stage(name, macs, params, scores, now - self._marked, note)
         self._marked = now
         self.rows.append(row)
         self.journal.event("stage", **asdict(row))
         write_text(self.file, json.dumps({"identity": self.identity, "stages": [asdict(row) for row in self.rows]}))
-        top1 = "" if accuracy is None else f", top-1 {formatting.percent(accuracy.top1)} of {accuracy.n:,} test images"
-        self.journal.say(f"{name}: {formatting.count(macs)} MACs, {formatting.count(params)} parameters{top1}")
+        told = "".join(f", {one.label} {formatting.score(one)} of {one.n:,} test images" for one in scores[:1])
+        self.journal.say(f"{name}: {formatting.count(macs)} MACs, {formatting.count(params)} parameters{told}")
 
     def _read(self) -> dict[str, Stage]:
         if not self.file.exists():
@@ -110,32 +138,11 @@ class Stages:
         return {stage.name: stage for stage in stages}
 
 
-def _remembering(predict: Predict, answers: list[Tensor]) -> Predict:
-    """Predicts as `predict`, and appends every output to `answers`."""
-
-    def ask(images: Tensor) -> Tensor:
-        answers.append(predict(images).cpu())
-        return answers[-1]
-
-    return ask
-
-
-def _recalling(answers: list[Tensor]) -> Predict:
-    """Returns the kept outputs again, in the same order, whatever the images."""
-    left = iter(answers)
-    return lambda images: next(left)
-
-
-def _blank(answers: list[Tensor]) -> list[Batch]:
-    """As many batches as there are outputs: `_recalling` ignores the images."""
-    nothing = torch.zeros(0, dtype=torch.int64)
-    return [Batch(nothing, nothing, nothing) for _ in answers]
-
-
-def on_random_images(original: Predict, small: Predict, inputs: Inputs, seed: int) -> Fidelity | None:
-    """The agreement of two networks on random inputs; None when the outputs are not one row per image."""
-    batches = [inputs.random(8, seed + i) for i in range(8)]
-    before, after = [original(*batch) for batch in batches], [small(*batch) for batch in batches]
-    if before[0].dim() != 2:
-        return None
-    return metrics.fidelity(_recalling(before), _recalling(after), _blank(before), "random inputs")
+def on_random_inputs(task: Task, original: Predict, small: Predict, inputs: Inputs, seed: int) -> Fidelity:
+    """The agreement of two networks on random inputs."""
+    meter = task.likeness()
+    for number in range(RANDOM_BATCHES):
+        samples = inputs.random(RANDOM_BATCH, seed + number)
+        indices = torch.arange(RANDOM_BATCH) + number * RANDOM_BATCH
+        meter.update(small(*samples), original(*samples), indices)
+    return Fidelity(meter.compute(), meter.n, "random inputs")

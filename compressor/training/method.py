@@ -36,8 +36,9 @@ from compressor.data import Batch
 from compressor.network.copying import clone_network
 from compressor.network.inputs import AnyInputs
 from compressor.network.replacements import Chains
-from compressor.tasks.classify import Classify
+from compressor.tasks import Task
 from compressor.training.goal import Curve, Goal
+from compressor.training.objective import Objective
 
 Selection = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]  # parameter -> dimension -> indices that remain
 
@@ -79,13 +80,14 @@ class Job:
     inputs: AnyInputs  # its inputs: usually (channels, height, width) of one image
     channels: Channels | None  # what can be pruned; None: no channels
     goal: Goal  # the compression target
-    task: Classify  # the loss
+    task: Task  # what the network is for
     keep: tuple[str, ...] = ()  # patterns of layers to leave unchanged, for methods that work layer by layer
     macs: float = 0.0  # of the whole model, for the same methods
     round_to: int | None = None  # widths are multiples of this; None: automatic, per group (see widths.units)
     most: float = 0.95  # largest share of the channels of a group that may be pruned
     overhead: float = 0.0  # bytes of the ONNX file besides its weights, for a target of size
     curves: Mapping[str, Curve] | None = None  # sensitivity of each group, if it was measured
+    guide: nn.Module | None = None  # the original, in eval mode on the device, if the recipe distils from it
     images: Looks | None = None  # what a method may use before training
     clock: Callable[[nn.Module, tuple[int, ...]], float] | None = None  # latency of a layer in ms for an input of this shape
     teacher: nn.Module | None = None  # the teacher of `model`; a method works on a copy
@@ -93,6 +95,11 @@ class Job:
     teacher_taps: tuple[str, ...] = ()  # the same for the teacher
     trained: bool = False  # whether `model` has trained weights: its peers then start near them, not from scratch
     images_stay: bool = False  # whether images are the same in every epoch
+
+    @property
+    def objective(self) -> Objective:
+        """What training minimises, unless a method defines it."""
+        return Objective(self.task, self.guide)
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class Method(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted, named terms of the loss, each a scalar: the log has a column for each term of the paper's equation."""
-        return self.job.task.loss(self.model(batch.inputs), batch)
+        return self.job.objective.loss(self.job.task.call(self.model, batch.inputs), batch)
 
     def edit_gradients(self) -> None:
         """Called after the backward pass, before the optimizer's step."""

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compressor.data import Batch, Batches, Data
@@ -29,9 +30,9 @@ from compressor.data.readers import seed_from
 from compressor.errors import CheckpointError, UsageError, first_line
 from compressor.files import write_whole
 from compressor.network.meta_device import frozen
-from compressor.network.outputs import logits_of
-from compressor.report.schema import Epoch
-from compressor.tasks.classify import Classify
+from compressor.report.read import epoch_from
+from compressor.report.schema import Epoch, Score
+from compressor.tasks import Task
 from compressor.training import distributed
 from compressor.training.method import Method, Progress
 from compressor.training.recipe import Recipe
@@ -56,10 +57,10 @@ def seed_all(seed: int, epoch: int = 0) -> None:
     torch.manual_seed(mixed)
 
 
-def classify(recipe: Recipe, original: nn.Module, device: torch.device) -> Classify:
-    """The loss of a recipe."""
-    taught = recipe.teacher == "self" and recipe.epochs > 0
-    return Classify(recipe.label_smoothing, frozen(original, device) if taught else None)
+def guide(recipe: Recipe, task: Task, original: nn.Module, device: torch.device) -> nn.Module | None:
+    """The original as the teacher of its compressed network, if the recipe asks for it and the task has a loss of its own."""
+    taught = recipe.teacher == "self" and recipe.epochs > 0 and task.labels
+    return frozen(original, device) if taught else None
 
 
 class Precision:
@@ -99,18 +100,6 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
                 mean.copy_(value)
 
     return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
-
-
-def top1(model: nn.Module, batches: Iterable[Batch]) -> float | None:
-    """Top-1 accuracy of `model`, in eval mode, on `batches`; None if there are none."""
-    n, hits, was_training = 0, [], model.training
-    model.eval()
-    with torch.inference_mode():
-        for batch in batches:
-            hits.append((logits_of(model(batch.inputs)).argmax(1) == batch.targets).sum())
-            n += len(batch.targets)
-    model.train(was_training)
-    return int(torch.stack(hits).sum()) / n if n else None
 
 
 class Loss(nn.Module):
@@ -206,7 +195,7 @@ class Training:
             self.precision.scaler.load_state_dict(saved["scaler"])
             if self.ema is not None:
                 self.ema.load_state_dict(saved["ema"])
-            self.history = [Epoch(**row) for row in saved["history"]]
+            self.history = [epoch_from(row) for row in saved["history"]]
         return True
 
     def _saved(self) -> dict[str, Any] | None:
@@ -289,7 +278,7 @@ class Training:
         distributed.synchronise(self.method)
         seconds = time.perf_counter() - began
         rate = recipe.rate(epoch * steps + steps - 1, steps)
-        return Epoch(epoch + 1, rate, averages, None, self._held_out_top1(), seconds, losses.images / seconds)
+        return Epoch(epoch + 1, rate, averages, self._held_out(), seconds, losses.images / seconds)
 
     def _backward(self, loss: nn.Module, batch: Batch, share: float) -> dict[str, Tensor]:
         """Add the gradients of `batch`, which is this share of the images of its optimizer step. Returns the loss terms."""
@@ -324,17 +313,23 @@ class Training:
             f"Lower --lr (it was {self.recipe.lr:g}), or add --warmup."
         )
 
-    def _held_out_top1(self) -> float | None:
-        if not distributed.is_first():
+    def _held_out(self) -> Score | None:
+        """The headline score on the held-out images; None if there are none."""
+        if not distributed.is_first() or not self.data.counts.get("held_out"):
             return None
         network = self.ema.module if self.ema is not None else self.method.model
-        return top1(network, self._laid_out(self.data.batches("held_out", batch_size=HELD_OUT_BATCH, device=self.device)))
+        batches = self._laid_out(self.data.batches("held_out", batch_size=HELD_OUT_BATCH, device=self.device))
+        return self.method.job.task.measured(network, batches).compute(intervals=False)[0]
 
     def _laid_out(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
+
+        def laid_out(tensor: Tensor) -> Tensor:
+            return tensor.to(memory_format=layout) if tensor.dim() == 4 else tensor
+
         for batch in batches:
-            images, *further = (view.to(memory_format=layout) for view in batch.views or (batch.inputs,))
-            yield batch._replace(inputs=images, views=(images, *further) if batch.views else ())
+            inputs, *further = tree_map_only(Tensor, laid_out, batch.views or (batch.inputs,))
+            yield batch._replace(inputs=inputs, views=(inputs, *further) if batch.views else ())
 
 
 def _selected(value: Any, places: Mapping[int, npt.NDArray[np.int64]]) -> Any:

@@ -27,7 +27,7 @@ from compressor.methods.distill.branches import Branch
 from compressor.methods.distill.taps import Anatomy, Answer
 from compressor.methods.distill.teaching import Distillation, Frozen, Teacher, above, total
 from compressor.network.outputs import main_first
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Job
 
 TURNS = 4

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import UsageError, did_you_mean
-from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.inputs import AnyInputs, Inputs, call
 from compressor.network.meta_device import evaluating, meta_copy, separate_attention
 from compressor.network.outputs import logits_of
 
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     """The outputs of a network for n images."""
 
     output: Any  # as the network returns it: logits, or a tuple or mapping that contains them
-    logits: Tensor  # float [n, classes]
+    logits: Tensor  # float: the main output, [n, classes] of a classifier
     embedding: Tensor  # [n, width], the input of the head; the logits where there is no head
     features: list[Tensor]  # [n, ...] at each tap
 
@@ -46,7 +46,7 @@ class Anatomy:
     inputs: Inputs
     taps: tuple[str, ...]
     head: str | None
-    classes: int
+    classes: int  # channels of the main output
     width: int  # of the embedding
 
     @staticmethod
@@ -59,12 +59,10 @@ class Anatomy:
         head = outline.head()
         with evaluating(model), torch.no_grad():
             answer = ask(model, inputs.random(2, like=model)[0], (), head)
-        if answer.logits.dim() != 2:
-            raise UsageError(f"Distillation needs logits of shape [images, classes]; found {list(answer.logits.shape)}.")
         return Anatomy(inputs, tuple(taps or outline.stage_ends()), head, answer.logits.shape[1], answer.embedding.shape[1])
 
-    def ask(self, model: nn.Module, images: Tensor) -> Answer:
-        """The outputs of `model`, or another network of the same architecture, for images [n, channels, height, width]."""
+    def ask(self, model: nn.Module, images: Any) -> Answer:
+        """The outputs of `model`, or another network of the same architecture, for the inputs of a batch."""
         return ask(model, images, self.taps, self.head)
 
     def depth(self, model: nn.Module) -> int:
@@ -78,8 +76,8 @@ class Anatomy:
         return [by_channel(features).shape[1] for features in answer.features]
 
 
-def ask(model: nn.Module, images: Tensor, taps: Sequence[str] = (), head: str | None = None) -> Answer:
-    """The outputs of `model` for images [n, channels, height, width], with features at `taps` and the input of `head`."""
+def ask(model: nn.Module, images: Any, taps: Sequence[str] = (), head: str | None = None) -> Answer:
+    """The outputs of `model` for the inputs of a batch, usually images [n, channels, height, width], with features at `taps` and the input of `head`."""
     features: dict[str, Tensor] = {}
     read: list[Tensor] = []
     with ExitStack() as stack:
@@ -92,7 +90,7 @@ def ask(model: nn.Module, images: Tensor, taps: Sequence[str] = (), head: str | 
         if head is not None:
             layer = model.get_submodule(head)
             stack.callback(layer.register_forward_pre_hook(lambda module, args: read.append(args[0])).remove)
-        output = model(images)
+        output = call(model, images)
     logits = logits_of(output).float()
     return Answer(output, logits, read[0] if read else logits, [features[name] for name in taps])
 

@@ -49,6 +49,7 @@ from torch import Tensor, nn
 
 from compressor.data import Batch
 from compressor.errors import UsageError
+from compressor.network.inputs import call
 from compressor.network.meta_device import evaluating, separate_attention
 
 ROWS = 8191  # maximum positions per layer and batch; prime, so that evenly spaced ones do not fall into a few columns
@@ -108,7 +109,7 @@ def watch(model: nn.Module, layers: Iterable[str], batches: Iterable[Batch]) -> 
         stack.enter_context(torch.no_grad())
         stack.enter_context(separate_attention())
         for batch in batches:
-            model(batch.inputs)
+            call(model, batch.inputs)
     return seen
 
 

@@ -125,7 +125,7 @@ class LowRank(Method, ABC):
                 self.left[name] = "no rank saves both MACs and parameters"
         if self.job.images is None or self.rule not in ("knapsack", "greedy"):
             return [min(ways, key=half_error) for ways in found]
-        return probed(self.model, found, seen, [batch.inputs for batch in self.samples(PROBED)])
+        return probed(self.model, found, seen, list(self.samples(PROBED)), self.job.task)
 
     def choose(self, sites: Sequence[Site]) -> Choice:
         """A rank for each site. Raises Infeasible if the goal cannot be met."""

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor.data import Batch
 from compressor.methods.lowrank.decompositions import Layer, Seen, Split
 from compressor.methods.lowrank.rank_rules import Ladder
 from compressor.methods.widths import check_keep, units
 from compressor.network.copying import clone_network
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.meta_device import evaluating, meta_copy, separate_attention
-from compressor.network.outputs import logits_of
+from compressor.tasks import Task
 from compressor.network.replacements import replaced
 from compressor.training.goal import Goal
 
@@ -165,13 +166,16 @@ def ladder_of(
     )
 
 
-def probed(model: nn.Module, found: Sequence[Sequence[Site]], seen: Mapping[str, Seen], images: Sequence[Tensor]) -> list[Site]:
+def probed(
+    model: nn.Module, found: Sequence[Sequence[Site]], seen: Mapping[str, Seen], batches: Sequence[Batch], task: Task
+) -> list[Site]:
     """For each layer the decomposition that changes the output of the network least at half the cost of the layer.
 
-    `found` lists the candidates of each layer. Each is tried alone on `images`, batches of [n, channels, height, width]. The KL
-    divergence from the original output, divided by the error of the layer, becomes the weight of all errors of that layer.
+    `found` lists the candidates of each layer. Each is tried alone on `batches`. The distance from the original output, divided
+    by the error of the layer, becomes the weight of all errors of that layer.
     """
-    original = _answers(model, images)
+    original = [_answers(model, batch, task) for batch in batches]
+    images = sum(batch.size for batch in batches)
     chosen = []
     for ways in found:
         tried = []
@@ -179,19 +183,22 @@ def probed(model: nn.Module, found: Sequence[Sequence[Site]], seen: Mapping[str,
             middle = int(np.argmin(np.abs(site.ladder.costs - site.ladder.full / 2)))
             chain = site.split.factor(site.layer, int(site.ladder.ranks[middle]), seen.get(site.name))
             replaced(model, {site.name: chain})
-            answers = _answers(model, images)
+            distances = [
+                float(task.distance(_answers(model, batch, task), wanted)) * batch.size
+                for batch, wanted in zip(batches, original, strict=True)
+            ]
             replaced(model, {site.name: site.layer})
-            harm = max(float(F.kl_div(answers, original, log_target=True, reduction="batchmean")), 1e-9)
+            harm = max(sum(distances) / images, 1e-9)
             weight = harm / max(float(site.ladder.errors[middle]), 1e-9)
             tried.append((harm, replace(site, ladder=replace(site.ladder, weight=weight))))
         chosen.append(min(tried, key=lambda entry: entry[0])[1])
     return chosen
 
 
-def _answers(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
-    """Log-probabilities [n, classes] in eval mode."""
+def _answers(model: nn.Module, batch: Batch, task: Task) -> list[Tensor]:
+    """What networks are compared by, in eval mode."""
     with evaluating(model), torch.inference_mode():
-        return torch.cat([logits_of(model(batch)).float().log_softmax(-1) for batch in images])
+        return [tensor.float() for tensor in task.compared(task.call(model, batch.inputs))]
 
 
 def half_error(site: Site) -> float:

@@ -27,7 +27,7 @@ from compressor.data import Batch
 from compressor.network.copying import clone_network
 from compressor.network.meta_device import evaluating
 from compressor.network.replacements import Fill, Pair, Patches, Take
-from compressor.tasks.classify import Classify
+from compressor.tasks import Task
 
 # --- masks -----------------------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ def _linear(conv: nn.Conv2d) -> nn.Linear:
 # --- impact of positions ---------------------------------------------------------------------------------------------
 
 
-def impact(model: nn.Module, layers: Sequence[str], batches: Iterable[Batch], task: Classify) -> dict[str, Tensor]:
+def impact(model: nn.Module, layers: Sequence[str], batches: Iterable[Batch], task: Task) -> dict[str, Tensor]:
     """The impact of each position of a layer's output: the first-order change of the loss without it: layer -> [height, width].
 
         B(y, x) = mean over images of sum over channels n of |dL/du(n, y, x) u(n, y, x)|
@@ -223,15 +223,15 @@ def impact(model: nn.Module, layers: Sequence[str], batches: Iterable[Batch], ta
     """
     totals: dict[str, Tensor] = {}
     images = 0
-    with evaluating(model):
+    with task.learning(model):
         for batch in batches:
             with torch.enable_grad(), _outputs(model, layers) as outputs:
-                loss = torch.stack(list(task.loss(model(batch.inputs), batch).values())).sum()
+                loss = torch.stack(list(task.loss(task.call(model, batch.inputs), batch).values())).sum()
             gradients = torch.autograd.grad(loss, [u for _, u in outputs], materialize_grads=True)
-            images += len(batch.inputs)
+            images += batch.size
             for (name, u), gradient in zip(outputs, gradients, strict=True):
                 # The loss is a mean over the batch: the gradient of the loss of one image is larger by the batch size.
-                change = (gradient * u.detach()).abs().sum((0, 1)).double() * len(batch.inputs)
+                change = (gradient * u.detach()).abs().sum((0, 1)).double() * batch.size
                 totals[name] = totals[name] + change if name in totals else change
     return {name: total / images for name, total in totals.items()}
 

@@ -19,7 +19,7 @@ from compressor.methods.lowrank.perforated_conv import Grid, Kept, impact, perfo
 from compressor.network.copying import clone_network
 from compressor.network.replacements import Pair, replaced
 from compressor.recovery.recalibrate import recalibrate
-from compressor.tasks.classify import Classify
+from compressor.tasks import Task
 
 Kind = Literal["grid", "rows", "places"]
 Shares = Mapping[str, float]  # layer -> fraction of its positions to keep
@@ -40,7 +40,7 @@ class Trial:
         chains: Mapping[str, tuple[nn.Sequential, Pair]],
         kind: Kind,
         batches: Sequence[Batch],
-        task: Classify,
+        task: Task,
     ) -> None:
         self.network = replaced(clone_network(model), {name: clone_network(chain) for name, (chain, _) in chains.items()})
         self.chains, self.kind, self.batches, self.task = chains, kind, batches, task
@@ -61,9 +61,9 @@ class Trial:
             replaced(self.network, {name: chain if kept is None else perforate(chain, size, kept)})
         self.network.eval()
         with torch.inference_mode():
-            terms = [self.task.loss(self.network(batch.inputs), batch) for batch in self.batches]
+            terms = [self.task.loss(self.task.call(self.network, batch.inputs), batch) for batch in self.batches]
         losses = torch.stack([torch.stack(list(of_batch.values())).sum() for of_batch in terms])
-        images = losses.new_tensor([len(batch.inputs) for batch in self.batches])
+        images = losses.new_tensor([batch.size for batch in self.batches])
         return float((losses * images).sum() / images.sum())
 
 

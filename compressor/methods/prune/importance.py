@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +26,7 @@ from compressor.channels import Channels
 from compressor.channels.groups import Cost, Place
 from compressor.data import Batch
 from compressor.methods.widths import Scores
-from compressor.network.meta_device import evaluating
-from compressor.tasks.classify import Classify
+from compressor.training.objective import Objective
 
 
 def gather(channels: Channels, values: Mapping[str, Tensor], places: Iterable[Place]) -> Scores:
@@ -63,18 +64,24 @@ def module_of(place: Place) -> str:
     return place.tensor.rpartition(".")[0]
 
 
-def first_order(model: nn.Module, task: Classify, batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
+def first_order(model: nn.Module, objective: Objective, batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
     """w dL/dw of every weight, by parameter, for each of `batches`: the first-order decrease of the loss if w is set to zero.
 
     The network runs in eval mode. Its weights, their gradients and the batch norm statistics are not changed.
     """
-    with evaluating(model):
+    with objective.task.learning(model):
         for batch in batches:
             weights = {n: p.detach().requires_grad_() for n, p in model.named_parameters() if p.is_floating_point()}
             with torch.enable_grad():
-                terms = task.loss(functional_call(model, weights, (batch.inputs,)), batch)
+                outputs = objective.task.call(partial(_called, model, weights), batch.inputs)
+                terms = objective.loss(outputs, batch)
                 gradients = torch.autograd.grad(list(terms.values()), list(weights.values()), materialize_grads=True)
             yield {name: (w * g).detach() for (name, w), g in zip(weights.items(), gradients, strict=True)}
+
+
+def _called(model: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    """The outputs of `model` with other weights."""
+    return functional_call(model, weights, args, kwargs)
 
 
 def savings(channels: Channels, table: Cost) -> Scores:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from compressor.methods.distill.contrastive import contrast
 from compressor.methods.distill.papers.kd import standardised
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 
 LN2, LN3 = math.log(2), math.log(3)
 

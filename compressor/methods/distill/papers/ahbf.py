@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from compressor.data import Batch
 from compressor.methods.distill.taps import Answer, by_channel
 from compressor.methods.distill.teaching import Branched, above, total
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Job, Progress
 
 

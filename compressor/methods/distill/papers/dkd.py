@@ -24,7 +24,7 @@ from torch import Tensor
 
 from compressor.data import Batch
 from compressor.methods.distill.teaching import Distillation, above
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Job, Progress
 
 FAR = 1000.0  # subtracted from the target logit to exclude it from the softmax; an infinity would lead to 0 x infinity

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from compressor.data import Batch
 from compressor.methods.distill.teaching import Distillation, above, ordered_pairs, total
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Job
 
 

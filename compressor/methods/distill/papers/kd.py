@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compressor.data import Batch
 from compressor.methods.distill.teaching import Distillation, above
-from compressor.tasks.classify import softened
+from compressor.errors import UsageError
 from compressor.training.method import Job
 
 TINY = 1e-7
@@ -32,6 +32,7 @@ class KD(Distillation):
 
     paper = "Hinton et al., 2015 (arXiv 1503.02531); Sun et al., CVPR 2024 (arXiv 2403.01427)"
     teacher_is = "needed"
+    tasks = ""
     trains = True
 
     def __init__(
@@ -47,13 +48,17 @@ class KD(Distillation):
         above(0, temperature=temperature)
         self.temperature = temperature
         self.scaled = standardised if standardise else lambda logits: logits
+        if standardise and job.task.name != "classify":
+            raise UsageError("--set standardise=true is for the logits of a classifier: omit it.")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         student, teacher = self.student.ask(self.model, batch.inputs), self.taught().logits(batch)
         return self.weigh(
             {
                 "cross_entropy": lambda: self.labels(student, batch),
-                "kd": lambda: softened(self.scaled(student.logits), self.scaled(teacher), self.temperature),
+                "kd": lambda: self.job.task.distance(
+                    [self.scaled(student.logits)], [self.scaled(teacher)], self.temperature
+                ),
             }
         )
 

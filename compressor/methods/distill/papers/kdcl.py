@@ -28,7 +28,7 @@ from compressor.data import Batch
 from compressor.errors import UsageError, did_you_mean
 from compressor.methods.distill.teaching import Distillation, above, total
 from compressor.network.meta_device import evaluating
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Job, Progress
 
 ENSEMBLES = ("minlogit", "naive", "linear", "general")

@@ -45,7 +45,7 @@ from compressor.methods.distill.branches import Branch
 from compressor.methods.distill.contrastive import TERMS, Matcher, Named, Projector, contrasts, mlp, unrolled
 from compressor.methods.distill.taps import Answer
 from compressor.methods.distill.teaching import Distillation, above, total
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Job, Progress
 
 NETWORKS = 2

@@ -32,7 +32,7 @@ from compressor.data import Batch
 from compressor.errors import UsageError
 from compressor.methods.distill.taps import Answer
 from compressor.methods.distill.teaching import Branched, above, total
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Job
 
 WIDTH = 128  # of an embedding

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from compressor.data import Batch
 from compressor.methods.distill.taps import by_channel
 from compressor.methods.distill.teaching import Branched, above, total
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Job
 
 

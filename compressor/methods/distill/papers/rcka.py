@@ -27,7 +27,7 @@ from torch import Tensor
 from compressor.data import Batch
 from compressor.errors import UsageError
 from compressor.methods.distill.teaching import Distillation, above
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Job
 
 

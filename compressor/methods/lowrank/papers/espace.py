@@ -143,7 +143,7 @@ class Espace(LowRank):
         """The masks of layers at these ranks, for a total of `goal` MACs; None: the fraction `keep` of the MACs."""
         plain = {name: self._plain(name, chosen.get(name), seen) for name in {**chosen, **self.sizes}}
         model = replaced(clone_network(self.model), plain)
-        batches, task = list(self.samples(self.images)), replace(self.job.task, teacher=None)
+        batches, task = list(self.samples(self.images)), self.job.task
         trial = Trial(model, {name: (plain[name], size) for name, size in self.sizes.items()}, self.kind, batches, task)
         if goal is None:
             goal = self.macs(chosen, {}) - (1 - self.keep) * sum(self._macs(name, chosen.get(name)) for name in self.sizes)

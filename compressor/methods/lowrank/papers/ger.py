@@ -111,7 +111,7 @@ class Ger(LowRank):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         squares = [(given.float() - wanted.float()).square().sum() for given, wanted in self.pairs(batch)]
-        return {"reconstruction": torch.stack(squares).sum() / (2 * len(batch.inputs))}
+        return {"reconstruction": torch.stack(squares).sum() / (2 * batch.size)}
 
     # Outputs and targets ----------------------------------------------------------------------------------------------
 
@@ -124,11 +124,11 @@ class Ger(LowRank):
     def _of_the_network(self, original: nn.Module) -> Pairs:
         """Pairs of network outputs: compressed and original."""
         first, then = halves(self.model, self.job.inputs) or (lambda images: [], None)
-        known = Remembered(lambda images: [*first(images), self.output(logits_of(original(images)))], self.cache)
+        known = Remembered(lambda images: [*first(images), self.output(logits_of(self.job.task.call(original, images)))], self.cache)
 
         def pairs(batch: Batch) -> list[tuple[Tensor, Tensor]]:
             *read, wanted = known(batch)
-            answers = self.model(batch.inputs) if then is None else then(*read)
+            answers = self.job.task.call(self.model, batch.inputs) if then is None else then(*read)
             return [(self.output(logits_of(answers)), wanted)]
 
         return pairs

@@ -57,6 +57,7 @@ class Lrdkt(LowRank):
     """
 
     paper = "Lin et al., TPAMI 2019"
+    tasks = "classify"
     lr = 1e-3
     weight_decay = 5e-4
 
@@ -96,7 +97,7 @@ class Lrdkt(LowRank):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         wanted, shown = self._seen(self.original, batch.inputs)
         outputs, read = self._seen(self.model, batch.inputs)
-        terms = replace(self.job.task, teacher=None).loss(outputs, batch)
+        terms = self.job.task.loss(outputs, batch)
         softened, known = (logits_of(answers).float() / self.temperature for answers in (outputs, wanted))
         terms["teacher"] = self.soft * F.cross_entropy(softened, known.softmax(1))
         for name, hint in self.hinted.items():

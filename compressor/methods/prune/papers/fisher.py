@@ -33,6 +33,7 @@ class Fisher(OneShot):
 
     paper = "Liu et al., ICML 2021 (arXiv 2108.00708)"
     looks = True
+    labelled = True
 
     def __init__(self, job: Job, *, images: int = 512, by_cost: bool = True) -> None:
         super().__init__(job)
@@ -40,6 +41,6 @@ class Fisher(OneShot):
 
     def scores(self, channels: Channels) -> Scores:
         places, scores = gates(channels), np.zeros(channels.atoms)
-        for terms in first_order(self.model, self.job.task, self.samples(self.images, batch_size=1)):
+        for terms in first_order(self.model, self.job.objective, self.samples(self.images, batch_size=1)):
             scores += gather(channels, terms, places) ** 2
         return scores / np.maximum(savings(channels, channels.macs), 1) if self.by_cost else scores

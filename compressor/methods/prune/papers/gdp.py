@@ -51,6 +51,7 @@ class GDP(FilterPruning):
     paper = "Lin et al., IJCAI 2018; Molchanov et al., ICLR 2017 (arXiv 1611.06440)"
     trains = True
     looks = True
+    labelled = True
 
     def __init__(
         self, job: Job, *, every: int = 500, images: int = 3200, ending: float = 0.6, straight_through: bool = True
@@ -67,7 +68,7 @@ class GDP(FilterPruning):
     def scores(self, channels: Channels) -> Scores:
         """Theta, summed over batches [atoms]."""
         places, total = gates(channels), np.zeros(channels.atoms)
-        for terms in first_order(self.model, self.job.task, self.samples(self.images)):
+        for terms in first_order(self.model, self.job.objective, self.samples(self.images)):
             total += np.abs(gather(channels, terms, places))
         return total
 

@@ -35,7 +35,6 @@ from compressor.data import Batch
 from compressor.errors import UsageError
 from compressor.methods.prune.filters import OneShot, energies
 from compressor.methods.widths import Scores, cost_of, reached
-from compressor.network.outputs import logits_of
 from compressor.training.method import Job
 
 
@@ -111,11 +110,9 @@ class PFGDF(OneShot):
         return goal.asked(cost_of(channels, goal.quantity).total(channels.all_kept()) + self.job.overhead)
 
     def accuracy(self, channels: Channels, held_out: list[Batch], kept: Mask) -> float:
-        """Accuracy on the held-out images of the network pruned to the channels `kept`."""
-        network = mask(self.model, plan(self.model, channels, kept)).eval()
-        with torch.no_grad():
-            hits = [logits_of(network(batch.inputs)).argmax(1) == batch.targets for batch in held_out]
-        return float(torch.cat(hits).float().mean())
+        """The headline score on the held-out images of the network pruned to the channels `kept`; negative if less is better."""
+        score = self.job.task.measured(mask(self.model, plan(self.model, channels, kept)), held_out).compute(intervals=False)[0]
+        return score.value if score.more_is_better else -score.value
 
 
 def ranked(turns: Scores, strengths: Scores) -> Scores:

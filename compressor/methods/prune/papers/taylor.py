@@ -35,6 +35,7 @@ class Taylor(OneShot):
 
     paper = "Molchanov et al., CVPR 2019 (arXiv 1906.10771)"
     looks = True
+    labelled = True
 
     def __init__(self, job: Job, *, images: int = 1024, together: bool = True, by_group: bool = False) -> None:
         super().__init__(job)
@@ -42,7 +43,7 @@ class Taylor(OneShot):
 
     def scores(self, channels: Channels) -> Scores:
         scores = np.zeros(channels.atoms)
-        for terms in first_order(self.model, self.job.task, self.samples(self.images)):
+        for terms in first_order(self.model, self.job.objective, self.samples(self.images)):
             if self.together:
                 scores += gather(channels, terms, channels.places) ** 2
             else:

@@ -10,7 +10,7 @@ from toy import Toy, batches, job
 
 from compressor.methods.catalogue import create, find
 from compressor.methods.distill.papers.dkd import DKD, others, right_or_not
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Progress
 
 STUDENT, TEACHER = [[0.5, 0.25, 0.25]], [[0.8, 0.15, 0.05]]  # the first class is the target

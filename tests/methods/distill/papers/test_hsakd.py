@@ -11,7 +11,7 @@ from toy import Toy, batches, job, optimizer, train
 from compressor.errors import UsageError
 from compressor.methods.distill.papers.hsakd import HSAKD
 from compressor.methods.distill.rotations import rotated
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Job
 
 

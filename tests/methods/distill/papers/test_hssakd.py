@@ -9,7 +9,7 @@ from compressor.errors import UsageError
 from compressor.methods.distill.papers.hsakd import HSAKD
 from compressor.methods.distill.papers.hssakd import HSSAKD
 from compressor.methods.distill.rotations import joint_labels, rotated
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 
 TERMS = {"cross_entropy", "joint_labels", "kd", "joint_kd"}
 

@@ -9,7 +9,7 @@ from toy import Random, batches, job
 
 from compressor.errors import UsageError
 from compressor.methods.distill.papers.kdcl import ENSEMBLES, KDCL, best, best_together, least, mixed, products, uncorrelated
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Progress
 
 FIRST, SECOND = [[4.0, 1.0, 0.0], [0.0, 1.0, 5.0]], [[3.0, 2.0, -4.0], [2.0, 4.0, 0.0]]

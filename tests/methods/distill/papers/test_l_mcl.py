@@ -13,7 +13,7 @@ from toy import Toy, batches, job, optimizer, train
 from compressor.data import Batch
 from compressor.methods.distill.contrastive import contrast, matched
 from compressor.methods.distill.papers.l_mcl import LMCL
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Progress
 
 TAPS = ("stages.0", "stages.1", "stages.2")

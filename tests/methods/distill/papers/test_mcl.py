@@ -11,7 +11,7 @@ from toy import Toy, batches, job, optimizer, train
 from compressor.data import Batch
 from compressor.errors import UsageError
 from compressor.methods.distill.papers.mcl import MCL
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 
 TARGETS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])  # two images of each class
 

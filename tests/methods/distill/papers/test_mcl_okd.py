@@ -10,7 +10,7 @@ from toy import Random, batches, job, optimizer, train
 
 from compressor.errors import UsageError
 from compressor.methods.distill.papers.mcl_okd import MCLOKD, nce
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 from compressor.training.method import Progress
 
 

@@ -8,7 +8,7 @@ from toy import Toy, Wide, batches, job, optimizer, train
 from compressor.errors import UsageError
 from compressor.methods.distill.papers.one import ONE, ensemble
 from compressor.methods.distill.taps import by_channel
-from compressor.tasks.classify import softened
+from compressor.tasks.likeness import softened
 
 
 def test_the_gate_weighs_logits_image_by_image() -> None:
