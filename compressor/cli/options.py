@@ -51,7 +51,7 @@ Mean = Annotated[str | None, typer.Option(help="Mean per channel for normalizati
 Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
 Task = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="What the network is for: classify, segment, restore or imitate. By default, by the data."),
+    typer.Option(metavar="NAME", help="What the network is for: classify, segment, restore or imitate. By default, by --data."),
 ]
 Workers = Annotated[int, typer.Option(help="Data loader processes, for images that do not fit into memory.")]
 Input = Annotated[

@@ -127,9 +127,7 @@ def _stages(
     rows = [replace(reports[0].stages[0], size_bytes=sizes[0], latency=times[0])]
     for part, report, size, latency in zip(parts, reports, sizes[1:], times[1:], strict=True):
         after = report.compressed
-        rows.append(
-            Stage(part.title, after.macs, after.params, after.scores, report.seconds, size_bytes=size, latency=latency)
-        )
+        rows.append(Stage(part.title, after.macs, after.params, after.scores, report.seconds, size_bytes=size, latency=latency))
     return rows
 
 
@@ -180,9 +178,7 @@ def _verification(reports: Sequence[Report]) -> Verification:
     return replace(reports[-1].verification, masked=max(cuts, default=None))
 
 
-def _agreement(
-    task: Task, files: Sequence[Path], opened: Opened, seed: int
-) -> tuple[Fidelity, Mapping[str, Difference]]:
+def _agreement(task: Task, files: Sequence[Path], opened: Opened, seed: int) -> tuple[Fidelity, Mapping[str, Difference]]:
     """Of the last file with the first, and the differences of the scores of the two."""
     before, after = onnx_predict(files[0]), onnx_predict(files[-1])
     if opened.data is None:

@@ -25,7 +25,8 @@ from compressor.network.inputs import AnyInputs, Inputs
 from compressor.onnx import quantizer
 from compressor.onnx.export import Differences, check_onnx
 from compressor.onnx.quantizer import Precision, Ranges
-from compressor.report import Epoch, Fidelity, Profile, Report, Target
+from compressor.report import Epoch, Fidelity, Profile, Report, Target, formatting
+from compressor.report.schema import headline
 from compressor.report.summary import FASTER
 from compressor.runs import reporting
 from compressor.runs.journal import Journal
@@ -44,7 +45,7 @@ TOLERANCE = {
     "fp16": 0.02,  # largest difference over largest output; one rounding is 0.0005, and those of all layers add up
 }
 LOOKED_AT = 8  # batch size of calibration: a larger one would only take more memory
-MUCH = 0.01  # loss of top-1 that is warned about
+MUCH = 0.01  # loss of a share, or relative loss of another score, that is warned about
 
 
 @dataclass(frozen=True)
@@ -199,11 +200,15 @@ class Quantizing(Run):
             found.append(
                 "without --data only linear layers are in INT8: with dynamic ranges, convolutions are slower than in float32"
             )
-        if change.top1 is not None and change.top1 < -MUCH:
-            found.append(
-                f"top-1 fell by {-100 * change.top1:.2f} points: leave layers in float32 (--keep PATTERN, the first and the "
-                "last one to begin with), or try --ranges entropy or percentile"
-            )
+        score = headline(report.baseline.scores)
+        if score is not None and score.name in change.scores:
+            gain = change.scores[score.name].value * (1 if score.more_is_better else -1)
+            if gain < -MUCH * (1 if score.unit == "%" else abs(score.value)):
+                worse = f"{score.label} {'fell' if score.more_is_better else 'rose'}"
+                found.append(
+                    f"{worse} by {formatting.difference(abs(gain), score).lstrip('+')}: leave layers in float32 (--keep "
+                    "PATTERN, the first and the last one to begin with), or try --ranges entropy or percentile"
+                )
         for batch, ratio in change.latency.items():
             if ratio < FASTER:
                 found.append(f"no faster at batch {batch} on this machine: {1 / ratio - 1:+.0%} time")

@@ -394,7 +394,8 @@ def check_fits(entry: Entry | None, task: Task) -> None:
     if entry is None:
         return
     if entry.tasks and task.name not in entry.tasks:
-        others = [name for name, one in catalogue().items() if one.family == entry.family and task.name in (one.tasks or [task.name])]
+        family = [one for one in catalogue().values() if one.family == entry.family]
+        others = [one.name for one in family if not one.tasks or task.name in one.tasks]
         raise UsageError(
             f"--method {entry.name} is for the task {' or '.join(entry.tasks)}, not for {task.name}: use {' or '.join(others)}."
         )
@@ -418,7 +419,8 @@ def some_images(data: Data | None) -> Tensor | None:
     """Test images [n, channels, height, width] on the CPU."""
     if data is None:
         return None
-    return next(iter(data.batches("test", batch_size=CHECKED_IMAGES, device="cpu", limit=CHECKED_IMAGES))).inputs
+    images: Tensor = next(iter(data.batches("test", batch_size=CHECKED_IMAGES, device="cpu", limit=CHECKED_IMAGES))).inputs
+    return images
 
 
 def _in_one(setting: Setting) -> str | float | int | bool | None:

@@ -116,7 +116,9 @@ def read_curves(path: str | Path, channels: Channels) -> dict[str, Curve]:
 def _parsed(line: Mapping[str, str]) -> Row:
     """A line of the table, also of one that names top-1 `accuracy` and the divergence `kl`, as older releases wrote it."""
     if "kl" in line:
-        measured, quality = ("top-1", line["accuracy"]) if line["accuracy"] else ("agreement with the original", line["agreement"])
+        measured, quality = (
+            ("top-1", line["accuracy"]) if line["accuracy"] else ("agreement with the original", line["agreement"])
+        )
         line = {**line, "measured": measured, "quality": quality, "distance": line["kl"]}
     names = ("rate", "quality", "agreement", "distance", "macs_removed", "params_removed")
     shares = {name: float(line[name]) for name in names}

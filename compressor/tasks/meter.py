@@ -113,11 +113,12 @@ class Meter(ABC):
             for place, measure in enumerate(measures):
                 if measure.share is not None:
                     bounds[place] = wilson(round(float(rows[:, measure.share].sum())), n)
-        return [
-            Score(m.name, m.label, value, m.unit, m.places, n, *(bound or (None, None)), more_is_better=m.more_is_better)
-            for m, value, bound in zip(measures, values, bounds, strict=True)
-            if not math.isnan(value)
-        ]
+        found = []
+        for m, value, bound in zip(measures, values, bounds, strict=True):
+            low, high = bound or (None, None)
+            if not math.isnan(value):
+                found.append(Score(m.name, m.label, value, m.unit, m.places, n, low, high, m.more_is_better))
+        return found
 
     def differences(self, before: Meter) -> dict[str, Difference]:
         """Of all scores, from `before` to this one, by name; without an interval where the images are not the same."""
@@ -179,6 +180,4 @@ def _resampled(*tables: Tensor) -> Iterator[list[Tensor]]:
 def _percentiles(drawn: Tensor) -> list[tuple[float, float] | None]:
     """The interval of each column of `drawn` [draws, scores]; None where a score is not defined in some draws."""
     low, high = drawn.quantile(torch.tensor(QUANTILES, dtype=drawn.dtype), dim=0)
-    return [
-        None if math.isnan(a) or math.isnan(b) else (a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)
-    ]
+    return [None if math.isnan(a) or math.isnan(b) else (a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]

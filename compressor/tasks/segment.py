@@ -95,7 +95,7 @@ class Overlaps(Meter):
         return counts[:, : len(self.classes), [0, 1, 3]].flatten(1)
 
     def values(self, sums: Tensor, n: int) -> Tensor:
-        right, false, missed = sums.unflatten(-1, (-1, 3)).unbind(-1)  # [..., classes]
+        right, false, missed = sums.reshape(*sums.shape[:-1], -1, 3).unbind(-1)  # [..., classes]
         each = right / (right + false + missed)  # NaN for a class that does not occur
         pixels = right.sum(-1, keepdim=True) / (right + missed).sum(-1, keepdim=True)
         return torch.cat([each.nanmean(-1, keepdim=True), pixels, each], -1)
@@ -116,4 +116,5 @@ def _two_classes(logits: Tensor) -> Tensor:
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The mean over all pixels that have a class; 0 if none has."""
     losses = F.cross_entropy(_two_classes(_resized(logits.float(), targets)), targets, ignore_index=IGNORED, reduction="sum")
-    return losses / (targets != IGNORED).sum().clamp(min=1)
+    mean: Tensor = losses / (targets != IGNORED).sum().clamp(min=1)
+    return mean

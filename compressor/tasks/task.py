@@ -75,7 +75,7 @@ class Task(ABC):
             raise UsageError(f"--label-smoothing is for class labels, not for the task {self.name}: omit it.")
         return self
 
-    def check(self, model: nn.Module, data: Data) -> None:
+    def check(self, model: nn.Module, data: Data) -> None:  # noqa: B027  # not every task has something to check
         """Raise DataError when network and data do not belong together. The model is on the CPU, in eval mode."""
 
     # What follows is the same for all tasks
@@ -91,7 +91,9 @@ class Task(ABC):
     def answers(self, predict: Predict, batch: Batch) -> Tensor:
         """The main output for a batch; `predict` is `torch_predict` or `onnx_predict`."""
         inputs = batch.inputs
-        values = list(inputs.values()) if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else [inputs]
+        values = (
+            list(inputs.values()) if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else [inputs]
+        )
         return predict(*values)
 
     def score(self, meter: Meter, main: Tensor, batch: Batch) -> None:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import UsageError, did_you_mean
-from compressor.network.inputs import AnyInputs, Inputs, call
+from compressor.network.inputs import AnyInputs, Inputs
+from compressor.network.inputs import call as call_with
 from compressor.network.meta_device import evaluating, meta_copy, separate_attention
 from compressor.network.outputs import logits_of
 
@@ -77,7 +78,7 @@ class Anatomy:
 
 
 def ask(model: nn.Module, images: Any, taps: Sequence[str] = (), head: str | None = None) -> Answer:
-    """The outputs of `model` for the inputs of a batch, usually images [n, channels, height, width], with features at `taps` and the input of `head`."""
+    """The outputs of `model` for the inputs of a batch, with features at `taps` and the input of `head`."""
     features: dict[str, Tensor] = {}
     read: list[Tensor] = []
     with ExitStack() as stack:
@@ -90,7 +91,7 @@ def ask(model: nn.Module, images: Any, taps: Sequence[str] = (), head: str | Non
         if head is not None:
             layer = model.get_submodule(head)
             stack.callback(layer.register_forward_pre_hook(lambda module, args: read.append(args[0])).remove)
-        output = call(model, images)
+        output = call_with(model, images)
     logits = logits_of(output).float()
     return Answer(output, logits, read[0] if read else logits, [features[name] for name in taps])
 

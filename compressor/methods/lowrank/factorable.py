@@ -9,7 +9,6 @@ from fnmatch import fnmatch
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.data import Batch
@@ -19,8 +18,8 @@ from compressor.methods.widths import check_keep, units
 from compressor.network.copying import clone_network
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.meta_device import evaluating, meta_copy, separate_attention
-from compressor.tasks import Task
 from compressor.network.replacements import replaced
+from compressor.tasks import Task
 from compressor.training.goal import Goal
 
 RUNGS = 96  # maximum number of ranks on a ladder

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from compressor.data import Batch
 from compressor.network.copying import clone_network
-from compressor.network.meta_device import evaluating
 from compressor.network.replacements import Fill, Pair, Patches, Take
 from compressor.tasks import Task
 

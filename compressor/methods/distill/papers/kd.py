@@ -14,8 +14,8 @@ the scale of the teacher's logits; it uses T = 2 and a weight of 9.
 from torch import Tensor
 
 from compressor.data import Batch
-from compressor.methods.distill.teaching import Distillation, above
 from compressor.errors import UsageError
+from compressor.methods.distill.teaching import Distillation, above
 from compressor.training.method import Job
 
 TINY = 1e-7
@@ -56,9 +56,7 @@ class KD(Distillation):
         return self.weigh(
             {
                 "cross_entropy": lambda: self.labels(student, batch),
-                "kd": lambda: self.job.task.distance(
-                    [self.scaled(student.logits)], [self.scaled(teacher)], self.temperature
-                ),
+                "kd": lambda: self.job.task.distance([self.scaled(student.logits)], [self.scaled(teacher)], self.temperature),
             }
         )
 

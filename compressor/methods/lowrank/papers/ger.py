@@ -124,7 +124,9 @@ class Ger(LowRank):
     def _of_the_network(self, original: nn.Module) -> Pairs:
         """Pairs of network outputs: compressed and original."""
         first, then = halves(self.model, self.job.inputs) or (lambda images: [], None)
-        known = Remembered(lambda images: [*first(images), self.output(logits_of(self.job.task.call(original, images)))], self.cache)
+        known = Remembered(
+            lambda images: [*first(images), self.output(logits_of(self.job.task.call(original, images)))], self.cache
+        )
 
         def pairs(batch: Batch) -> list[tuple[Tensor, Tensor]]:
             *read, wanted = known(batch)

@@ -28,7 +28,6 @@ Interpretation: SGD with momentum 0.9, a learning rate of 0.001 and a weight dec
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 

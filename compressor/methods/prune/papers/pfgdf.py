@@ -27,7 +27,6 @@ Unlike the paper: the network is not fine-tuned after each layer, but once at th
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from compressor.channels import Channels, Mask, mask
 from compressor.channels.surgery import plan
@@ -110,7 +109,7 @@ class PFGDF(OneShot):
         return goal.asked(cost_of(channels, goal.quantity).total(channels.all_kept()) + self.job.overhead)
 
     def accuracy(self, channels: Channels, held_out: list[Batch], kept: Mask) -> float:
-        """The headline score on the held-out images of the network pruned to the channels `kept`; negative if less is better."""
+        """The headline score on held-out images of the network pruned to the channels `kept`; negative if less is better."""
         score = self.job.task.measured(mask(self.model, plan(self.model, channels, kept)), held_out).compute(intervals=False)[0]
         return score.value if score.more_is_better else -score.value
 
