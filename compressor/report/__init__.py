@@ -10,8 +10,8 @@ from compressor.report.markdown import to_markdown
 from compressor.report.read import from_json, json_schema, read_report, to_json
 from compressor.report.schema import (
     VERSION,
-    Accuracy,
     Change,
+    Difference,
     Epoch,
     Fidelity,
     Frozen,
@@ -20,10 +20,13 @@ from compressor.report.schema import (
     Preprocessing,
     Profile,
     Report,
+    Score,
     Stage,
     Target,
     Teaching,
     Verification,
+    headline,
+    named,
 )
 from compressor.report.summary import compare, verdict
 from compressor.report.terminal import print_comparison, print_report
@@ -31,9 +34,9 @@ from compressor.report.write import write_comparison, write_reports
 
 __all__ = [
     "VERSION",
-    "Accuracy",
     "Change",
     "Comparison",
+    "Difference",
     "Epoch",
     "Fidelity",
     "Frozen",
@@ -43,6 +46,7 @@ __all__ = [
     "Preprocessing",
     "Profile",
     "Report",
+    "Score",
     "Stage",
     "Target",
     "Teaching",
@@ -51,7 +55,9 @@ __all__ = [
     "compare",
     "comparison_to_json",
     "from_json",
+    "headline",
     "json_schema",
+    "named",
     "print_comparison",
     "print_report",
     "read_report",

@@ -19,7 +19,7 @@ from compressor.files import write_text
 from compressor.report import formatting, gate
 from compressor.report.finding import Checked, Finding
 from compressor.report.markdown import check_to_markdown
-from compressor.report.schema import Profile, Report
+from compressor.report.schema import Profile, Report, Score
 
 MOST_ANNOTATIONS = 10  # of each level: GitHub shows no more per step
 _STYLE = {"ok": "green", "missed": "red", "warn": "yellow", "off": "dim"}
@@ -70,8 +70,8 @@ def tell_github(report: Report, checked: Checked, environment: Mapping[str, str]
             for finding in findings[:MOST_ANNOTATIONS]:
                 print(_annotation(command, finding), file=log)
     _append("GITHUB_STEP_SUMMARY", check_to_markdown(report, checked), environment)
-    outputs = {"passed": str(checked.passed).lower(), "verdict": checked.verdict}
-    outputs |= {name: _number(value) for name, value in _figures(report).items()}
+    result = {"passed": str(checked.passed).lower(), "verdict": checked.verdict}
+    outputs = result | {name: _number(value) for name, value in _figures(report).items()} | result  # a score has any name
     _append("GITHUB_OUTPUT", "".join(f"{name}={value}\n" for name, value in outputs.items()), environment)
 
 
@@ -140,8 +140,8 @@ def write_metrics(path: Path, report: Report, checked: Checked) -> None:
     for network, profile in (("original", report.baseline), ("compressed", report.compressed)):
         for name, labels, value in _samples(profile):
             families.setdefault(f"compress_{name}", []).append(({"network": network, **labels}, value))
-    if report.fidelity:
-        families["compress_agreement_ratio"] = [({}, report.fidelity.agreement)]
+    for score in report.fidelity.scores if report.fidelity else []:
+        families[f"compress_{_metric(score)}"] = [({}, score.value)]
     families["compress_budget_met"] = [
         ({"budget": found.budget.text, "level": found.budget.level}, int(found.met)) for found in checked.findings
     ]
@@ -155,13 +155,19 @@ def _samples(network: Profile) -> list[tuple[str, dict[str, str], float]]:
         "params": network.params,
         "size_bytes": network.size_bytes,
         "weight_bytes": network.weight_bytes,
-        "top1_ratio": network.accuracy.top1 if network.accuracy else None,
+        **{_metric(score): score.value for score in network.scores},
     }
     samples: list[tuple[str, dict[str, str], float]] = [(name, {}, value) for name, value in found.items() if value is not None]
     for one in network.latency:
         labels = {"batch": str(one.batch), "provider": formatting.plain(one.provider), "threads": str(one.threads)}
         samples.append(("latency_seconds", labels, one.median_ms / 1000))
     return samples
+
+
+def _metric(score: Score) -> str:
+    """The name with its unit: `miou_ratio`, `psnr_db`."""
+    unit = "ratio" if score.unit == "%" else re.sub(r"\W+", "_", score.unit.lower(), flags=re.ASCII).strip("_")
+    return f"{score.name}_{unit}" if unit else score.name
 
 
 def _family(name: str, samples: list[tuple[dict[str, str], float]]) -> str:

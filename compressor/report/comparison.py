@@ -1,8 +1,8 @@
 """Comparison of finished runs: reports in, rows of a table out. Nothing is run here.
 
 Every value comes from a run's own report. Over several seeds it is the mean, with the standard deviation of the sample; of a
-single run it is the measurement with Wilson's interval. What was not measured is `None`, and an empty cell. Runs may have
-different originals and different settings: the notes below the table list them.
+single run it is the measurement with its interval. What was not measured is `None`, and an empty cell. Runs may have different
+originals, different settings, and different headline scores: the notes below the table list them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from pathlib import PurePath
 from statistics import fmean, stdev
 
 from compressor.report import formatting
-from compressor.report.schema import Accuracy, Latency, Report
-from compressor.report.summary import quantity, timings
+from compressor.report.schema import Latency, Report, Score, headline
+from compressor.report.summary import quantity, stage_scores, timings
 
 NOT_OF_THE_CUT = {"original", "fine-tuned", "trained", "ONNX"}  # all other stages are before fine-tuning
 EMPTY = "-"
-BOLD = "method", "top-1"  # the columns that are bold in the best row
 # Settings of the original, which the comparison reports separately, and settings that belong to the method.
 _OF_THE_ORIGINAL = {"model", "arch", "arch_arg", "key", "ema", "data", "input"}
 _OF_THE_METHOD = {*"do method set rate target rank energy seed student student_arch student_arch_arg".split()}
@@ -45,9 +44,9 @@ class Point:
     params: int
     params_left: float
     size_bytes: int | None  # of the ONNX file
-    stages: dict[str, Accuracy]  # after compression and before fine-tuning, by the name of the stage
-    accuracy: Accuracy | None  # of the final model, measured with ONNX Runtime
-    change: float | None  # in top-1 from the original, on the same images
+    stages: dict[str, Score]  # after compression and before fine-tuning, by the name of the stage
+    score: Score | None  # the headline score of the final model, measured with ONNX Runtime
+    change: float | None  # of the score from the original, on the same images
     training_seconds: float | None
     faster: dict[str, float]  # by batch size: the original's median latency / this one's
     latency: Latency | None  # at the smallest batch that was timed interleaved with the original
@@ -55,6 +54,8 @@ class Point:
     @staticmethod
     def of(report: Report, run: str, page: str, original: int) -> Point:
         """The values of `report`, for the run named `run`."""
+        score = headline(report.compressed.scores)
+        change = score and report.change.scores.get(score.name)
         in_turns = [after for before, after in timings(report.baseline, report.compressed) if before]
         return Point(
             report.method,
@@ -70,9 +71,9 @@ class Point:
             report.compressed.params,
             report.change.params,
             report.compressed.size_bytes,
-            {row.name: row.accuracy for row in report.stages if row.accuracy and row.name not in NOT_OF_THE_CUT},
-            report.compressed.accuracy,
-            report.change.top1,
+            {stage.name: score for stage, score in stage_scores(report) if stage.name not in NOT_OF_THE_CUT},
+            score,
+            change.value if change else None,
             sum(epoch.seconds for epoch in report.epochs) if report.epochs else None,
             report.change.latency,
             in_turns[0] if in_turns else None,
@@ -89,7 +90,7 @@ class Point:
         settings = sorted(
             (name, repr(value)) for name, value in self.settings.items() if name not in _OF_THE_ORIGINAL | {"seed"}
         )
-        return self.original, self.method, self.quantity, self.rate, tuple(settings)
+        return self.original, self.method, self.quantity, self.rate, kind(self.score), tuple(settings)
 
 
 @dataclass(frozen=True)
@@ -114,47 +115,77 @@ class Original:
     macs: int
     params: int
     size_bytes: int | None
-    accuracy: Accuracy | None
+    score: Score | None  # the headline
 
     @staticmethod
     def of(report: Report) -> Original:
         """The original in `report`."""
         before = report.baseline
-        return Original(report.model, report.arch, report.data, before.macs, before.params, before.size_bytes, before.accuracy)
+        score = headline(before.scores)
+        return Original(report.model, report.arch, report.data, before.macs, before.params, before.size_bytes, score)
 
     @property
     def identity(self) -> tuple[object, ...]:
         """Equal for one network on one set of test images, regardless of the directory that the runs were started from."""
-        measured = self.accuracy and (self.accuracy.top1, self.accuracy.n)
+        measured = self.score and (self.score.name, self.score.unit, self.score.value, self.score.n)
         return PurePath(self.model).name, self.data, self.macs, self.params, measured
+
+
+def kind(score: Score | None) -> tuple[str, str] | None:
+    """Name and unit: equal for scores that can be compared."""
+    return None if score is None else (score.name, score.unit)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Top-1 over seeds; `low` to `high` is one standard deviation around the mean, or Wilson's interval of a single run."""
+    """A score over seeds; `low` to `high` is one standard deviation around the mean, or the interval of a single run."""
 
     mean: float
-    low: float
+    low: float  # the mean itself for a single run without an interval
     high: float
     deviation: float | None  # None: a single run
     n: int  # test images
+    of: Score  # of the first run
 
     @staticmethod
-    def of(measured: Sequence[Accuracy]) -> Spread | None:
+    def over(measured: Sequence[Score]) -> Spread | None:
         """None when nothing was measured."""
         if not measured:
             return None
+        first = measured[0]
         if len(measured) == 1:
-            (only,) = measured
-            return Spread(only.top1, only.low, only.high, None, only.n)
-        mean, deviation = fmean(a.top1 for a in measured), stdev(a.top1 for a in measured)
-        return Spread(mean, mean - deviation, mean + deviation, deviation, measured[0].n)
+            low, high = (first.value if bound is None else bound for bound in (first.low, first.high))
+            return Spread(first.value, low, high, None, first.n, first)
+        values = [score.value for score in measured if kind(score) == kind(first)]
+        mean, deviation = fmean(values), stdev(values) if len(values) > 1 else 0.0
+        return Spread(mean, mean - deviation, mean + deviation, deviation, first.n, first)
+
+    @property
+    def rank(self) -> float:
+        """The mean, counted so that more is better."""
+        return self.mean if self.of.more_is_better else -self.mean
 
     def __str__(self) -> str:
         """`87.10 % [86.4, 87.7]`, or `87.10 +- 0.21 %`."""
         if self.deviation is None:
-            return f"{formatting.percent(self.mean)} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-        return f"{100 * self.mean:.2f} +- {100 * self.deviation:.2f} %"
+            return f"{formatting.score(self.of)} {formatting.interval(self.of)}".rstrip()
+        mean, deviation = (f"{formatting.scaled(value, self.of):.{self.of.places}f}" for value in (self.mean, self.deviation))
+        return f"{mean} +- {deviation} {self.of.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a score was measured on, and which one it is: scores are comparable if these are equal."""
+
+    data: str | None
+    name: str
+    unit: str
+    n: int
+
+    @staticmethod
+    def of(original: Original, score: Score) -> Images:
+        """Of a score of a run that started from `original`."""
+        return Images(original.data, score.name, score.unit, score.n)
 
 
 @dataclass(frozen=True)
@@ -180,16 +211,16 @@ class Row:
         return self.method, *self.asked
 
     @property
-    def top1(self) -> Spread | None:
-        return Spread.of([point.accuracy for point in self.points if point.accuracy])
+    def score(self) -> Spread | None:
+        return Spread.over([point.score for point in self.points if point.score])
 
     @property
     def macs_left(self) -> float | None:
         return self.mean(lambda point: point.macs_left)
 
     def stage(self, name: str) -> Spread | None:
-        """Top-1 at the stage `name`."""
-        return Spread.of([point.stages[name] for point in self.points if name in point.stages])
+        """The score at the stage `name`."""
+        return Spread.over([point.stages[name] for point in self.points if name in point.stages])
 
     def mean(self, figure: Callable[[Point], float | None]) -> float | None:
         """Over the runs for which it was measured."""
@@ -219,13 +250,13 @@ class Comparison:
 
     @property
     def rows(self) -> list[Row]:
-        """Sorted by original, then by ascending rate, then by descending top-1."""
+        """Sorted by original, then by ascending rate, then from the best score to the worst."""
         rows = list(self._rows())
         often = Counter(row.key for row in rows)
         for place, row in enumerate(rows):
             runs = ", ".join(point.run for point in row.points)
             rows[place] = replace(row, name=row.method if often[row.key] == 1 else f"{row.method} ({runs})")
-        return sorted(rows, key=lambda row: (row.original, row.rate, -row.top1.mean if row.top1 else 0.0, row.name))
+        return sorted(rows, key=lambda row: (row.original, row.rate, -row.score.rank if row.score else 0.0, row.name))
 
     def _rows(self) -> Iterable[Row]:
         """In the order of the runs. A seed that occurs twice with equal settings starts a new row."""
@@ -247,18 +278,32 @@ class Comparison:
         return list(dict.fromkeys(name for point in self.points for name in point.stages))
 
     @property
-    def test_sets(self) -> list[tuple[str | None, int]]:
-        """The data and the number of test images of all accuracies. If there is only one, they are comparable."""
-        measured = ((self.originals[point.original].data, point.accuracy.n) for point in self.points if point.accuracy)
+    def labels(self) -> list[str]:
+        """The labels of all headline scores."""
+        return list(dict.fromkeys(point.score.label for point in self.points if point.score))
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return list(dict.fromkeys(point.score.name for point in self.points if point.score))
+
+    @property
+    def test_sets(self) -> list[Images]:
+        """What the scores were measured on. If there is only one, they are comparable."""
+        measured = (Images.of(self.originals[point.original], point.score) for point in self.points if point.score)
         return list(dict.fromkeys(measured))
 
     def is_best(self, row: Row) -> bool:
-        """Whether its mean top-1 is the highest at this rate; false if there is no other row at this rate."""
-        asked = row.original, row.quantity, row.rate
+        """Whether its mean score is the best at this rate; false if there is no other row at this rate."""
+        if row.score is None:
+            return False
+        asked = row.original, row.quantity, row.rate, kind(row.score.of)
         rivals = [
-            other.top1.mean for other in self.rows if (other.original, other.quantity, other.rate) == asked and other.top1
+            other.score.rank
+            for other in self.rows
+            if other.score and (other.original, other.quantity, other.rate, kind(other.score.of)) == asked
         ]
-        return row.top1 is not None and len(rivals) > 1 and row.top1.mean == max(rivals)
+        return len(rivals) > 1 and row.score.rank == max(rivals)
 
 
 def collect(reports: Mapping[str, Report], gaps: Iterable[Gap] = (), pages: Mapping[str, str] | None = None) -> Comparison:
@@ -283,20 +328,31 @@ def heading(comparison: Comparison) -> list[str]:
     """The names of the columns of `cells`."""
     which = ["original"] if len(comparison.originals) > 1 else []
     cost = ["MACs cut", "parameters cut", "ONNX file", "speedup", "training"]
-    return ["method", *which, "target", "top-1", "change", *cost, *comparison.stages, "seeds"]
+    return ["method", *which, "target", score_heading(comparison), "change", *cost, *comparison.stages, "seeds"]
+
+
+def score_heading(comparison: Comparison) -> str:
+    """The column of the headline score; its cells name the score if the runs have different ones."""
+    return comparison.labels[0] if len(comparison.labels) == 1 else "score"
+
+
+def bold(comparison: Comparison) -> tuple[str, str]:
+    """The columns that are bold in the best row."""
+    return "method", score_heading(comparison)
 
 
 def cells(comparison: Comparison, row: Row) -> list[str]:
     """A row as text."""
-    params_left, change = row.mean(lambda point: point.params_left), row.mean(lambda point: point.change)
+    params_left, change, score = row.mean(lambda point: point.params_left), row.mean(lambda point: point.change), row.score
     seconds, faster = row.mean(lambda point: point.training_seconds), row.mean(lambda point: point.ratio)
     size = row.mean(lambda point: point.size_bytes)
+    label = f"{score.of.label} " if score and len(comparison.labels) > 1 else ""
     return [
         row.name,
         *([str(row.original + 1)] if len(comparison.originals) > 1 else []),
         asked(row),
-        str(row.top1 or EMPTY),
-        EMPTY if change is None else formatting.points(change),
+        f"{label}{score or EMPTY}",
+        EMPTY if change is None or score is None else formatting.signed(change, score.of),
         EMPTY if row.macs_left is None else formatting.share(1 - row.macs_left),
         EMPTY if params_left is None else formatting.share(1 - params_left),
         EMPTY if size is None else formatting.size(round(size)),
@@ -315,11 +371,11 @@ def asked(row: Row | Point) -> str:
 
 
 def told(original: Original) -> str:
-    """The costs and the accuracy of an original."""
+    """The costs and the score of an original."""
     size = [] if original.size_bytes is None else [f"{formatting.size(original.size_bytes)} as ONNX"]
     cost = [f"{formatting.count(original.macs)} MACs", f"{formatting.count(original.params)} parameters", *size]
-    if original.accuracy:
-        cost.append(f"top-1 {formatting.percent(original.accuracy.top1)} {formatting.interval(original.accuracy)}")
+    if score := original.score:
+        cost.append(f"{score.label} {formatting.score(score)} {formatting.interval(score)}".rstrip())
     return ", ".join(cost)
 
 
@@ -327,7 +383,7 @@ def notes(comparison: Comparison) -> list[str]:
     """The notes below the table."""
     if not comparison.originals:
         return ["No run has finished."]
-    return [*_about_originals(comparison), *_about_accuracy(comparison), *_about_terms(comparison), *_about_time(comparison)]
+    return [*_about_originals(comparison), *_about_scores(comparison), *_about_terms(comparison), *_about_time(comparison)]
 
 
 def _about_originals(comparison: Comparison) -> list[str]:
@@ -341,21 +397,37 @@ def _about_originals(comparison: Comparison) -> list[str]:
     return [*listed, "The runs have different originals: reductions, change and speedup are relative to each run's own."]
 
 
-def _about_accuracy(comparison: Comparison) -> list[str]:
+def _about_scores(comparison: Comparison) -> list[str]:
     sets = comparison.test_sets
     if not sets:
         return ["Accuracy was not measured: the runs had no --data."]
-    where, found = f"on the same test images in all runs ({formatting.images(sets[0][1])})", []
-    if len(sets) > 1:
-        where, names = "on each run's own test images", "; ".join(f"{data}, {formatting.images(n)}" for data, n in sets)
-        found = [f"The test images differ: top-1 on one set is not comparable with top-1 on another ({names})."]
+    name, where = score_heading(comparison), "on each run's own test images"
+    if len(sets) == 1:
+        where = f"on the same test images in all runs ({formatting.images(sets[0].n)})"
     return [
-        *found,
-        f"Top-1 of the final model is measured {where} with ONNX Runtime: the mean over seeds +- the standard deviation, or a "
-        "single run with Wilson's 95 % interval; change is in percentage points from the original. Columns named after a stage "
-        "are top-1 before fine-tuning.",
-        "Bold: the highest mean at each target; where intervals overlap, the difference may be due to chance.",
+        *_about_sets(comparison),
+        f"{formatting.title(name)} of the final model is measured {where} with ONNX Runtime: the mean over seeds +- the "
+        f"standard deviation, or a single run with its 95 % interval; change is {_unit_of_change(comparison)} from the "
+        f"original. Columns named after a stage are {name} before fine-tuning.",
+        "Bold: the best mean at each target; where intervals overlap, the difference may be due to chance.",
     ]
+
+
+def _about_sets(comparison: Comparison) -> list[str]:
+    """What cannot be compared."""
+    sets, label, found = comparison.test_sets, score_heading(comparison), []
+    if len({(one.name, one.unit) for one in sets}) > 1:
+        found.append(f"The runs have different scores, which are not comparable: {', '.join(comparison.labels)}.")
+    if len({(one.data, one.n) for one in sets}) > 1:
+        names = "; ".join(dict.fromkeys(f"{one.data}, {formatting.images(one.n)}" for one in sets))
+        found.append(f"The test images differ: {label} on one set is not comparable with {label} on another ({names}).")
+    return found
+
+
+def _unit_of_change(comparison: Comparison) -> str:
+    scores = [point.score for point in comparison.points if point.score]
+    units = dict.fromkeys("percentage points" if score.unit == "%" else score.unit for score in scores)
+    return f"in {' or '.join(units)}" if all(units) else "the difference"
 
 
 def _about_terms(comparison: Comparison) -> list[str]:
@@ -390,31 +462,37 @@ def comparison_to_csv(comparison: Comparison) -> str:
 
 
 def _columns(comparison: Comparison) -> list[str]:
-    stages = [f"top1_{name}" for name in comparison.stages]
+    stages = [f"{name}_{stage}" for name in comparison.names for stage in comparison.stages]
     cost = ["method", "rate", "quantity", "seed", "run", "original", "data", "macs", "macs_left", "params", "params_left"]
-    accuracy = [*stages, "top1", "low", "high", "n", "change"]
-    return [*cost, "size_bytes", *accuracy, "training_seconds", "faster", "latency_ms", "batch"]
+    scores = [*stages, *comparison.names, "low", "high", "n", "change"]
+    return list(dict.fromkeys([*cost, "size_bytes", *scores, "training_seconds", "faster", "latency_ms", "batch"]))
 
 
 def _line(comparison: Comparison, point: Point) -> dict[str, object]:
     original = comparison.originals[point.original]
     line = asdict(point) | {"faster": point.ratio, "original": original.model, "data": original.data}
-    for name in ("stages", "accuracy", "latency", "settings", "page"):
+    for name in ("stages", "score", "latency", "settings", "page"):
         del line[name]
-    line |= {f"top1_{name}": accuracy.top1 for name, accuracy in point.stages.items()}
-    if point.accuracy:
-        line |= {name: getattr(point.accuracy, name) for name in ("top1", "low", "high", "n")}
+    if score := point.score:
+        line |= {f"{score.name}_{stage}": own.value for stage, own in point.stages.items() if kind(own) == kind(score)}
+        line |= {score.name: score.value, "low": score.low, "high": score.high, "n": score.n}
     if point.latency:
         line |= {"latency_ms": point.latency.median_ms, "batch": point.latency.batch}
     return line
 
 
 def comparison_to_json(comparison: Comparison) -> str:
-    """All points and gaps, and the rows of the table."""
+    """All points and gaps, and the rows of the table: `score` is the name of a row's score, under which it stands."""
     rows = [
-        {"method": row.method, "name": row.name, "original": row.original, "quantity": row.quantity, "rate": row.rate}
+        (_spread_to_json(row.score) if row.score else {"score": None})
+        | {"method": row.method, "name": row.name, "original": row.original, "quantity": row.quantity, "rate": row.rate}
         | {"seeds": len(row.points), "best": comparison.is_best(row), "runs": [point.run for point in row.points]}
-        | {"top1": row.top1 and asdict(row.top1), "macs_left": row.macs_left}
+        | {"macs_left": row.macs_left}
         for row in comparison.rows
     ]
-    return json.dumps({"version": 1, **asdict(comparison), "rows": rows}, indent=2, allow_nan=False) + "\n"
+    return json.dumps({"version": 2, **asdict(comparison), "rows": rows}, indent=2, allow_nan=False) + "\n"
+
+
+def _spread_to_json(spread: Spread) -> dict[str, object]:
+    numbers = {name: getattr(spread, name) for name in ("mean", "low", "high", "deviation", "n")}
+    return {spread.of.name: numbers, "score": spread.of.name}

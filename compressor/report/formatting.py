@@ -6,13 +6,12 @@ All text is plain ASCII, because it also goes into build logs. 1 MB is 10^6 byte
 import re
 from collections.abc import Mapping, Sequence
 
-from compressor.report.schema import Accuracy, Latency
+from compressor.report.schema import Difference, Latency, Score
 
 # Units in budgets, in upper case.
 COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 BYTES = {**COUNTS, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 MILLISECONDS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
-POINTS = {"%": 0.01}  # of an accuracy
 _STEPS = ["", "k", "M", "G", "T", "P"]
 
 
@@ -54,7 +53,7 @@ def change(ratio: float) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of two accuracies, in percentage points: `-0.86`."""
+    """A difference of two shares, in percentage points: `-0.86`."""
     return _signed(100 * difference, 2)
 
 
@@ -88,18 +87,64 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-def percent(accuracy: float) -> str:
-    """A top-1 or top-5: `87.10 %`. Always shown with the number of images."""
-    return f"{100 * accuracy:.2f} %"
+def percent(value: float) -> str:
+    """A share between 0 and 1, with two decimals: `87.10 %`."""
+    return f"{100 * value:.2f} %"
 
 
-def interval(accuracy: Accuracy) -> str:
-    """The 95 % interval of a top-1, in per cent: `[86.4, 87.7]`."""
-    return f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+def score(one: Score) -> str:
+    """`87.10 %`, `28.41 dB`, `0.8123`. Always shown with the number of images."""
+    return in_unit(one.value, one)
+
+
+def in_unit(value: float, of: Score) -> str:
+    """A value with the unit and the decimals of a score. With three digits, if it would round to zero."""
+    text = f"{scaled(value, of):.{of.places}f}"
+    if value and not float(text) and of.unit != "%":
+        text = f"{value:.3g}"
+    return f"{text} {of.unit}".rstrip()
+
+
+def scaled(value: float, of: Score) -> float:
+    """A value as it is printed: shares in per cent."""
+    return 100 * value if of.unit == "%" else value
+
+
+def interval(of: Score) -> str:
+    """The 95 % interval of a score in its unit, with one decimal less: `[86.4, 87.7]`; empty without one."""
+    if of.low is None or of.high is None:
+        return ""
+    places = max(of.places - 1, 0)
+    return f"[{scaled(of.low, of):.{places}f}, {scaled(of.high, of):.{places}f}]"
+
+
+def signed(value: float, of: Score) -> str:
+    """A difference of two values of a score, without its unit: `-0.86`."""
+    return _signed(scaled(value, of), of.places)
+
+
+def difference(value: float, of: Score) -> str:
+    """A difference of two values of a score: `-0.86 points`, `-0.31 dB`, `-0.0123`."""
+    return f"{signed(value, of)} {points_or_unit(of)}".rstrip()
+
+
+def points_or_unit(of: Score) -> str:
+    """The unit of a difference: `points` for shares."""
+    return "points" if of.unit == "%" else of.unit
+
+
+def difference_interval(found: Difference, of: Score) -> str:
+    """The 95 % interval of a difference: `[-1.21, -0.51]`; empty without one."""
+    return "" if found.low is None or found.high is None else f"[{signed(found.low, of)}, {signed(found.high, of)}]"
+
+
+def title(label: str) -> str:
+    """The label of a score at the start of a line: `Top-1`; others have their own capitals: `mIoU`."""
+    return f"{label[:1].upper()}{label[1:]}" if label.islower() else label
 
 
 def images(n: int) -> str:
-    """The number of images that an accuracy was measured on: `n = 10,000`."""
+    """The number of images that a score was measured on: `n = 10,000`."""
     return f"n = {n:,}"
 
 

@@ -63,7 +63,7 @@ def _environment() -> Environment:
 def _cards(report: Report) -> list[summary.Row]:
     """The four metrics at the top of the page."""
     macs, params, *_ = summary.cost_rows(report)
-    return [macs, params, summary.accuracy_rows(report)[0], summary.latency_rows(report)[0]]
+    return [macs, params, summary.score_rows(report)[0], summary.latency_rows(report)[0]]
 
 
 def _typeset(text: str) -> str:

@@ -54,7 +54,7 @@ def _before_and_after(report: Report) -> str:
                 _text(row.label),
                 f"{row.before} {row.before_spread}".rstrip(),
                 f"{row.after} {row.after_spread}".rstrip(),
-                row.change,
+                f"{row.change} {row.change_spread}".rstrip(),
             ]
             for row in summary.rows(report)
         ),
@@ -149,7 +149,7 @@ def comparison_to_markdown(compared: Comparison) -> str:
 
 def _compared(compared: Comparison, row: comparison.Row) -> list[str]:
     """The cells of a row; bold in the best row."""
-    best = comparison.BOLD if compared.is_best(row) else set()
+    best = comparison.bold(compared) if compared.is_best(row) else ()
     named = zip(comparison.heading(compared), map(_text, comparison.cells(compared, row)), strict=True)
     return [*(f"**{cell}**" if name in best else cell for name, cell in named), _text(row.note)]
 

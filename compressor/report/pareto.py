@@ -1,8 +1,8 @@
-"""Accuracy against cost: which networks of a comparison are on the Pareto front, and which are dominated.
+"""The headline score against cost: which networks of a comparison are on the Pareto front, and which are dominated.
 
 MACs and the size of the ONNX file are counted, so networks of different originals share an axis. Latencies of different
 sessions are not comparable: their cost is the share of the original's latency, measured interleaved, with one axis per
-original. Accuracies on different test images never share an axis.
+original. Scores on different test images, and different scores, never share an axis.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from compressor.report import formatting
-from compressor.report.comparison import EMPTY, Comparison, Original, Point, Row, Spread, asked
+from compressor.report.comparison import EMPTY, Comparison, Images, Original, Point, Row, Spread, asked
 
 HOW_TO_READ = (
-    "The line is the Pareto front: no other network is at least as accurate and at least as cheap as a network on it. "
+    "The line is the Pareto front: no other network is at least as good and at least as cheap as a network on it. "
     "Dominated networks are pale; where intervals overlap, the difference may be due to chance. Latency is the median latency "
     "as a share of the original's, measured interleaved, because latencies of different sessions are not comparable."
 )
@@ -27,7 +27,7 @@ class Mark:
     line: str
     asked: str
     cost: float
-    top1: Spread
+    score: Spread
     seeds: int  # 0: the original
     number: str = ""  # of an original, if there are several
     front: bool = False  # whether it is on the Pareto front
@@ -45,7 +45,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """All costs of the networks that were measured on one set of test images."""
+    """All costs of the networks with one score that was measured on one set of test images."""
 
     name: str
     title: str
@@ -53,15 +53,21 @@ class Tradeoff:
 
 
 def tradeoffs(compared: Comparison) -> list[Tradeoff]:
-    """One for each set of test images; none if no accuracy was measured."""
-    found = []
-    for number, (data, n) in enumerate(compared.test_sets, 1):
-        rows = [row for row in compared.rows if row.top1 and (compared.originals[row.original].data, row.top1.n) == (data, n)]
-        name, title = "accuracy-and-cost", "Accuracy against cost"
-        if len(compared.test_sets) > 1:
-            name, title = f"{name}-{number}", f"{title}: {data}, {formatting.images(n)}"
+    """One for each score and set of test images; none if no score was measured."""
+    sets, found = compared.test_sets, []
+    for number, images in enumerate(sets, 1):
+        measured = [(row, row.score) for row in compared.rows if row.score]
+        rows = [row for row, score in measured if _images(compared, row.original, score) == images]
+        label = next(score.of.label for row, score in measured if row is rows[0])
+        name, title = "accuracy-and-cost", f"{formatting.title(label)} against cost"
+        if len(sets) > 1:
+            name, title = f"{name}-{number}", f"{title}: {images.data}, {formatting.images(images.n)}"
         found.append(Tradeoff(name, title, [axis for axis in _axes(compared, rows) if axis.marks]))
     return found
+
+
+def _images(compared: Comparison, original: int, score: Spread) -> Images:
+    return Images.of(compared.originals[original], score.of)
 
 
 def _axes(compared: Comparison, rows: Sequence[Row]) -> Iterator[Axis]:
@@ -96,18 +102,18 @@ def _axis(
 ) -> Axis:
     """The networks of `rows` and the originals `own`, with those on the front marked. No marks if no run has this cost."""
     of_run, of_original = _COSTS[cost]
-    known = [(row, row.mean(of_run), row.top1) for row in rows]
+    known = [(row, row.mean(of_run), row.score) for row in rows]
     marks = [Mark(line(compared, row), asked(row), x, y, len(row.points)) for row, x, y in known if x is not None and y]
     if not marks:
         return Axis(cost, label, [], written)
     for number in own:
         original = compared.originals[number]
-        x, y = of_original(original), Spread.of([original.accuracy] if original.accuracy else [])
-        if x is not None and y and y.n == marks[0].top1.n:
+        x, y = of_original(original), Spread.over([original.score] if original.score else [])
+        if x is not None and y and _images(compared, number, y) == Images.of(original, marks[0].score.of):
             several = len(compared.originals) > 1
             name, sign = (f"original {number + 1}", str(number + 1)) if several else ("the original", "")
             marks.append(Mark(name, EMPTY, x, y, 0, sign))
-    best = front((mark.cost, mark.top1.mean) for mark in marks)
+    best = front((mark.cost, mark.score.rank) for mark in marks)
     return Axis(cost, label, [replace(mark, front=at) for mark, at in zip(marks, best, strict=True)], written)
 
 
@@ -119,11 +125,14 @@ def line(compared: Comparison, row: Row) -> str:
 
 
 def front(networks: Iterable[tuple[float, float]]) -> list[bool]:
-    """For each (cost, accuracy): whether it is on the Pareto front: no other is as good in both and better in one."""
+    """For each (cost, score, where more is better): whether it is on the Pareto front.
+
+    On it are those for which no other is as good in both and better in one.
+    """
     found = list(networks)
 
-    def beaten(cost: float, accuracy: float) -> bool:
-        rivals = ((c, a) for c, a in found if (c, a) != (cost, accuracy))
-        return any(c <= cost and a >= accuracy for c, a in rivals)
+    def beaten(cost: float, score: float) -> bool:
+        rivals = ((c, s) for c, s in found if (c, s) != (cost, score))
+        return any(c <= cost and s >= score for c, s in rivals)
 
     return [not beaten(*network) for network in found]

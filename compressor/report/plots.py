@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from compressor.report import formatting, summary
 from compressor.report.comparison import Comparison
 from compressor.report.pareto import Axis, Mark, Tradeoff, tradeoffs
-from compressor.report.schema import Layer, Report
+from compressor.report.schema import Layer, Report, Score
 
 HALF = (460, 290)  # width and height of a plot that shares its row, in CSS pixels at full size
 WHOLE = (1040, 320)
@@ -81,7 +81,7 @@ def plots(report: Report) -> dict[str, list[Plot]]:
     with matplotlib.rc_context(_STYLE):
         sections = {
             "overview": [what_is_left(report), stages(report)],
-            "training": [losses(report), accuracy_by_epoch(report)],
+            "training": [losses(report), score_by_epoch(report)],
             "layers": [widths(report), ranks(report), macs(report)],
         }
     return {section: [plot for plot in found if plot] for section, found in sections.items()}
@@ -112,34 +112,47 @@ def what_is_left(report: Report) -> Plot:
 
 
 def stages(report: Report) -> Plot | None:
-    """Top-1 at every stage, with its interval."""
-    measured = [(stage, stage.accuracy) for stage in report.stages if stage.accuracy]
+    """The headline score at every stage, with its interval."""
+    measured = summary.stage_scores(report)
     if not measured:
         return None
-    top1 = [100 * accuracy.top1 for _, accuracy in measured]
-    below = [100 * (accuracy.top1 - accuracy.low) for _, accuracy in measured]
-    above = [100 * (accuracy.high - accuracy.top1) for _, accuracy in measured]
+    of = measured[-1][1]
+    values = [formatting.scaled(score.value, of) for _, score in measured]
+    spreads = [_spread(score.value, score.low, score.high, of) for _, score in measured]
 
     def draw(axes: Axes) -> None:
         places = range(len(measured))
-        axes.errorbar(places, top1, (below, above), color=AFTER, marker="o", markersize=6, capsize=4, elinewidth=1.5)
-        for place, value in zip(places, top1, strict=True):
-            beside = top1[max(place - 1, 0) : place] + top1[place + 1 : place + 2]
-            in_valley = value < min(beside, default=value) - 0.1 * (max(top1) - min(top1))
+        axes.errorbar(
+            places, values, [*zip(*spreads, strict=True)], color=AFTER, marker="o", markersize=6, capsize=4, elinewidth=1.5
+        )
+        for place, value in zip(places, values, strict=True):
+            beside = values[max(place - 1, 0) : place] + values[place + 1 : place + 2]
+            in_valley = value < min(beside, default=value) - 0.1 * (max(values) - min(values))
             above_or_below = (0, -18 if in_valley else 10)  # in points; never on the line
-            axes.annotate(f"{value:.2f}", (place, value), above_or_below, textcoords="offset points", ha="center")
+            axes.annotate(f"{value:.{of.places}f}", (place, value), above_or_below, textcoords="offset points", ha="center")
         axes.set_xticks(list(places), [formatting.shorten(stage.name, 13) for stage, _ in measured])
         axes.margins(x=0.1, y=0.2)
-        axes.set_ylabel("top-1 accuracy, %")
+        axes.set_ylabel(_axis_label(of))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.grid(axis="y", alpha=0.12, color=INK)
 
-    table: Table = [["stage", "top1", "low", "high", "n", "macs", "params", "size_bytes", "seconds"]]
-    for stage, accuracy in measured:
-        interval = [accuracy.top1, accuracy.low, accuracy.high, accuracy.n]
+    table: Table = [["stage", of.name, "low", "high", "n", "macs", "params", "size_bytes", "seconds"]]
+    for stage, score in measured:
+        interval = [score.value, score.low, score.high, score.n]
         table.append([stage.name, *interval, stage.macs, stage.params, stage.size_bytes, stage.seconds])
-    alt = "; ".join(f"{stage.name} {value:.2f} %" for (stage, _), value in zip(measured, top1, strict=True))
-    return _plot("stages", "Accuracy at each stage", alt, HALF, draw, table)
+    alt = "; ".join(f"{stage.name} {formatting.score(score)}" for stage, score in measured)
+    return _plot("stages", f"{formatting.title(of.label)} at each stage", alt, HALF, draw, table)
+
+
+def _spread(value: float, low: float | None, high: float | None, of: Score) -> tuple[float, float]:
+    """The lengths of an error bar, as matplotlib takes them: never below 0."""
+    below, above = (0.0, 0.0) if low is None or high is None else (value - low, high - value)
+    return formatting.scaled(max(below, 0.0), of), formatting.scaled(max(above, 0.0), of)
+
+
+def _axis_label(of: Score) -> str:
+    """`top-1, %`, `PSNR, dB`, `cross-entropy`."""
+    return f"{of.label}, {of.unit}" if of.unit else of.label
 
 
 def losses(report: Report) -> Plot | None:
@@ -154,17 +167,18 @@ def losses(report: Report) -> Plot | None:
     return _plot("losses", "Training loss", alt, HALF, lambda axes: _draw_lines(axes, lines, "loss"), table)
 
 
-def accuracy_by_epoch(report: Report) -> Plot | None:
-    """Held-out and training top-1 over the epochs."""
-    held_out = [(e.epoch, 100 * e.held_out_top1) for e in report.epochs if e.held_out_top1 is not None]
-    train = [(e.epoch, 100 * e.train_top1) for e in report.epochs if e.train_top1 is not None]
-    lines = {name: line for name, line in (("held-out images", held_out), ("training images", train)) if line}
-    if not lines:
+def score_by_epoch(report: Report) -> Plot | None:
+    """The headline score on held-out images over the epochs."""
+    scores = [(epoch.epoch, epoch.held_out) for epoch in report.epochs if epoch.held_out]
+    if not scores:
         return None
-    rows = ([epoch.epoch, epoch.held_out_top1, epoch.train_top1] for epoch in report.epochs)
-    table: Table = [["epoch", "held_out_top1", "train_top1"], *rows]
-    alt = "; ".join(f"{name} from {line[0][1]:.2f} % to {line[-1][1]:.2f} %" for name, line in lines.items())
-    return _plot("accuracy", "Accuracy per epoch", alt, HALF, lambda axes: _draw_lines(axes, lines, "top-1 accuracy, %"), table)
+    of = scores[-1][1]
+    measured = [(epoch, score) for epoch, score in scores if (score.name, score.unit) == (of.name, of.unit)]
+    lines = {"held-out images": [(epoch, formatting.scaled(score.value, of)) for epoch, score in measured]}
+    table: Table = [["epoch", f"held_out_{of.name}"], *([epoch, score.value] for epoch, score in measured)]
+    alt = f"held-out images from {formatting.score(measured[0][1])} to {formatting.score(of)}"
+    title = f"{formatting.title(of.label)} per epoch"
+    return _plot("accuracy", title, alt, HALF, lambda axes: _draw_lines(axes, lines, _axis_label(of)), table)
 
 
 def _draw_lines(axes: Axes, lines: dict[str, list[tuple[int, float]]], label: str) -> None:
@@ -261,7 +275,7 @@ def by_group(name: str, title: str, label: str, groups: Sequence[str], lines: Ma
 
 
 def accuracy_and_cost(compared: Comparison) -> list[Plot]:
-    """For each set of test images, one plot: a panel of top-1 against each cost, with its Pareto front."""
+    """For each score and set of test images, one plot: a panel of the score against each cost, with its Pareto front."""
     with matplotlib.rc_context(_STYLE):
         return [_tradeoff(found) for found in tradeoffs(compared)]
 
@@ -278,14 +292,15 @@ def _tradeoff(found: Tradeoff) -> Plot:
             axes.set_visible(False)
         else:
             _draw_front(axes, axis, styles)
+    of = found.axes[0].marks[0].score.of
     for left in panels[:, 0]:
-        left.set_ylabel("top-1 accuracy, %")
+        left.set_ylabel(_axis_label(of))
     named = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside right center", handlelength=2, fontsize=11)
-    table: Table = [["cost", "value", "top1", "low", "high", "n", "line", "asked", "seeds", "pareto_front"]]
+    table: Table = [["cost", "value", of.name, "low", "high", "n", "line", "asked", "seeds", "pareto_front"]]
     for axis in found.axes:
         for mark in axis.marks:
-            spread = [mark.top1.mean, mark.top1.low, mark.top1.high, mark.top1.n]
+            spread = [mark.score.mean, mark.score.low, mark.score.high, mark.score.n]
             table.append([axis.cost, mark.cost, *spread, mark.line, mark.asked, mark.seeds, "yes" if mark.front else "no"])
     alt = "; ".join(map(_front_in_words, found.axes))
     return _finished(figure, found.name, found.title, alt, table, wide=True)
@@ -299,21 +314,21 @@ def _line_styles(lines: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def _draw_front(axes: Axes, axis: Axis, styles: Mapping[str, tuple[str, str]]) -> None:
     """The front as a step line; dominated networks are pale, and the rows of a method are joined by a thin line."""
-    marks = sorted(axis.marks, key=lambda mark: (mark.cost, mark.top1.mean))
+    marks = sorted(axis.marks, key=lambda mark: (mark.cost, mark.score.rank))
     best = [mark for mark in marks if mark.front]
-    steps = [mark.cost for mark in best], [100 * mark.top1.mean for mark in best]
+    steps = [mark.cost for mark in best], [_height(mark) for mark in best]
     axes.step(*steps, where="post", color=INK, linewidth=1, alpha=0.5, label="Pareto front", zorder=1)
     name = "originals, by number" if any(mark.number for mark in marks) else "the original"
     axes.plot([], [], color=INK, marker="*", markersize=11, linestyle="", label=name)
     for name, (colour, marker) in styles.items():
         own = [mark for mark in marks if mark.line == name]
-        axes.plot([mark.cost for mark in own], [100 * mark.top1.mean for mark in own], color=colour, linewidth=1, alpha=0.3)
+        axes.plot([mark.cost for mark in own], [_height(mark) for mark in own], color=colour, linewidth=1, alpha=0.3)
         for mark in own:
             _draw_mark(axes, mark, colour, marker)
         axes.plot([], [], color=colour, marker=marker, linestyle="", label=formatting.shorten(name, 34))
     for mark in marks:
         if not mark.seeds:
-            place, shade = (mark.cost, 100 * mark.top1.mean), 1 if mark.front else PALE
+            place, shade = (mark.cost, _height(mark)), 1 if mark.front else PALE
             axes.plot(*place, color=INK, marker="*", markersize=11, linestyle="", alpha=shade)
             axes.annotate(mark.number, place, (8, 4), textcoords="offset points", alpha=shade)
     axes.set_xlabel(axis.label)
@@ -324,14 +339,18 @@ def _draw_front(axes: Axes, axis: Axis, styles: Mapping[str, tuple[str, str]]) -
 
 
 def _draw_mark(axes: Axes, mark: Mark, colour: str, marker: str) -> None:
-    spread = [[max(100 * (mark.top1.mean - mark.top1.low), 0)], [max(100 * (mark.top1.high - mark.top1.mean), 0)]]
-    shade = 1 if mark.front else PALE
-    axes.errorbar([mark.cost], [100 * mark.top1.mean], spread, color=colour, fmt=marker, capsize=3, elinewidth=1, alpha=shade)
+    score, shade = mark.score, 1 if mark.front else PALE
+    spread = [[length] for length in _spread(score.mean, score.low, score.high, score.of)]
+    axes.errorbar([mark.cost], [_height(mark)], spread, color=colour, fmt=marker, capsize=3, elinewidth=1, alpha=shade)
+
+
+def _height(mark: Mark) -> float:
+    return formatting.scaled(mark.score.mean, mark.score.of)
 
 
 def _front_in_words(axis: Axis) -> str:
     best = sorted((mark for mark in axis.marks if mark.front), key=lambda mark: mark.cost)
-    told = (f"{mark.line} {100 * mark.top1.mean:.2f} % at {axis.written(mark.cost)}" for mark in best)
+    told = (f"{mark.line} {formatting.in_unit(mark.score.mean, mark.score.of)} at {axis.written(mark.cost)}" for mark in best)
     return f"{axis.label.partition(chr(10))[0]}, Pareto front: {', '.join(told)}"
 
 

@@ -5,6 +5,7 @@ Units: MACs are multiply-adds for one image; sizes are bytes; latencies are mill
 with the unit %, are fractions between 0 and 1. Earlier versions of the file are read by version1.py.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 VERSION = 2
@@ -23,6 +24,16 @@ class Score:
     low: float | None = None
     high: float | None = None
     more_is_better: bool = True
+
+
+def headline(scores: Sequence[Score]) -> Score | None:
+    """The score that verdicts and plots show; None if nothing was measured."""
+    return scores[0] if scores else None
+
+
+def named(scores: Iterable[Score], name: str, unit: str | None = None) -> Score | None:
+    """The score of a name, and of a unit if one is given; None if there is none."""
+    return next((score for score in scores if score.name == name and unit in (None, score.unit)), None)
 
 
 @dataclass(frozen=True)

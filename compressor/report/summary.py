@@ -3,12 +3,27 @@
 The page, the Markdown and the terminal all print these rows, so they cannot disagree.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from compressor.report import formatting
-from compressor.report.schema import Accuracy, Change, Latency, Layer, Profile, Report, Stage, Target, Teaching, Verification
+from compressor.report.schema import (
+    Change,
+    Difference,
+    Latency,
+    Layer,
+    Profile,
+    Report,
+    Score,
+    Stage,
+    Target,
+    Teaching,
+    Verification,
+    headline,
+    named,
+)
 
 FASTER = 1.05  # a smaller speedup is within measurement noise
 SMALLER = 0.01  # a smaller change in file size comes from names stored in it
@@ -23,7 +38,7 @@ class Row:
     """One metric before and after, formatted.
 
     `detail` describes how it was measured; the spreads are printed next to their values (a 95 % interval, a 90th percentile);
-    `left` is after over before.
+    `left` is after over before, of quantities that have a zero.
     """
 
     name: str
@@ -34,6 +49,7 @@ class Row:
     tone: Tone = "plain"
     before_spread: str = ""
     after_spread: str = ""
+    change_spread: str = ""
     left: float | None = None
 
     @property
@@ -56,20 +72,35 @@ class Check:
         return self.difference <= self.tolerance
 
 
-def compare(baseline: Profile, compressed: Profile) -> Change:
-    """The changes. If a batch size was timed with several providers or threads, its entry is the one listed first."""
+def compare(baseline: Profile, compressed: Profile, differences: Mapping[str, Difference] | None = None) -> Change:
+    """The changes. If a batch size was timed with several providers or threads, its entry is the one listed first.
+
+    `differences`: differences of scores by name, with intervals that are paired over the images.
+    """
     speedups: dict[str, float] = {}
     for before, after in timings(baseline, compressed):
         if before:
             speedups.setdefault(str(before.batch), before.median_ms / after.median_ms)
+    scores: dict[str, Difference] = {}
+    for first, last in paired(baseline.scores, compressed.scores):
+        if first and last:
+            plain = Difference(last.value - first.value)
+            scores[last.name] = found = (differences or {}).get(last.name, plain)
+            assert math.isclose(found.value, plain.value, rel_tol=1e-6, abs_tol=1e-9), f"{last.name}: {found} is not {plain}"
     return Change(
         macs=compressed.macs / baseline.macs,
         params=compressed.params / baseline.params,
         weight_bytes=compressed.weight_bytes / baseline.weight_bytes,
         size_bytes=compressed.size_bytes / baseline.size_bytes if compressed.size_bytes and baseline.size_bytes else None,
-        top1=compressed.accuracy.top1 - baseline.accuracy.top1 if compressed.accuracy and baseline.accuracy else None,
         latency=speedups,
+        scores=scores,
     )
+
+
+def paired(baseline: Sequence[Score], compressed: Sequence[Score]) -> list[tuple[Score | None, Score | None]]:
+    """Before and after of each score, by its name and unit; None where it was not measured. The headline first."""
+    after = [(named(baseline, score.name, score.unit), score) for score in compressed]
+    return [*after, *((score, None) for score in baseline if named(compressed, score.name, score.unit) is None)]
 
 
 def timings(baseline: Profile, compressed: Profile) -> list[tuple[Latency | None, Latency]]:
@@ -83,8 +114,13 @@ def _setup(latency: Latency) -> tuple[int, str, int]:
     return latency.batch, latency.provider, latency.threads
 
 
-def verdict(baseline: Profile, compressed: Profile, verification: Verification) -> str:
-    """The result in one line, including what was not measured and what did not improve.
+def verdict(
+    baseline: Profile,
+    compressed: Profile,
+    verification: Verification,
+    differences: Mapping[str, Difference] | None = None,
+) -> str:
+    """The result in one line, including what was not measured and what did not improve; `differences` as in `compare`.
 
     40.8 M -> 20.3 M MACs (-50.2 %), top-1 87.96 % -> 87.10 % (-0.86, n = 10,000),
     CPU 1.93 ms -> 1.31 ms at batch 1 (1.5x), checks passed
@@ -92,7 +128,7 @@ def verdict(baseline: Profile, compressed: Profile, verification: Verification) 
     return ", ".join(
         [
             _cost_verdict(baseline, compressed),
-            _accuracy_verdict(baseline.accuracy, compressed.accuracy),
+            _score_verdict(baseline, compressed, differences or {}),
             _latency_verdict(baseline, compressed),
             checks_verdict(verification),
         ]
@@ -108,16 +144,19 @@ def _cost_verdict(baseline: Profile, compressed: Profile) -> str:
     return f"{macs} ({formatting.change(compressed.macs / baseline.macs)})"
 
 
-def _accuracy_verdict(before: Accuracy | None, after: Accuracy | None) -> str:
+def _score_verdict(baseline: Profile, compressed: Profile, differences: Mapping[str, Difference]) -> str:
+    """The headline score."""
+    after = headline(compressed.scores)
     if after is None:
         return "accuracy not measured (no data)"
-    n = formatting.images(after.n)
+    before, n = named(baseline.scores, after.name, after.unit), formatting.images(after.n)
     if before is None:
-        return f"top-1 {formatting.percent(after.top1)} ({n}; the original was not measured)"
+        return f"{after.label} {formatting.score(after)} ({n}; the original was not measured)"
     if before.n != after.n:
         n = f"n = {before.n:,} and {after.n:,}"
-    change = formatting.points(after.top1 - before.top1)
-    return f"top-1 {formatting.percent(before.top1)} -> {formatting.percent(after.top1)} ({change}, {n})"
+    found = differences.get(after.name, Difference(after.value - before.value))
+    change = f"{formatting.signed(found.value, after)} {formatting.difference_interval(found, after)}".rstrip()
+    return f"{after.label} {formatting.score(before)} -> {formatting.score(after)} ({change}, {n})"
 
 
 def _latency_verdict(baseline: Profile, compressed: Profile) -> str:
@@ -179,11 +218,11 @@ def quantity(name: str) -> str:
 
 def rows(report: Report) -> list[Row]:
     """Everything measured before and after."""
-    return [*cost_rows(report), *accuracy_rows(report), *latency_rows(report)]
+    return [*cost_rows(report), *score_rows(report), *latency_rows(report)]
 
 
 def cost_rows(report: Report) -> list[Row]:
-    """The metrics that are counted: all but accuracy and latency."""
+    """The metrics that are counted: all but scores and latency."""
     before, after = report.baseline, report.compressed
     peaks = before.peak_activation_bytes, after.peak_activation_bytes
     return [
@@ -205,37 +244,47 @@ def _cost(name: str, detail: str, before: int | None, after: int | None, written
     return replace(row, change=formatting.change(left), tone=tone, left=left)
 
 
-def accuracy_rows(report: Report) -> list[Row]:
-    """Top-1, and top-5 where it was measured."""
-    before, after = report.baseline.accuracy, report.compressed.accuracy
-    measured = [accuracy for accuracy in (before, after) if accuracy]
-    if not measured:
-        return [Row("Top-1", "no data", NOT_MEASURED, NOT_MEASURED)]
-    n = " and ".join(dict.fromkeys(f"{accuracy.n:,}" for accuracy in measured))
+def score_rows(report: Report) -> list[Row]:
+    """Every score, the headline first."""
+    pairs = paired(report.baseline.scores, report.compressed.scores)
+    found = [_score(before, after, report.change.scores) for before, after in pairs]
+    return found or [Row("Accuracy", "no data", NOT_MEASURED, NOT_MEASURED)]
+
+
+def _score(before: Score | None, after: Score | None, differences: Mapping[str, Difference]) -> Row:
+    measured = [score for score in (before, after) if score]
+    n = " and ".join(dict.fromkeys(f"{score.n:,}" for score in measured))
     row = Row(
-        "Top-1",
+        formatting.title(measured[-1].label),
         f"n = {n}",
-        formatting.percent(before.top1) if before else NOT_MEASURED,
-        formatting.percent(after.top1) if after else NOT_MEASURED,
+        formatting.score(before) if before else NOT_MEASURED,
+        formatting.score(after) if after else NOT_MEASURED,
         before_spread=formatting.interval(before) if before else "",
         after_spread=formatting.interval(after) if after else "",
     )
-    if before and after:
-        change = f"{formatting.points(after.top1 - before.top1)} points"
-        left = after.top1 / before.top1 if before.top1 else None
-        row = replace(row, change=change, tone=_accuracy_tone(before, after), left=left)
-    found = [row]
-    if before and after and before.top5 is not None and after.top5 is not None:
-        top5 = formatting.percent(before.top5), formatting.percent(after.top5)
-        found.append(Row("Top-5", f"n = {n}", *top5, f"{formatting.points(after.top5 - before.top5)} points"))
-    return found
+    if before is None or after is None:
+        return row
+    found = differences.get(after.name, Difference(after.value - before.value))
+    return replace(
+        row,
+        change=formatting.difference(found.value, after),
+        change_spread=formatting.difference_interval(found, after),
+        tone=_score_tone(before, after, found),
+        left=after.value / before.value if after.unit == "%" and before.value else None,
+    )
 
 
-def _accuracy_tone(before: Accuracy, after: Accuracy) -> Tone:
-    """Plain if the intervals overlap."""
-    if after.high < before.low:
-        return "bad"
-    return "good" if after.low > before.high else "plain"
+def _score_tone(before: Score, after: Score, change: Difference) -> Tone:
+    """Plain if the interval of the difference includes 0; without one, if the intervals of both scores overlap."""
+    if change.low is not None and change.high is not None:
+        fell, rose = change.high < 0, change.low > 0
+    elif before.low is None or before.high is None or after.low is None or after.high is None:
+        return "plain"
+    else:
+        fell, rose = after.high < before.low, after.low > before.high
+    if not (fell or rose):
+        return "plain"
+    return "good" if rose == after.more_is_better else "bad"
 
 
 def latency_rows(report: Report) -> list[Row]:
@@ -269,8 +318,10 @@ def _latency(before: Latency | None, after: Latency) -> Row:
 def notes(report: Report) -> list[str]:
     """The notes below the rows: agreement with the original, the numbers in brackets, how latency was measured."""
     found = [f"Agreement with the original: {fidelity(report)}."]
-    if report.baseline.accuracy or report.compressed.accuracy:
-        found.append("In brackets: Wilson's 95 % confidence interval of top-1, in per cent.")
+    scores = score_rows(report)
+    if any(row.before_spread or row.after_spread for row in scores):
+        paired = ", of a change paired over the images" if any(row.change_spread for row in scores) else ""
+        found.append(f"In brackets: 95 % confidence interval{paired}.")
     if report.compressed.latency:
         after = report.compressed.latency[0]
         found.append(f"Latency: ONNX Runtime, time per batch, median of {after.runs} runs after {after.warmup} warm-up runs.")
@@ -278,24 +329,38 @@ def notes(report: Report) -> list[str]:
 
 
 def fidelity(report: Report) -> str:
-    """Share of equal top-1 predictions, and divergence of the predicted probabilities."""
-    if report.fidelity is None:
+    """The scores that compare the outputs with those of the original."""
+    if report.fidelity is None or not report.fidelity.scores:
         return NOT_MEASURED
-    measured = report.fidelity
-    alike = f"{formatting.percent(measured.agreement)} of {measured.n:,} {measured.inputs}"
-    return f"same top-1 prediction on {alike}; mean KL divergence {measured.mean_kl:.3g} nats"
+    told = (
+        f"{score.label} {formatting.score(score)} {formatting.interval(score)}".rstrip() for score in report.fidelity.scores
+    )
+    return f"{', '.join(told)} (n = {report.fidelity.n:,} {report.fidelity.inputs})"
 
 
 def stage_heading(report: Report) -> list[str]:
     """The names of the columns of `stage_rows`; ONNX file and latency only if some stage has them."""
     size = ["ONNX file"] if any(stage.size_bytes is not None for stage in report.stages) else []
     latency = ["latency"] if _stage_setup(report) else []
-    return ["stage", "MACs", "parameters", *size, *latency, "top-1 [95 %]", "n", "time", "note"]
+    shown = stage_scores(report)
+    score = shown[0][1].label if shown else "accuracy"
+    interval = " [95 %]" if any(formatting.interval(score) for _, score in shown) else ""
+    return ["stage", "MACs", "parameters", *size, *latency, f"{score}{interval}", "n", "time", "note"]
+
+
+def stage_scores(report: Report) -> list[tuple[Stage, Score]]:
+    """The stages for which the headline score was measured, which is that of the last one."""
+    of = headline([score for stage in reversed(report.stages) for score in stage.scores[:1]])
+    if of is None:
+        return []
+    found = ((stage, named(stage.scores, of.name, of.unit)) for stage in report.stages)
+    return [(stage, score) for stage, score in found if score]
 
 
 def stage_rows(report: Report) -> list[list[str]]:
     """Every stage as text, its name first and its note last."""
-    return [[*_stage_cost(report, stage), *_stage_accuracy(stage), stage.note] for stage in report.stages]
+    scores = {id(stage): score for stage, score in stage_scores(report)}
+    return [[*_stage_cost(report, row), *_stage_score(row, scores.get(id(row))), row.note] for row in report.stages]
 
 
 def stage_note(report: Report) -> str:
@@ -317,13 +382,12 @@ def _stage_cost(report: Report, stage: Stage) -> list[str]:
     return cost
 
 
-def _stage_accuracy(stage: Stage) -> list[str]:
-    """Top-1 with its interval, number of images, and the time of the stage."""
-    top1, n = "-", "-"
-    if stage.accuracy:
-        top1 = f"{formatting.percent(stage.accuracy.top1)} {formatting.interval(stage.accuracy)}"
-        n = f"{stage.accuracy.n:,}"
-    return [top1, n, formatting.duration(stage.seconds)]
+def _stage_score(stage: Stage, score: Score | None) -> list[str]:
+    """The score with its interval, the number of images, and the time of the stage."""
+    time = formatting.duration(stage.seconds)
+    if score is None:
+        return ["-", "-", time]
+    return [f"{formatting.score(score)} {formatting.interval(score)}".rstrip(), f"{score.n:,}", time]
 
 
 def _stage_setup(report: Report) -> Latency | None:

@@ -11,7 +11,7 @@ from compressor.report import comparison, summary
 from compressor.report.comparison import Comparison
 from compressor.report.schema import Report
 
-SHOWN = ("method", "original", "target", "top-1", "change", "MACs cut", "ONNX file", "speedup")  # of a comparison
+SHOWN = {"method", "original", "target", "change", "MACs cut", "ONNX file", "speedup"}  # of a comparison, beside its score
 _STYLE = {"good": "green", "bad": "red", "plain": ""}
 
 
@@ -42,7 +42,7 @@ def print_report(report: Report, console: Console) -> None:
 def print_comparison(compared: Comparison, console: Console) -> None:
     """The table of several runs without its widest columns, notes, and missing runs."""
     names = comparison.heading(compared)
-    shown = [place for place, name in enumerate(names) if name in SHOWN]
+    shown = [place for place, name in enumerate(names) if name in SHOWN | {comparison.score_heading(compared)}]
     table = _table(*(names[place] for place in shown))
     for row in compared.rows:
         cells = comparison.cells(compared, row)
@@ -68,13 +68,13 @@ def _before_and_after(report: Report) -> Table:
             Text.assemble(row.name, (row.label.removeprefix(row.name), "dim")),
             _with_spread(row.before, row.before_spread),
             _with_spread(row.after, row.after_spread),
-            Text(row.change, _STYLE[row.tone]),
+            _with_spread(row.change, row.change_spread, _STYLE[row.tone]),
         )
     return table
 
 
-def _with_spread(figure: str, spread: str = "") -> Text:
-    return Text.assemble(figure, (f"\n{spread}" if spread else "", "dim"))
+def _with_spread(figure: str, spread: str = "", style: str = "") -> Text:
+    return Text.assemble((figure, style), (f"\n{spread}" if spread else "", "dim"))
 
 
 def _stages(report: Report) -> Table:
