@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 from compressor.errors import CompressError, UsageError
 from compressor.files import read_text
 from compressor.report import version1
-from compressor.report.schema import VERSION, Report, Stage
+from compressor.report.schema import VERSION, Epoch, Report, Stage
 from compressor.report.typed import below, found, read, schema_of
 
 LARGEST = 1e100
@@ -89,6 +89,13 @@ def stage_from(data: object) -> Stage:
     if isinstance(data, dict):
         version1.upgrade_stage(data)
     return cast(Stage, read(Stage, data, "stage"))
+
+
+def epoch_from(data: object) -> Epoch:
+    """An epoch of training, likewise."""
+    if isinstance(data, dict):
+        version1.upgrade_epoch(data, "epoch")
+    return cast(Epoch, read(Epoch, data, "epoch"))
 
 
 def _refuse_constant(word: str) -> NoReturn:

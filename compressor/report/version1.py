@@ -63,13 +63,20 @@ def upgrade(data: dict[str, Any]) -> None:
         values |= {} if top1 is None else {"top1": top1}
         change["scores"] = {name: {"value": value} for name, value in values.items()}
     for place, epoch in enumerate(_objects(data.get("epochs"))):
-        top1 = read(float | None, epoch.pop("held_out_top1", None), f"epochs[{place}].held_out_top1")
-        epoch.pop("train_top1", None)
-        # The number of images was not written.
-        epoch["held_out"] = None if top1 is None else asdict(Score("top1", "top-1", top1, "%", 2, 0))
+        upgrade_epoch(epoch, f"epochs[{place}]")
     if data.get("fidelity") is not None:
         fidelity = read(_Fidelity, data["fidelity"], "fidelity")
         data["fidelity"] = {"scores": [*map(asdict, fidelity.scores())], "n": fidelity.n, "inputs": fidelity.inputs}
+
+
+def upgrade_epoch(epoch: dict[str, Any], path: str) -> None:
+    """Make an epoch of version 1 one of version 2. Others are not changed."""
+    if "held_out" in epoch:
+        return
+    top1 = read(float | None, epoch.pop("held_out_top1", None), f"{path}.held_out_top1")
+    epoch.pop("train_top1", None)
+    # The number of images was not written.
+    epoch["held_out"] = None if top1 is None else asdict(Score("top1", "top-1", top1, "%", 2, 0))
 
 
 def upgrade_stage(stage: dict[str, Any]) -> None:
