@@ -81,7 +81,7 @@ def begun(name: str, model: nn.Module, data: Data, state: Path | None = None, **
 
 def keep(folder: Path, name: str, training: Training) -> None:
     """Save the final state of this process."""
-    history = [(row.losses, row.held_out_top1) for row in training.history]
+    history = [(row.losses, row.held_out and row.held_out.value) for row in training.history]
     torch.save((training.method.state_dict(), history), folder / f"{name}-{distributed.index()}.pt")
 
 

@@ -86,7 +86,7 @@ def assert_same_result(left: Path, right: Path) -> None:
     for name in ("model.safetensors", "plan.json", "config.toml"):
         assert (left / name).read_bytes() == (right / name).read_bytes()
     one, other = read_report(left), read_report(right)
-    assert [(stage.name, stage.accuracy) for stage in one.stages] == [(stage.name, stage.accuracy) for stage in other.stages]
+    assert [(stage.name, stage.scores) for stage in one.stages] == [(stage.name, stage.scores) for stage in other.stages]
     assert [epoch.losses for epoch in one.epochs] == [epoch.losses for epoch in other.epochs]
 
 

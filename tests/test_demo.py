@@ -19,7 +19,7 @@ def test_the_demo_does_the_whole_job_and_says_how_to_repeat_it(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     shown = io.StringIO()
     report = demo.run(Path("demo"), Console(file=shown, width=200))
-    assert report.baseline.accuracy is not None and report.baseline.accuracy.n == 359
+    assert report.baseline.scores and report.baseline.scores[0].n == 359
     assert report.target.reached == pytest.approx(0.5, abs=0.01)
     assert set(RESULTS) <= {path.name for path in Path("demo/half").iterdir()}
     assert f"\n$ {report.command}\n" in shown.getvalue()

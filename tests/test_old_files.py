@@ -21,7 +21,7 @@ from compressor.network.outputs import torch_predict
 from compressor.report import read_report, to_html, to_markdown
 from compressor.report import to_json as report_to_json
 from compressor.runs.sensitivity_table import read_curves, read_sensitivity, to_csv
-from compressor.tasks.metrics import accuracy
+from compressor.tasks.classify import Classify
 
 OLD = Path(__file__).parent / "old_files"
 RUNS = ["prune", "lowrank", "distill", "quantize"]
@@ -56,10 +56,10 @@ def test_a_report_is_read_with_all_that_it_says(run: str) -> None:
 @pytest.mark.parametrize("run", RUNS)
 def test_a_plan_builds_the_network_that_the_report_is_about(run: str) -> None:
     report, data, model = read_report(OLD / run), open_data("digits"), compressor.load(OLD / run)
-    found = accuracy(torch_predict(model, "cpu"), data.batches("test", batch_size=100, device="cpu"))
+    found = Classify().measure(torch_predict(model, "cpu"), data.batches("test", batch_size=100, device="cpu")).compute()[0]
     stage = report.stages[-2 if run == "quantize" else -1]  # the last one is of its INT8 ONNX file
-    assert stage.accuracy is not None and found.n == stage.accuracy.n
-    assert abs(found.top1 - stage.accuracy.top1) < 2 / found.n  # on another CPU, the prediction for one image may differ
+    assert stage.scores and found.n == stage.scores[0].n
+    assert abs(found.value - stage.scores[0].value) < 2 / found.n  # on another CPU, the prediction for one image may differ
     assert json.loads(to_json(read_plan(OLD / run))) == json.loads((OLD / run / "plan.json").read_text(encoding="utf-8"))
 
 

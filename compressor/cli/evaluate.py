@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json as json_
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from compressor.cli import options
+
+if TYPE_CHECKING:
+    from compressor.report import Score
 
 
 @options.command(options.DATA, options.READING)
@@ -30,7 +34,8 @@ def evaluate(
     asked = options.Asked(context)
     result = measured(asked.source(model), asked.images, asked.inputs, device)
     if json:
-        print(json_.dumps(asdict(result), indent=2))
+        told = asdict(result) | {"torch": _by_name(result.torch), "onnx": _by_name(result.onnx)}
+        print(json_.dumps(told, indent=2))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     rows = {
@@ -53,3 +58,11 @@ def evaluate(
         print(f"note: {note}")
     if asked.images.spec is None:
         print("no scores were measured (no data): give --data")
+
+
+def _by_name(scores: Sequence[Score]) -> dict[str, float | int | None] | None:
+    """Name -> value, with the interval of the headline and the number of images; None if nothing was measured."""
+    if not scores:
+        return None
+    first = scores[0]
+    return {score.name: score.value for score in scores} | {"low": first.low, "high": first.high, "n": first.n}

@@ -33,8 +33,8 @@ def test_a_checkpoint_is_measured_through_both_engines(here: Path) -> None:
     result = compress("eval", *NET, "--data", "digits", "--json")
     assert result.exit_code == 0, result.output
     found, baseline = json.loads(result.stdout), read_report(here / "half").baseline
-    assert baseline.accuracy is not None
-    assert found["torch"]["top1"] == found["onnx"]["top1"] == baseline.accuracy.top1
+    assert baseline.scores
+    assert found["torch"]["top1"] == found["onnx"]["top1"] == baseline.scores[0].value
     assert (found["macs"], found["params"], found["size_bytes"]) == (baseline.macs, baseline.params, baseline.size_bytes)
     assert [row["batch"] for row in found["latency"]] == [1, 32]
 
@@ -42,22 +42,21 @@ def test_a_checkpoint_is_measured_through_both_engines(here: Path) -> None:
 def test_a_run_is_measured_and_printed_for_people(here: Path) -> None:
     result = compress("eval", "half", "--data", "digits")
     assert result.exit_code == 0, result.output
-    accuracy = read_report(here / "half").compressed.accuracy
-    assert accuracy is not None
-    for words in ("Top-1, PyTorch", "Top-1, ONNX Runtime", "of 359 test images", f"{100 * accuracy.top1:.2f} %", "MACs"):
+    top1 = read_report(here / "half").compressed.scores[0].value
+    for words in ("Top-1, PyTorch", "Top-1, ONNX Runtime", "of 359 test images", f"{100 * top1:.2f} %", "MACs"):
         assert words in result.stdout
     assert "note: a run of net.py:Net" in result.stdout
 
 
 def test_an_onnx_file_is_measured_with_and_without_images(here: Path) -> None:
-    accuracy = read_report(here / "half").compressed.accuracy
+    top1 = read_report(here / "half").compressed.scores[0].value
     found = json.loads(compress("eval", "half/model.onnx", "--data", "digits", "--json").stdout)
-    assert accuracy is not None and found["onnx"]["top1"] == accuracy.top1
+    assert found["onnx"]["top1"] == top1 and found["onnx"]["n"] == 359
     assert found["torch"] is None and found["macs"] is None
     assert found["size_bytes"] == (here / "half" / "model.onnx").stat().st_size
     result = compress("eval", "half/model.onnx")  # the file says what shape its images have
     assert result.exit_code == 0
-    assert "1x8x8" in result.stdout and "accuracy not measured (no data): give --data" in result.stdout
+    assert "1x8x8" in result.stdout and "no scores were measured (no data): give --data" in result.stdout
 
 
 def test_inputs_of_an_onnx_file_may_have_any_name(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ViT_B_16_Weights, get_model
 
 from compressor.data import Batch
-from compressor.errors import DataError, UsageError, VerificationFailed
+from compressor.errors import UsageError
 from compressor.network.cost import count_macs, count_params, layer_macs, peak_activation_bytes, weight_bytes
 from compressor.network.outputs import torch_predict
 from compressor.onnx.export import export_onnx
 from compressor.onnx.latency import compare_latency, latency
 from compressor.onnx.runtime import onnx_predict
-from compressor.tasks.metrics import accuracy, fidelity, wilson
+from compressor.tasks.classify import Classify
+from compressor.tasks.meter import wilson
 
 
 class Small(nn.Module):
@@ -192,44 +193,6 @@ def test_wilson_is_newcombes_example() -> None:
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
-def test_accuracy_is_that_counted_by_hand() -> None:
-    batches = [labelled(0, 1), labelled(2)]
-    logits = iter([answers([9.0, 0, 0], [9.0, 0, 0]), answers([0.0, 0, 9])])
-    measured = accuracy(lambda images: next(logits), batches)
-    assert (measured.top1, measured.n, measured.top5) == (2 / 3, 3, None)
-    assert (measured.low, measured.high) == wilson(2, 3)
-    assert measured.loss == pytest.approx(9 / 3, abs=1e-3)
-
-
-def test_top5_counts_from_ten_classes_on() -> None:
-    logits = torch.arange(10.0).repeat(3, 1)  # the five best classes are 9, 8, 7, 6, 5
-    measured = accuracy(lambda images: logits, [labelled(9, 5, 4)])
-    assert (measured.top1, measured.top5) == (1 / 3, 2 / 3)
-
-
-def test_accuracy_refuses_what_it_cannot_judge() -> None:
-    with pytest.raises(DataError, match="no images"):
-        accuracy(lambda images: torch.zeros(1, 3), [])
-    with pytest.raises(DataError, match="classes 0 to 2, but the labels range from 3 to 3"):
-        accuracy(lambda images: torch.zeros(1, 3), [labelled(3)])
-    with pytest.raises(VerificationFailed, match="NaN"):
-        accuracy(lambda images: torch.full((1, 3), torch.nan), [labelled(0)])
-
-
-def test_fidelity_is_agreement_and_divergence() -> None:
-    half, sure = answers([0.0, 0.0]), answers([0.0, torch.tensor(3.0).log().item()])  # probabilities 1/2, 1/2 and 1/4, 3/4
-    measured = fidelity(lambda images: half, lambda images: sure, [labelled(0)], "random inputs")
-    by_hand = 0.5 * torch.tensor(2.0).log() + 0.5 * torch.tensor(2 / 3).log()
-    assert measured.mean_kl == pytest.approx(by_hand.item(), abs=1e-6)
-    assert (measured.agreement, measured.n, measured.inputs) == (0.0, 1, "random inputs")
-
-
-def test_a_network_is_faithful_to_itself() -> None:
-    predict = torch_predict(Small(), "cpu")
-    measured = fidelity(predict, predict, [digits(100)], "digits")
-    assert (measured.agreement, measured.mean_kl, measured.n) == (1.0, 0.0, 100)
-
-
 def test_predicting_gives_every_module_its_mode_back() -> None:
     model = Small().train()
     model.conv.eval()
@@ -255,10 +218,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Small]:
 
 def test_onnx_runtime_measures_the_same_accuracy(files: tuple[Path, Path, Small]) -> None:
     narrow, _, model = files
-    through_onnx = accuracy(onnx_predict(narrow, threads=1), [digits(200)])
-    through_torch = accuracy(torch_predict(model, "cpu"), [digits(200)])
-    assert through_onnx.top1 == through_torch.top1
-    assert through_onnx.loss == pytest.approx(through_torch.loss, rel=1e-5)
+    here = Classify().measure(onnx_predict(narrow, threads=1), [digits(200)]).compute()
+    there = Classify().measure(torch_predict(model, "cpu"), [digits(200)]).compute()
+    assert [score.name for score in here] == ["top1", "top5", "loss"]
+    assert [score.value for score in here[:2]] == [score.value for score in there[:2]]
+    assert here[2].value == pytest.approx(there[2].value, rel=1e-5)
 
 
 def test_more_work_takes_longer(files: tuple[Path, Path, Small]) -> None:

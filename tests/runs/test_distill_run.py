@@ -36,7 +36,7 @@ def test_without_a_student_the_teacher_is_pruned(trained: Path, tmp_path: Path) 
     assert report.target.asked == 0.4 and report.target.reached == pytest.approx(0.4, abs=0.03)
     assert count_macs(compressor.load(tmp_path / "a"), SHAPE) == report.compressed.macs
     assert set(report.epochs[0].losses) == {"cross_entropy", "kd"}
-    assert report.compressed.accuracy is not None and report.compressed.accuracy.top1 > 0.9
+    assert report.compressed.scores and report.compressed.scores[0].value > 0.9
     assert (report.method, report.settings["teacher"], report.settings["rate"]) == ("kd", str(trained), 0.4)
     assert report.teaching is not None and report.teaching.ms > 0 and 0 < report.teaching.share < 1
     assert answers(tmp_path / "a").shape == (5, 10)
@@ -60,9 +60,9 @@ def test_the_original_is_distilled_into_the_pruned_network(trained: Path, tmp_pa
     cut = read_report(tmp_path / "cut")
     assert (report.baseline.macs, report.compressed.macs) == (cut.baseline.macs, cut.compressed.macs)
     student = next(stage for stage in report.stages if stage.name == "student")
-    assert report.compressed.accuracy is not None and student.accuracy is not None and cut.compressed.accuracy is not None
-    assert student.accuracy.top1 == cut.compressed.accuracy.top1
-    assert report.compressed.accuracy.top1 > student.accuracy.top1
+    assert report.compressed.scores and student.scores and cut.compressed.scores
+    assert student.scores[0].value == cut.compressed.scores[0].value
+    assert report.compressed.scores[0].value > student.scores[0].value
     assert answers(tmp_path / "a").shape == (5, 10)
 
 

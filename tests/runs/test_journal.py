@@ -75,7 +75,7 @@ def test_the_log_has_one_object_a_line(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["event"] for line in lines] == ["opened", "epoch", "epoch"]
     assert lines[0]["notes"] == ["a\nb"] and lines[0]["input_shape"] == [1, 8, 8]
-    assert (lines[1]["epoch"], lines[1]["losses"]["auxiliary"], lines[2]["held_out_top1"]) == (1, 0.5, None)
+    assert (lines[1]["epoch"], lines[1]["losses"]["auxiliary"], lines[2]["held_out"]) == (1, 0.5, None)
     assert lines[0]["time"] <= lines[2]["time"]
 
 

@@ -34,9 +34,9 @@ def factored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_goes_through_six_stages(factored: Path) -> None:
     report = read_report(factored)
     assert stages_of(report) == ["original", "factored", "recalibrated", "repaired", "fine-tuned", "ONNX"]
-    top1 = {stage.name: stage.accuracy.top1 for stage in report.stages if stage.accuracy}
+    top1 = {stage.name: stage.scores[0].value for stage in report.stages if stage.scores}
     assert top1["repaired"] > top1["factored"] and top1["ONNX"] > 0.9
-    assert report.compressed.accuracy == report.stages[-1].accuracy
+    assert report.compressed.scores == report.stages[-1].scores
     assert {stage.macs for stage in report.stages[1:]} == {report.compressed.macs}
 
 

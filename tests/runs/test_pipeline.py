@@ -110,12 +110,12 @@ def test_the_report_of_the_whole_is_from_the_original_to_the_last_step(whole: Pa
     report, first = read_report(whole / "out"), read_report(whole / "out" / "1-prune")
     last = read_report(whole / "out" / "3-distill")
     assert (report.model, report.method) == ("net.pt", "prune magnitude + lowrank svd + distill kd")
-    assert (report.baseline.macs, report.baseline.accuracy) == (first.baseline.macs, first.baseline.accuracy)
+    assert (report.baseline.macs, report.baseline.scores) == (first.baseline.macs, first.baseline.scores)
     assert report.baseline.size_bytes == first.baseline.size_bytes
-    assert (report.compressed.macs, report.compressed.accuracy) == (last.compressed.macs, last.compressed.accuracy)
+    assert (report.compressed.macs, report.compressed.scores) == (last.compressed.macs, last.compressed.scores)
     assert report.change.macs == pytest.approx(0.7 * 0.9, abs=0.03)
     assert [row.name for row in report.stages] == ["original", "prune magnitude", "lowrank svd", "distill kd"]
-    assert all(row.size_bytes and row.latency and row.accuracy for row in report.stages)
+    assert all(row.size_bytes and row.latency and row.scores for row in report.stages)
     assert [row.epoch for row in report.epochs] == [1, 2, 3, 4, 5, 6]
     assert report.fidelity is not None and report.fidelity.n == 359
     assert report.settings["1-prune.rate"] == 0.3

@@ -38,12 +38,12 @@ def test_it_goes_through_three_stages(quantized: Path) -> None:
     report = read_report(quantized)
     assert stages_of(report) == ["original", "ONNX", "INT8"]
     original, floating, whole = report.stages
-    assert original.accuracy and floating.accuracy and whole.accuracy
-    assert floating.accuracy.top1 == original.accuracy.top1 and abs(whole.accuracy.top1 - original.accuracy.top1) < 0.05
+    assert original.scores and floating.scores and whole.scores
+    assert floating.scores[0].value == original.scores[0].value and abs(whole.scores[0].value - original.scores[0].value) < 0.05
     assert (floating.size_bytes, whole.size_bytes) == (report.baseline.size_bytes, (quantized / "model.onnx").stat().st_size)
     assert floating.latency == report.baseline.latency and whole.latency == report.compressed.latency
     assert [latency.batch for latency in whole.latency] == [1, 32]
-    assert report.fidelity is not None and 0.9 < report.fidelity.agreement < 1.0001
+    assert report.fidelity is not None and 0.9 < report.fidelity.scores[0].value < 1.0001
 
 
 def test_only_the_file_is_smaller(trained: Path, quantized: Path) -> None:
@@ -104,9 +104,9 @@ def test_a_loss_of_accuracy_is_reported_with_a_remedy_that_works(trained: Path, 
         )
 
     ruined, kept = run(), run("stage2.conv*")
-    assert ruined.change.top1 is not None and ruined.change.top1 < -0.05
+    assert ruined.change.scores["top1"].value < -0.05
     assert any("leave layers in float32 (--keep PATTERN" in warning for warning in ruined.warnings)
-    assert kept.change.top1 is not None and kept.change.top1 > -0.01
+    assert kept.change.scores["top1"].value > -0.01
     assert not any("--keep PATTERN" in warning for warning in kept.warnings)
 
 

@@ -92,7 +92,7 @@ def test_every_layer_is_listed_with_its_width_before_and_after(channels: Channel
 
 
 def test_the_warnings_of_a_report() -> None:
-    change = Change(macs=0.5, params=0.5, weight_bytes=0.5, size_bytes=0.5, top1=None, latency={"1": 0.8, "32": 1.9})
+    change = Change(macs=0.5, params=0.5, weight_bytes=0.5, size_bytes=0.5, latency={"1": 0.8, "32": 1.9})
     target = Target("macs", 0.5, 0.4, "--rate 0.5", "whole channels only")
     assert reporting.warnings(Made(warnings=["see there"]), target, change) == [
         "see there",

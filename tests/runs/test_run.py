@@ -28,11 +28,11 @@ from compressor.runs.run_directory import RESULTS
 def test_a_run_with_images_goes_through_five_stages(finished: Path) -> None:
     report = read_report(finished / "half")
     assert stages_of(report) == ["original", "cut", "recalibrated", "fine-tuned", "ONNX"]
-    assert {stage.accuracy.n for stage in report.stages if stage.accuracy} == {359}
+    assert {stage.scores[0].n for stage in report.stages if stage.scores} == {359}
     assert report.stages[2].note == "batch-norm statistics of 1294 training images"
     assert [epoch.epoch for epoch in report.epochs] == [1, 2, 3]
-    assert report.baseline.accuracy == report.stages[0].accuracy
-    assert report.compressed.accuracy == report.stages[-1].accuracy
+    assert report.baseline.scores == report.stages[0].scores
+    assert report.compressed.scores == report.stages[-1].scores
     assert report.fidelity is not None and report.fidelity.inputs == "test images"
 
 
@@ -69,7 +69,7 @@ def test_consumers_of_pruned_channels_are_repaired_if_that_helps(trained: Path, 
     assert compress("prune", trained, *DEMO, "--epochs", "0", "--out", tmp_path / "repaired").exit_code == 0
     report = read_report(tmp_path / "repaired")
     assert stages_of(report) == ["original", "cut", "recalibrated", "repaired", "ONNX"]
-    recalibrated, repaired = (stage.accuracy.top1 for stage in report.stages[2:4] if stage.accuracy)
+    recalibrated, repaired = (stage.scores[0].value for stage in report.stages[2:4] if stage.scores)
     assert repaired > recalibrated and "held-out images" in report.stages[3].note
     compress("prune", trained, *DEMO, "--epochs", "0", "--no-repair", "--out", tmp_path / "bare")
     assert stages_of(read_report(tmp_path / "bare")) == ["original", "cut", "recalibrated", "ONNX"]
@@ -139,8 +139,8 @@ def test_without_images_nothing_is_trained_and_no_accuracy_reported(squeezed: Pa
     report = read_report(squeezed / "run")
     assert report.arch == "torchvision:squeezenet1_1"
     assert stages_of(report) == ["original", "cut", "ONNX"]
-    assert [stage.accuracy for stage in report.stages] == [None] * 3 and report.epochs == []
-    assert report.baseline.accuracy is None and report.change.top1 is None
+    assert [stage.scores for stage in report.stages] == [[]] * 3 and report.epochs == []
+    assert report.baseline.scores == [] and report.change.scores == {}
     assert report.target.reached == pytest.approx(0.5, abs=0.01)
     assert set(report.verification.onnx) == {"1", "2", "3"}
     assert report.fidelity is not None and report.fidelity.inputs == "random inputs"

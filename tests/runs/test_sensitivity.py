@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import compress, make_net, prune
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from compressor.network.outputs import torch_predict
 from compressor.report import read_report
 from compressor.runs import sensitivity
 from compressor.runs.sensitivity_table import Row, Sensitivity, read_curves, read_sensitivity, to_csv
-from compressor.tasks.metrics import accuracy
+from compressor.tasks.classify import Classify
 from compressor.training.goal import Curve, parse_rate
 
 SHAPE = (3, 8, 8)
@@ -33,7 +34,7 @@ def rows(group: str, *qualities: float, channels: int = 8) -> list[Row]:
     """Accuracies of a group of eight when none, 2, 4, ... of its channels are removed."""
     kept = (channels - 2 * place for place in range(len(qualities)))
     return [
-        Row(group, channels, 1 - k / channels, k, quality, quality, 0.0, 0.0, 0.0)
+        Row(group, channels, 1 - k / channels, k, "top-1", quality, quality, 0.0, 0.0, 0.0)
         for k, quality in zip(kept, qualities, strict=True)
     ]
 
@@ -91,7 +92,7 @@ def test_the_budget_spares_sensitive_groups() -> None:
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    other = [Row('b "x", y', 4, rate, kept, None, 1.0, 0.0, 0.0, 0.0) for rate, kept in ((0.0, 4), (0.25, 3), (0.3, 3))]
+    other = [Row('b "x", y', 4, rate, kept, "top-1", 1.0, 1.0, 0.0, 0.0, 0.0) for rate, kept in ((0.0, 4), (0.25, 3), (0.3, 3))]
     (tmp_path / "a.csv").write_text(to_csv([*rows("a", 0.9, 0.8, 0.5), *other]))
     found = read_sensitivity(tmp_path / "a.csv")
     assert found.rows == [*rows("a", 0.9, 0.8, 0.5), *other]
@@ -161,9 +162,10 @@ def test_groups_are_measured_on_held_out_images_as_if_really_cut(project: Path) 
     cut = remove(model, channels, lambda channels: channels.join({"conv1": kept}), (1, 8, 8))
     held_out = data.batches("held_out", batch_size=64, device="cpu")
     first, last = found.groups["conv1"][0], found.groups["conv1"][-1]
-    assert first.accuracy == accuracy(torch_predict(model, "cpu"), held_out).top1
-    assert last.accuracy == accuracy(torch_predict(cut.model, "cpu"), held_out).top1
-    assert (first.agreement, first.kl, first.macs_removed) == (1, 0, 0) and last.kl > 0
+    for row, network in ((first, model), (last, cut.model)):
+        top1 = Classify().measure(torch_predict(network, "cpu"), held_out).headline()
+        assert row.measured == "top-1" and row.quality == pytest.approx(top1, abs=1e-6)
+    assert (first.agreement, first.distance, first.macs_removed) == (1, 0, 0) and last.distance > 0
     assert last.macs_removed == pytest.approx(
         1 - channels.macs.total(cut.mask) / channels.macs.total(channels.all_kept()), abs=1e-6
     )
@@ -185,18 +187,37 @@ class Idle(nn.Module):
         return (self.head(self.norm(self.busy(x))) + self.deaf(self.idle(x))).mean(1)
 
 
-def test_without_data_predictions_for_random_inputs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_is_no_classifier_is_compared_with_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(Idle(), "idle.pt")
-    result = compress("sensitivity", "idle.pt", "--trust-pickle", "--input", "3x8x8", "--images", "20", "--out", "out")
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Path("images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(f"images/{number}.png")
+    asked = ("sensitivity", "idle.pt", "--trust-pickle", "--data", "images:images", "--images", "3", "--out", "out")
+    result = compress(*asked)
     assert result.exit_code == 0, result.output
-    assert (
-        "measured on 20 random inputs\n" in result.stdout and "Change of agreement with the original in points" in result.stdout
-    )
+    assert "measured on 3 held-out images\n" in result.stdout
+    assert "Change of agreement with the original in points" in result.stdout
     found = read_sensitivity("out/sensitivity.csv")
-    assert all(row.accuracy is None for row in found.rows) and found.ranked == ["busy", "idle"]
-    assert [(row.agreement, row.kl) for row in found.groups["idle"]] == [(1, 0)] * 4
-    assert found.groups["busy"][-1].kl > 0
+    assert found.measured == "agreement with the original" and found.ranked == ["busy", "idle"]
+    assert [(row.agreement, row.distance) for row in found.groups["idle"]] == [(1, 0)] * 4
+    assert found.groups["busy"][-1].distance > 0
+
+
+def test_random_inputs_choose_nothing(project: Path) -> None:
+    result = compress("sensitivity", *NET, "--input", "1x8x8", "--out", "out")
+    assert result.exit_code == 2 and "give --data. A folder of images without labels is enough" in result.stderr
+
+
+def test_a_table_of_an_older_release_is_read(tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text(
+        "group,channels,rate,kept,accuracy,agreement,kl,macs_removed,params_removed\n"
+        "a,8,0.0,8,0.9,1.0,0.0,0.0,0.0\na,8,0.5,4,0.7,0.75,0.3,0.2,0.1\n"
+    )
+    found = read_sensitivity(tmp_path / "old.csv")
+    assert found.measured == "top-1" and found.rows[1] == Row("a", 8, 0.5, 4, "top-1", 0.7, 0.75, 0.3, 0.2, 0.1)
+    assert found.curves["a"].losses == pytest.approx((0.0, 0.2))
 
 
 class Stubborn(nn.Module):

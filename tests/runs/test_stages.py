@@ -9,12 +9,14 @@ import torch
 from small import make_net
 from torch import Tensor, nn
 
-from compressor.data import Data, open_data
+from compressor.data import Batches, Data, open_data
 from compressor.errors import UsageError
 from compressor.network.cost import count_macs
 from compressor.onnx.export import export_onnx
 from compressor.runs.journal import Journal
 from compressor.runs.stages import Stages
+from compressor.tasks.classify import Classify
+from compressor.tasks.imitate import Imitate
 
 SHAPE = (1, 8, 8)
 
@@ -40,7 +42,7 @@ class Counting(nn.Module):
 
 
 def make_stages(folder: Path, data: Data | None, identity: str = "abc") -> Stages:
-    return Stages(SHAPE, data, torch.device("cpu"), Journal(), folder / "stages.json", identity)
+    return Stages(SHAPE, data, Classify(), torch.device("cpu"), Journal(), folder / "stages.json", identity)
 
 
 def save_onnx(operator: str, path: Path) -> None:
@@ -56,19 +58,20 @@ def test_a_stage_is_accuracy_and_cost(digits: Data, tmp_path: Path) -> None:
     stages.add("cut", model, note="why")
     first, second = stages.rows
     assert (first.name, second.name, second.note) == ("original", "cut", "why")
-    assert first.accuracy == second.accuracy and first.accuracy is not None
-    assert (first.accuracy.n, first.macs) == (359, count_macs(model, SHAPE))
+    assert first.scores == second.scores and first.scores
+    assert (first.scores[0].n, first.macs) == (359, count_macs(model, SHAPE))
 
 
 def test_the_original_is_evaluated_once(digits: Data, tmp_path: Path) -> None:
     stages, model = make_stages(tmp_path, digits), Counting()
     stages.original(model)
     export_onnx(model.net, SHAPE, tmp_path / "a.onnx")
-    fidelity = stages.written(model.net, tmp_path / "no such file", tmp_path / "a.onnx", seed=0)
+    fidelity = stages.written(model, model.net, tmp_path / "no such file", tmp_path / "a.onnx", seed=0)
     assert model.images == 359
     assert fidelity is not None and (fidelity.n, fidelity.inputs) == (359, "test images")
-    assert fidelity.agreement == 1 and fidelity.mean_kl < 1e-6
-    assert stages.rows[1].name == "ONNX" and stages.rows[1].accuracy is not None
+    agreement, divergence = fidelity.scores
+    assert (agreement.name, agreement.value) == ("agreement", 1) and divergence.value < 1e-6
+    assert stages.rows[1].name == "ONNX" and stages.rows[1].scores
 
 
 def test_without_images_both_files_are_compared_on_random_inputs(tmp_path: Path) -> None:
@@ -76,14 +79,39 @@ def test_without_images_both_files_are_compared_on_random_inputs(tmp_path: Path)
     stages.original(make_net())
     for name in ("a", "b"):
         save_onnx("Flatten", tmp_path / f"{name}.onnx")
-    fidelity = stages.written(make_net(), tmp_path / "a.onnx", tmp_path / "b.onnx", seed=0)
-    assert fidelity is not None and (fidelity.n, fidelity.inputs, fidelity.agreement) == (64, "random inputs", 1)
-    assert [row.accuracy for row in stages.rows] == [None, None]
+    fidelity = stages.written(make_net(), make_net(), tmp_path / "a.onnx", tmp_path / "b.onnx", seed=0)
+    assert fidelity is not None and (fidelity.n, fidelity.inputs, fidelity.scores[0].value) == (64, "random inputs", 1)
+    assert [row.scores for row in stages.rows] == [[], []]
 
 
-def test_output_maps_are_not_compared_as_if_they_were_logits(tmp_path: Path) -> None:
-    save_onnx("Relu", tmp_path / "a.onnx")
-    assert make_stages(tmp_path, None).written(make_net(), tmp_path / "a.onnx", tmp_path / "a.onnx", seed=0) is None
+def test_maps_are_compared_by_their_error(tmp_path: Path) -> None:
+    """Of values from a normal distribution, relu(x) and |x| differ by as much as |x| is large where x is negative."""
+    save_onnx("Abs", tmp_path / "a.onnx")
+    save_onnx("Relu", tmp_path / "b.onnx")
+    stages = make_stages(tmp_path, None)
+    stages.task = Imitate(make_net())
+    fidelity = stages.written(make_net(), make_net(), tmp_path / "a.onnx", tmp_path / "b.onnx", seed=0)
+    assert fidelity is not None and fidelity.scores[0].value == pytest.approx(0.5**0.5, abs=0.01)
+
+
+def test_both_networks_are_asked_about_the_same_images(digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test images that come in another order each time are still compared one with itself, and differences are paired."""
+
+    class Shuffled(Stages):
+        times = 0
+
+        def test(self) -> Batches:
+            Shuffled.times += 1
+            batches = super().test()
+            return batches.with_plan(batches.plan[::-1]) if Shuffled.times > 1 else batches
+
+    model = make_net()
+    export_onnx(model, SHAPE, tmp_path / "a.onnx")
+    stages = Shuffled(SHAPE, digits, Classify(), torch.device("cpu"), Journal(), tmp_path / "stages.json", "abc")
+    stages.original(model)
+    fidelity = stages.written(model, model, tmp_path / "no such file", tmp_path / "a.onnx", seed=0)
+    assert fidelity is not None and fidelity.scores[0].value == 1
+    assert stages.differences["top1"].value == 0
 
 
 def test_a_resumed_run_does_not_measure_again(digits: Data, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from toy import SHAPE, Random, Toy, batches, job
 
 from compressor.methods.prune.importance import first_order, gates, gather, savings
 from compressor.tasks.classify import Classify
+from compressor.training.objective import Objective
 
 
 def plain() -> nn.Sequential:
@@ -20,7 +21,7 @@ def plain() -> nn.Sequential:
 def slopes(model: nn.Module, residual: str = "coupled") -> dict[str, Tensor]:
     """dL/dm by group, from one batch."""
     task = job("macs=50%", model, residual=residual)
-    (terms,) = first_order(model, task.task, batches(1))
+    (terms,) = first_order(model, task.objective, batches(1))
     found = task.channels.split(gather(task.channels, terms, gates(task.channels)))
     return {name: torch.from_numpy(own) for name, own in found.items()}
 
@@ -43,7 +44,7 @@ def test_a_gate_multiplies_what_is_read() -> None:
 def test_it_is_the_same_as_to_take_out_a_filter_with_its_bias() -> None:
     """After a ReLU, whose output is proportional to the filter: the sum of W dL/dW and b dL/db of Lin et al."""
     model = plain()
-    (terms,) = first_order(model, Classify(), batches(1))
+    (terms,) = first_order(model, Objective(Classify()), batches(1))
     made = terms["0.weight"].sum((1, 2, 3)) + terms["0.bias"]
     assert slopes(model)["0"].numpy() == pytest.approx(made.numpy(), rel=1e-3, abs=1e-6)
 
@@ -67,7 +68,7 @@ def test_looking_changes_nothing() -> None:
     model[0].stages[1].eval()
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    looks = [list(first_order(model, Classify(), Random().batches("train", batch_size=8))) for _ in range(2)]
+    looks = [list(first_order(model, Objective(Classify()), Random().batches("train", batch_size=8))) for _ in range(2)]
     assert len(looks[0]) == 2 and torch.equal(state, torch.get_rng_state())
     for one, other in zip(*looks, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)

@@ -101,8 +101,7 @@ def test_one_linear_layer_has_one_hint_and_none_has_none() -> None:
 
 def test_the_original_teaches_and_neither_learns_nor_is_saved() -> None:
     task = job("macs=30%", Wide())
-    taught = Classify(teacher=frozen(task.model, torch.device("cpu")))  # as in a recipe: not used twice
-    task = replace(task, task=taught)
+    task = replace(task, guide=frozen(task.model, torch.device("cpu")))  # as in a recipe: not used twice
     method = Lrdkt(task)
     method.prepare()
     losses = train(method, optimizer(method), range(2), 2)

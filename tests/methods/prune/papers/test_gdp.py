@@ -52,7 +52,7 @@ def test_theta_is_the_mean_size_of_the_slope_over_batches() -> None:
     task = job("macs=50%", model, images=Random(images=256))
     by_hand = sum(
         (terms["0.weight"].sum((1, 2, 3)) + terms["0.bias"]).abs()
-        for terms in first_order(model, task.task, Random(images=256).batches("train", batch_size=128))
+        for terms in first_order(model, task.objective, Random(images=256).batches("train", batch_size=128))
     )
     assert GDP(task).scores(task.channels) == pytest.approx(by_hand.numpy(), rel=1e-3)
 
