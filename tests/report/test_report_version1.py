@@ -35,7 +35,7 @@ def test_a_report_of_version_1_says_the_same_in_scores() -> None:
     assert report.change.scores == {
         "top1": Difference(-0.011142061281337046),
         "top5": Difference(0.0),
-        "loss": Difference(pytest.approx(-0.000455041484432, rel=1e-6)),
+        "loss": Difference(pytest.approx(-0.000455085945661, rel=1e-6)),
     }
     assert report.fidelity == Fidelity(
         [
@@ -145,12 +145,9 @@ def edited(edit: Callable[[dict[str, Any]], object]) -> str:
             lambda d: d["stages"][1].update(accuracy=None),
             "stages[1].accuracy: expected an object, as in the scores, found null",
         ),
-        (lambda d: d["change"].update(top1=0.5), "change.top1: expected -0.00860000000000005, as in the scores, found 0.5"),
+        (lambda d: d["change"].update(top1=0.5), "change.top1: expected -0.008600000000000052, as in the scores, found 0.5"),
         (lambda d: d["fidelity"].update(mean_kl=0), "fidelity.mean_kl: expected 0.0874, as in the scores, found 0"),
-        (
-            lambda d: d["baseline"]["accuracy"].update(colour=1),
-            "baseline.accuracy: expected an object, as in the scores, found an object",
-        ),
+        (lambda d: d["baseline"]["accuracy"].update(colour=1), 'baseline.accuracy: unknown key "colour"'),
         (lambda d: d.update(task="restore"), 'baseline: unknown key "accuracy"'),
     ],
 )
