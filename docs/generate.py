@@ -17,7 +17,7 @@ from types import NoneType, UnionType
 from typing import Any
 
 from compressor.methods.catalogue import Entry, catalogue
-from compressor.report import Accuracy, Report, formatting, read_report, schema
+from compressor.report import Report, Score, formatting, headline, read_report, schema
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measured import results  # these lie beside this file
@@ -136,15 +136,15 @@ def _results() -> str:
                 str(len(report.epochs)),
                 f"{formatting.count(before.macs)} → {formatting.count(after.macs)}",
                 f"{formatting.count(before.params)} → {formatting.count(after.params)}",
-                f"{_top1(before.accuracy)} → {_top1(after.accuracy)}",
+                f"{_score(headline(before.scores))} → {_score(headline(after.scores))}",
                 " → ".join(times),
             ]
         )
     return _table(["report", "epochs", "MACs", "parameters", "top-1 [95 %]", "batch 1, one CPU thread"], rows)
 
 
-def _top1(accuracy: Accuracy | None) -> str:
-    return "not measured" if accuracy is None else f"{formatting.percent(accuracy.top1)} {formatting.interval(accuracy)}"
+def _score(score: Score | None) -> str:
+    return "not measured" if score is None else f"{formatting.score(score)} {formatting.interval(score)}"
 
 
 # Models ---------------------------------------------------------------------------------------------------------------

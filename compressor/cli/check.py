@@ -23,15 +23,19 @@ def check(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="macs<=50% of the original's, params<=5M, size<=10MB, weights<=4MB, latency@8<=20ms, top1>=90%, drop<=1, "
-            "agreement>=95%, macs<=baseline+2%, top1>=original-1%. Repeatable. Begin with warn:, error: or off: to set the "
-            "level; only a missed latency warns by default.",
+            help="macs<=50% of the original's, params<=5M, size<=10MB, weights<=4MB, latency@8<=20ms, drop<=1, "
+            "macs<=baseline+2%; any score in the report: miou>=70%, psnr>=original-0.3dB. Repeatable. Begin with warn:, "
+            "error: or off: to set the level; only a missed latency warns by default.",
             rich_help_panel=BUDGETS,
         ),
     ] = None,
     max_drop: Annotated[
         str | None,
-        typer.Option(metavar="POINTS", help="Maximum loss of top-1 accuracy, in percentage points.", rich_help_panel=BUDGETS),
+        typer.Option(
+            metavar="POINTS",
+            help="Maximum loss of the headline score, in percentage points or its unit.",
+            rich_help_panel=BUDGETS,
+        ),
     ] = None,
     min_cut: Annotated[
         str | None,
@@ -63,7 +67,7 @@ def check(
         str | None,
         typer.Option(
             metavar="PERCENT",
-            help="2%: MACs, parameters, size and latency at most 2 % above the baseline, top-1 at most 2 points below.",
+            help="2%: MACs, parameters, size and latency at most 2 % above the baseline, the score at most 2 points below.",
             rich_help_panel=BUDGETS,
         ),
     ] = None,

@@ -141,7 +141,7 @@ def write_metrics(path: Path, report: Report, checked: Checked) -> None:
         for name, labels, value in _samples(profile):
             families.setdefault(f"compress_{name}", []).append(({"network": network, **labels}, value))
     for score in report.fidelity.scores if report.fidelity else []:
-        families[f"compress_{_metric(score)}"] = [({}, score.value)]
+        families.setdefault(f"compress_{_metric(score)}", []).append(({}, score.value))
     families["compress_budget_met"] = [
         ({"budget": found.budget.text, "level": found.budget.level}, int(found.met)) for found in checked.findings
     ]

@@ -119,7 +119,7 @@ def _missing(report: Report) -> str:
     if not report.compressed.scores:
         return "rerun with --data"
     names = [score.name for score in [*report.compressed.scores, *_of_fidelity(report)]]
-    return f"the report has {', '.join(names[:MOST_NAMES])}"
+    return f"the report has {', '.join(list(dict.fromkeys(names))[:MOST_NAMES])}"
 
 
 def _mistake(budget: Budget, report: Report, of: Score) -> str:

@@ -154,9 +154,15 @@ def _score_verdict(baseline: Profile, compressed: Profile, differences: Mapping[
         return f"{after.label} {formatting.score(after)} ({n}; the original was not measured)"
     if before.n != after.n:
         n = f"n = {before.n:,} and {after.n:,}"
-    found = differences.get(after.name, Difference(after.value - before.value))
+    found = _difference(before, after, differences)
     change = f"{formatting.signed(found.value, after)} {formatting.difference_interval(found, after)}".rstrip()
     return f"{after.label} {formatting.score(before)} -> {formatting.score(after)} ({change}, {n})"
+
+
+def _difference(before: Score, after: Score, differences: Mapping[str, Difference]) -> Difference:
+    """The difference of the two values, with the interval of the one in `differences`."""
+    paired = differences.get(after.name, Difference(0.0))
+    return replace(paired, value=after.value - before.value)
 
 
 def _latency_verdict(baseline: Profile, compressed: Profile) -> str:
@@ -264,7 +270,7 @@ def _score(before: Score | None, after: Score | None, differences: Mapping[str, 
     )
     if before is None or after is None:
         return row
-    found = differences.get(after.name, Difference(after.value - before.value))
+    found = _difference(before, after, differences)
     return replace(
         row,
         change=formatting.difference(found.value, after),

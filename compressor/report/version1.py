@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compressor.errors import UsageError
+from compressor.errors import UsageError, printable
 from compressor.report.schema import Report, Score
 from compressor.report.typed import found, read, schema_of
 
@@ -149,8 +149,10 @@ def check_keys(kept: dict[str, Any], report: Report) -> None:
 
 
 def _check(place: str, value: object, told: object) -> None:
-    if isinstance(value, dict) and isinstance(told, dict) and value.keys() <= told.keys():
+    if isinstance(value, dict) and isinstance(told, dict):
         for key, part in value.items():
+            if key not in told:
+                raise UsageError(f'{place}: unknown key "{printable(key)}"')
             _check(f"{place}.{key}", part, told[key])
     elif value != told:
         raise UsageError(f"{place}: expected {found(told)}, as in the scores, found {found(value)}")

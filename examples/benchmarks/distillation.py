@@ -53,7 +53,12 @@ class Told(Journal):
     """Prints the result of each epoch, because the runs are long."""
 
     def epoch_ended(self, epoch: Epoch, epochs: int) -> None:
-        print(f"  {epoch.epoch}/{epochs} {epoch.losses} held out {epoch.held_out_top1} {epoch.seconds:.0f} s", flush=True)
+        print(f"  {epoch.epoch}/{epochs} {epoch.losses} held out {held_out(epoch)} {epoch.seconds:.0f} s", flush=True)
+
+
+def held_out(epoch: Epoch) -> float | None:
+    """The score on the held-out images after an epoch."""
+    return epoch.held_out and epoch.held_out.value
 
 
 def few(data: Data, images: int) -> Data:
@@ -106,7 +111,7 @@ def row(arguments: argparse.Namespace, data: Data, name: str, seed: int) -> dict
         "epochs": recipe.epochs,
         "top1": reached.top1,
         "n": reached.n,
-        "held_out": [epoch.held_out_top1 for epoch in history],
+        "held_out": [held_out(epoch) for epoch in history],
         "losses": history[-1].losses,
         "trained_params": sum(p.numel() for p in method.parameters()),
         "params": count_params(small),

@@ -135,7 +135,7 @@ def run(setting: dict[str, object], asked: argparse.Namespace, data: Data) -> di
         "top1": measured,
         "recalibrated": accuracy(torch_predict(small, CPU), data.batches("test", batch_size=500, device=CPU)).top1,
         "before": before,
-        "after": [epoch.held_out_top1 for epoch in epochs],
+        "after": [epoch.held_out and epoch.held_out.value for epoch in epochs],
         "losses": [epoch.losses["cross_entropy"] for epoch in epochs],
         "epoch_seconds": [round(epoch.seconds, 1) for epoch in epochs],
         "median_epoch_seconds": round(statistics.median(epoch.seconds for epoch in epochs), 1),

@@ -57,7 +57,8 @@ def main() -> None:
     job = Job(model, data.shape, analyse(model, data.shape), parse_rate(0.5), Classify())
     method = Method(job).to(device)
     for row in Training(method, data, recipe, device).run(Journal()):
-        print(row.epoch, f"{row.held_out_top1:.4f}", f"{row.seconds:.0f} s", file=sys.stderr, flush=True)
+        held_out = f"{row.held_out.value:.4f}" if row.held_out else "-"
+        print(row.epoch, held_out, f"{row.seconds:.0f} s", file=sys.stderr, flush=True)
     network = method.model.to(memory_format=torch.contiguous_format).cpu().eval()
     torch.save(network.state_dict(), args.out)
     reached = accuracy(torch_predict(network, device), data.batches("test", batch_size=250, device=device))

@@ -58,7 +58,8 @@ def train_digits(setting: Setting) -> float:
     recipe = Recipe(epochs=2, lr=0.05, weight_decay=5e-4, teacher="none")
     history = Training(method, data, recipe, device).run(Journal())
     torch.save(model.cpu().state_dict(), setting.digits)
-    return history[-1].held_out_top1 or 0.0
+    reached = history[-1].held_out
+    return reached.value if reached else 0.0
 
 
 def draw_images(folder: Path, per_class: int) -> None:

@@ -19,7 +19,7 @@ from rows import Value, emit
 from setting import RESNET20, Setting, Unavailable, measurement
 
 from compressor.errors import CompressError
-from compressor.report import Report, read_report
+from compressor.report import Report, named, read_report
 from compressor.runs.compare import DENSE, Series
 from compressor.runs.run import Order
 from compressor.runs.sources import Images, Source
@@ -139,8 +139,8 @@ def values_of(report: Report) -> dict[str, Value]:
     values: dict[str, Value] = {"epochs": len(report.epochs), "macs_left": after.macs / before.macs}
     if report.target.macs_at_asked is not None:
         values["macs_removed_as_papers_count"] = report.target.macs_at_asked
-    if before.accuracy and after.accuracy:
-        values |= {"top1_before": before.accuracy.top1, "top1_after": after.accuracy.top1, "n": after.accuracy.n}
+    if (first := named(before.scores, "top1")) and (last := named(after.scores, "top1")):
+        values |= {"top1_before": first.value, "top1_after": last.value, "n": last.n}
     if report.epochs:
         values |= {"images_per_s": round(report.epochs[-1].images_per_second, 1)}
     return values

@@ -24,7 +24,7 @@ from compressor.cli import app
 from compressor.data import open_data
 from compressor.errors import UsageError
 from compressor.onnx.runtime import onnx_predict
-from compressor.report import Report, read_report
+from compressor.report import Report, named, read_report
 
 Case = Callable[[Setting, Path], dict[str, Value]]
 CASES: dict[str, Case] = {}
@@ -58,8 +58,8 @@ def on_images(setting: Setting) -> list[object]:
 def measured(report: Report) -> dict[str, Value]:
     before, after = report.baseline, report.compressed
     values: dict[str, Value] = {"device": report.device, "macs_left": after.macs / before.macs}
-    if before.accuracy and after.accuracy:
-        values |= {"top1_before": before.accuracy.top1, "top1_after": after.accuracy.top1, "n": after.accuracy.n}
+    if (first := named(before.scores, "top1")) and (last := named(after.scores, "top1")):
+        values |= {"top1_before": first.value, "top1_after": last.value, "n": last.n}
     if report.epochs:
         values["images_per_s"] = round(report.epochs[-1].images_per_second, 1)
     return values

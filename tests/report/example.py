@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 
 from compressor.report import (
-    Accuracy,
+    Difference,
     Epoch,
     Fidelity,
     Frozen,
@@ -15,6 +15,7 @@ from compressor.report import (
     Layer,
     Profile,
     Report,
+    Score,
     Stage,
     Target,
     Verification,
@@ -26,12 +27,35 @@ EPOCHS = 30
 N = 10_000
 
 
-def accuracy(top1: float, n: int = N, top5: float | None = None) -> Accuracy:
-    """With Wilson's interval at 95 %."""
+def scores(top1: float, n: int = N, top5: float | None = None) -> list[Score]:
+    """Of a classifier: top-1 with Wilson's interval at 95 %, and top-5."""
     z = 1.96
     centre = (top1 + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(top1 * (1 - top1) / n + z * z / (4 * n * n))
-    return Accuracy(top1, centre - half, centre + half, n, top5)
+    found = [Score("top1", "top-1", top1, "%", 2, n, centre - half, centre + half)]
+    return found if top5 is None else [*found, Score("top5", "top-5", top5, "%", 2, n)]
+
+
+def psnr(value: float, half: float = 0.2, n: int = 100) -> Score:
+    """Of a network that restores images: in dB, with an interval of `half` to both sides."""
+    return Score("psnr", "PSNR", value, "dB", 2, n, value - half, value + half)
+
+
+def loss(value: float, n: int = N) -> Score:
+    """A score without a unit and without an interval, of which less is better."""
+    return Score("loss", "cross-entropy", value, "", 4, n, more_is_better=False)
+
+
+def fidelity(agreement: float, kl: float, n: int, inputs: str) -> Fidelity:
+    """Of a classifier."""
+    return Fidelity(
+        [
+            Score("agreement", "same top-1 prediction", agreement, "%", 2, n),
+            Score("kl", "mean KL divergence", kl, "nats", 3, n, more_is_better=False),
+        ],
+        n,
+        inputs,
+    )
 
 
 def conv(name: str, out: int, into: int, out_after: int, into_after: int, side: int, group: str) -> Layer:
@@ -66,11 +90,11 @@ def resnet20_layers() -> list[Layer]:
     return layers
 
 
-def profile(layers: list[Layer], after: bool, peak: int, top1: Accuracy | None, latency: list[Latency]) -> Profile:
+def profile(layers: list[Layer], after: bool, peak: int, scores: list[Score], latency: list[Latency]) -> Profile:
     """The sums over the layers."""
     macs = sum(layer.macs_after if after else layer.macs for layer in layers)
     params = sum(layer.params_after if after else layer.params for layer in layers)
-    return Profile(macs, params, 4 * params, 4 * params + 21_407, peak, top1, latency)
+    return Profile(macs, params, 4 * params, 4 * params + 21_407, peak, scores, latency)
 
 
 def timed(batch: int, median: float, provider: str = "cpu", threads: int = 1) -> Latency:
@@ -87,8 +111,8 @@ def training() -> list[Epoch]:
         left = math.exp(-4 * share)
         losses = {"cross_entropy": 0.21 + 0.9 * left + 2 * wobble, "distillation": 0.34 + 1.3 * left - 3 * wobble}
         lr = 0.05 * (1 + math.cos(math.pi * share)) / 2
-        train, held_out = 0.945 - 0.28 * left + wobble, 0.874 - 0.22 * left + 2 * wobble
-        epochs.append(Epoch(epoch, lr, losses, train, held_out, 41.3, 1089.6))
+        held_out = Score("top1", "top-1", 0.874 - 0.22 * left + 2 * wobble, "%", 2, 2_000)
+        epochs.append(Epoch(epoch, lr, losses, held_out, 41.3, 1089.6))
     return epochs
 
 
@@ -96,10 +120,10 @@ def example() -> Report:
     """The complete run: data, training, two batch sizes on the CPU."""
     layers = resnet20_layers()
     before = profile(
-        layers, False, 131_072, accuracy(0.8796, top5=0.9933), [timed(1, 1.93), timed(32, 41.7), timed(1, 1.31, "cuda")]
+        layers, False, 131_072, scores(0.8796, top5=0.9933), [timed(1, 1.93), timed(32, 41.7), timed(1, 1.31, "cuda")]
     )
     after = profile(
-        layers, True, 106_496, accuracy(0.8710, top5=0.9926), [timed(1, 1.31), timed(32, 23.9), timed(1, 1.33, "cuda")]
+        layers, True, 106_496, scores(0.8710, top5=0.9926), [timed(1, 1.31), timed(32, 23.9), timed(1, 1.33, "cuda")]
     )
     verification = Verification(2.4e-7, 1e-4, {"1": 3.1e-7, "2": 4.4e-7, "3": 4.0e-7}, 1e-4)
     cut = after.macs, after.params
@@ -129,16 +153,16 @@ def example() -> Report:
         compressed=after,
         change=compare(before, after),
         stages=[
-            Stage("original", before.macs, before.params, before.accuracy, 0.0),
-            Stage("cut", *cut, accuracy(0.3127), 212.4, "soft filters removed for good"),
-            Stage("recalibrated", *cut, accuracy(0.7385), 3.2, "batch norm statistics from 2,048 images"),
-            Stage("fine-tuned", *cut, accuracy(0.8712), 1239.0),
-            Stage("ONNX", *cut, after.accuracy, 9.7, "ONNX Runtime, float32"),
+            Stage("original", before.macs, before.params, before.scores, 0.0),
+            Stage("cut", *cut, scores(0.3127), 212.4, "soft filters removed for good"),
+            Stage("recalibrated", *cut, scores(0.7385), 3.2, "batch norm statistics from 2,048 images"),
+            Stage("fine-tuned", *cut, scores(0.8712), 1239.0),
+            Stage("ONNX", *cut, after.scores, 9.7, "ONNX Runtime, float32"),
         ],
         epochs=training(),
         layers=layers,
         frozen=[Frozen("linear", "its output is the output of the network: 10 classes")],
-        fidelity=Fidelity(0.9231, 0.0874, N, "test images"),
+        fidelity=fidelity(0.9231, 0.0874, N, "test images"),
         verification=verification,
         warnings=["no faster on CUDA at batch 1: 0.98x; the network is too small to fill the GPU"],
         versions={"compressor": "0.1.0", "torch": "2.11.0", "onnxruntime": "1.23.0", "python": "3.11.9"},
@@ -155,19 +179,19 @@ def pipeline() -> Report:
     report = example()
     before, cut = report.baseline, (report.compressed.macs, report.compressed.params)
     stages = [
-        Stage("original", before.macs, before.params, before.accuracy, 0.0, "", 1_100_295, before.latency),
-        Stage("prune", *cut, accuracy(0.8710), 1455.2, "magnitude, 30 epochs", 525_407, [timed(1, 1.31), timed(32, 23.9)]),
-        Stage("int8", *cut, accuracy(0.8694), 21.3, "512 images seen", 160_112, [timed(1, 0.74), timed(32, 14.2)]),
-        Stage("check", *cut, None, 0.2),
+        Stage("original", before.macs, before.params, before.scores, 0.0, "", 1_100_295, before.latency),
+        Stage("prune", *cut, scores(0.8710), 1455.2, "magnitude, 30 epochs", 525_407, [timed(1, 1.31), timed(32, 23.9)]),
+        Stage("int8", *cut, scores(0.8694), 21.3, "512 images seen", 160_112, [timed(1, 0.74), timed(32, 14.2)]),
+        Stage("check", *cut, [], 0.2),
     ]
     return replace(report, name="resnet20-pipeline", stages=stages)
 
 
 def without_data() -> Report:
-    """A run without data: no accuracy, no training, no latency; agreement on random inputs only."""
+    """A run without data: no scores, no training, no latency; agreement on random inputs only."""
     report = example()
-    before = replace(report.baseline, accuracy=None, latency=[], size_bytes=None, peak_activation_bytes=None)
-    after = replace(report.compressed, accuracy=None, latency=[], peak_activation_bytes=None)
+    before = replace(report.baseline, scores=[], latency=[], size_bytes=None, peak_activation_bytes=None)
+    after = replace(report.compressed, scores=[], latency=[], peak_activation_bytes=None)
     return replace(
         report,
         name="resnet20-blind",
@@ -176,10 +200,36 @@ def without_data() -> Report:
         baseline=before,
         compressed=after,
         change=compare(before, after),
-        stages=[replace(stage, accuracy=None) for stage in report.stages[:2]],
+        stages=[replace(stage, scores=[]) for stage in report.stages[:2]],
         epochs=[],
-        fidelity=Fidelity(0.41, 1.93, 64, "random inputs"),
+        fidelity=fidelity(0.41, 1.93, 64, "random inputs"),
         warnings=["accuracy was not measured: give images with --data"],
+    )
+
+
+def restoration() -> Report:
+    """A network that restores images: PSNR with an interval of the difference, and SSIM."""
+    report = example()
+    ssim = [Score("ssim", "SSIM", value, "", 4, 100) for value in (0.8123, 0.8071)]
+    before = replace(report.baseline, scores=[psnr(28.72), ssim[0]])
+    after = replace(report.compressed, scores=[psnr(28.41), ssim[1]])
+    change = compare(before, after, {"psnr": Difference(28.41 - 28.72, -0.36, -0.26)})
+    cut = after.macs, after.params
+    return replace(
+        report,
+        name="imdn-half",
+        verdict=verdict(before, after, report.verification, change.scores),
+        task="restore",
+        baseline=before,
+        compressed=after,
+        change=change,
+        stages=[
+            Stage("original", before.macs, before.params, before.scores, 0.0),
+            Stage("cut", *cut, [psnr(9.2)], 4.0),
+            Stage("ONNX", *cut, after.scores, 9.7),
+        ],
+        epochs=[replace(epoch, held_out=psnr(20 + epoch.epoch / 4)) for epoch in report.epochs],
+        fidelity=Fidelity([replace(psnr(41.3), name="fidelity_psnr", label="PSNR")], 100, "test images"),
     )
 
 

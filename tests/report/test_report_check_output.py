@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from compressor.errors import OutputError
-from compressor.report import Latency, Report, budgets, check_output, gate
+from compressor.report import Latency, Report, Score, budgets, check_output, gate
 from compressor.report.finding import Checked
 from compressor.report.markdown import check_to_markdown
 
@@ -61,7 +61,7 @@ def test_the_json_tells_every_budget_and_every_figure() -> None:
         "limit": 1.0,
         "text": "latency 1.31 ms <= 1.00 ms: over by 0.310 ms, median of 50 runs, batch 1, CPU, 1 thread, p90 1.39 ms",
     }
-    assert told["figures"].keys() == set("macs params size_bytes weight_bytes latency_ms top1 drop agreement".split())
+    assert told["figures"].keys() == set("macs params size_bytes weight_bytes latency_ms top1 top5 drop agreement kl".split())
     blind = example.without_data()
     assert "top1" not in json.loads(check_output.check_to_json(blind, checked(blind)))["figures"]
 
@@ -112,9 +112,22 @@ def test_the_summary_and_the_outputs_of_a_step_are_appended_to(tmp_path: Path) -
         "weight_bytes": "505252",
         "latency_ms": "2",
         "top1": "0.871",
+        "top5": "0.9926",
+        "kl": "0.0874",
         "drop": "0.0086",
         "agreement": "0.9231",
     }
+
+
+def test_no_score_replaces_the_result_of_a_check(tmp_path: Path) -> None:
+    report = example.example()
+    scores = [Score(name, "top-1", 1.0, "%", 2, 10) for name in ("passed", "verdict")]
+    report = replace(report, compressed=replace(report.compressed, scores=scores))
+    annotations(report, ["macs<=1%"], {"GITHUB_OUTPUT": str(tmp_path / "outputs")})
+    lines = (tmp_path / "outputs").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith(("passed", "verdict"))] == [
+        "passed=false", "verdict=FAIL: 0 of 1 budgets met, 1 missed",
+    ]  # fmt: skip
 
 
 def test_a_file_that_cannot_be_appended_to_is_told(tmp_path: Path) -> None:
@@ -198,3 +211,12 @@ def test_metrics_are_openmetrics(tmp_path: Path) -> None:
     assert values["compress_agreement_ratio"] == "0.9231"
     assert values['compress_budget_met{budget="macs<=50%",level="error"}'] == "1"
     assert values['compress_budget_met{budget="drop<=0.5",level="error"}'] == "0"
+
+
+def test_metrics_have_the_unit_of_the_score_in_their_name(tmp_path: Path) -> None:
+    report = example.restoration()
+    check_output.write_metrics(tmp_path / "metrics.txt", report, checked(report, ["psnr>=28dB"]))
+    lines = (tmp_path / "metrics.txt").read_text(encoding="utf-8").splitlines()
+    assert 'compress_psnr_db{network="original"} 28.72' in lines and 'compress_ssim{network="compressed"} 0.8071' in lines
+    assert "compress_fidelity_psnr_db 41.3" in lines
+    assert 'compress_budget_met{budget="psnr>=28dB",level="error"} 1' in lines

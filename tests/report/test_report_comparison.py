@@ -37,7 +37,7 @@ TOP1 = {("a", 0.5): (0.86, 0.88), ("b", 0.5): (0.861, 0.869), ("a", 0.7): (0.83,
 def report_of(method: str, rate: float, seed: int, top1: float) -> Report:
     report = example.example()
     before = report.baseline
-    after = replace(report.compressed, accuracy=example.accuracy(top1), macs=round((1 - rate) * before.macs))
+    after = replace(report.compressed, scores=example.scores(top1), macs=round((1 - rate) * before.macs))
     change = compare(before, after)
     stages = report.stages
     if not rate:
@@ -121,8 +121,8 @@ def test_csv_and_json_read_back(tmp_path: Path) -> None:
     assert (lines[-1]["method"], lines[-1]["top1_cut"], lines[-1]["faster"]) == ("dense", "", "")
     read = json.loads(comparison_to_json(comparison))
     best = [row for row in read["rows"] if row["best"]]
-    assert [(row["method"], row["rate"], row["top1"]["mean"]) for row in best] == [("a", 0.5, fmean(TOP1["a", 0.5]))]
-    assert [gap["status"] for gap in read["gaps"]] == [2, 2] and read["originals"][0]["accuracy"]["n"] == 10_000
+    assert [(row["method"], row["rate"], row[row["score"]]["mean"]) for row in best] == [("a", 0.5, fmean(TOP1["a", 0.5]))]
+    assert [gap["status"] for gap in read["gaps"]] == [2, 2] and read["originals"][0]["score"]["n"] == 10_000
 
 
 def test_without_images_there_is_a_table_of_costs_and_no_plot(tmp_path: Path) -> None:
@@ -174,12 +174,44 @@ def test_one_original_has_one_name_wherever_the_runs_were_started() -> None:
 def test_accuracies_on_other_images_never_share_an_axis(tmp_path: Path) -> None:
     comparison = collect({"one": report_of("a", 0.5, 0, 0.86), "two": replace(report_of("a", 0.5, 0, 0.9), data="digits")})
     write_comparison(comparison, tmp_path)
-    assert [{mark.top1.mean for mark in found.axes[0].marks if mark.seeds} for found in tradeoffs(comparison)] == [
+    assert [{mark.score.mean for mark in found.axes[0].marks if mark.seeds} for found in tradeoffs(comparison)] == [
         {0.86},
         {0.9},
     ]
     assert "The test images differ: top-1 on one set is not comparable with top-1 on another" in "\n".join(notes(comparison))
     assert len([*tmp_path.glob("accuracy-and-cost-?.svg")]) == len([*tmp_path.glob("accuracy-and-cost-?.csv")]) == 2
+
+
+def test_runs_with_other_scores_never_share_an_axis(tmp_path: Path) -> None:
+    restored = replace(example.restoration(), method="b", target=Target("macs", 0.5, 0.5, ""))
+    comparison = collect({"one": report_of("a", 0.5, 0, 0.86), "two": restored})
+    write_comparison(comparison, tmp_path)
+    assert (heading(comparison)[3], [cells(comparison, row)[3:5] for row in comparison.rows]) == (
+        "score", [["top-1 86.00 % [85.3, 86.7]", "-1.96"], ["PSNR 28.41 dB [28.2, 28.6]", "-0.31"]],
+    )  # fmt: skip
+    assert [{mark.score.of.name for mark in found.axes[0].marks} for found in tradeoffs(comparison)] == [{"top1"}, {"psnr"}]
+    assert [found.title for found in tradeoffs(comparison)] == [
+        "Top-1 against cost: imagefolder:data/cifar10, n = 10,000", "PSNR against cost: imagefolder:data/cifar10, n = 100",
+    ]  # fmt: skip
+    assert not any(comparison.is_best(row) for row in comparison.rows)
+    assert "The runs have different scores, which are not comparable: top-1, PSNR." in notes(comparison)
+    assert "change is in percentage points or dB from the original" in "\n".join(notes(comparison))
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text(encoding="utf-8"))))
+    assert [(line["top1"], line["psnr"], line["psnr_cut"]) for line in lines] == [("0.86", "", ""), ("", "28.41", "9.2")]
+
+
+def test_where_less_is_better_the_lowest_is_best() -> None:
+    def report(method: str, loss: float, macs: int) -> Report:
+        made = report_of(method, 0.5, 0, 0.8)
+        before, after = replace(made.baseline, scores=[example.loss(0.3)]), replace(made.compressed, macs=macs)
+        after = replace(after, scores=[example.loss(loss)])
+        return replace(made, baseline=before, compressed=after, change=compare(before, after))
+
+    comparison = collect({"a": report("a", 0.5, 20_000_000), "b": report("b", 0.4, 20_000_000)})
+    assert [(row.method, comparison.is_best(row)) for row in comparison.rows] == [("b", True), ("a", False)]
+    (found,) = tradeoffs(comparison)
+    assert {mark.line for mark in found.axes[0].marks if mark.front} == {"b", "the original"}
+    assert row_of(comparison, "b", 0.5)["cross-entropy"] == "0.4000"
 
 
 def test_runs_that_differ_by_more_than_their_seed_are_rows_of_their_own() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compressor.report import formatting
+from compressor.report import Difference, Score, formatting
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,44 @@ def test_long_names_keep_both_ends() -> None:
 def test_inputs_are_named_and_separated_by_commas() -> None:
     assert formatting.inputs({"images": [3, 8, 8]}) == "images 3x8x8"
     assert formatting.inputs({"input0": [3, 8, 8], "ids": [16]}) == "input0 3x8x8, ids 16"
+
+
+TOP1 = Score("top1", "top-1", 0.871, "%", 2, 10, 0.8643, 0.8774)
+PSNR = Score("psnr", "PSNR", 28.414, "dB", 2, 10, 28.25, 28.64)
+SSIM = Score("ssim", "SSIM", 0.81234, "", 4, 10)
+
+
+@pytest.mark.parametrize(
+    ("score", "texts"),
+    [
+        (TOP1, ("87.10 %", "[86.4, 87.7]", "-0.86 points", "-0.86")),
+        (PSNR, ("28.41 dB", "[28.2, 28.6]", "-0.01 dB", "-0.01")),
+        (SSIM, ("0.8123", "", "-0.0086", "-0.0086")),
+    ],
+)
+def test_scores_are_written_in_their_unit(score: Score, texts: tuple[str, ...]) -> None:
+    lost = -0.0086
+    told = (
+        formatting.score(score),
+        formatting.interval(score),
+        formatting.difference(lost, score),
+        formatting.signed(lost, score),
+    )
+    assert told == texts
+
+
+def test_an_interval_of_a_difference_has_signs() -> None:
+    assert formatting.difference_interval(Difference(-0.0086, -0.0121, 0.0005), TOP1) == "[-1.21, +0.05]"
+    assert formatting.difference_interval(Difference(-0.0086), TOP1) == ""
+
+
+def test_a_value_that_would_round_to_zero_keeps_three_digits() -> None:
+    kl = Score("kl", "mean KL divergence", 0.0000226851, "nats", 3, 10)
+    assert (formatting.score(kl), formatting.in_unit(0.0, kl)) == ("2.27e-05 nats", "0.000 nats")
+
+
+@pytest.mark.parametrize(
+    ("label", "text"), [("top-1", "Top-1"), ("mIoU", "mIoU"), ("PSNR", "PSNR"), ("cross-entropy", "Cross-entropy")]
+)
+def test_labels_with_capitals_of_their_own_keep_them(label: str, text: str) -> None:
+    assert formatting.title(label) == text

@@ -16,7 +16,7 @@ import pytest
 from compressor.report import Report, to_html
 from compressor.report.plots import plots
 
-EVERY = [example.example, example.without_data, example.bare, example.nasty, example.deep]
+EVERY = [example.example, example.restoration, example.without_data, example.bare, example.nasty, example.deep]
 VOID = {"meta", "link", "br"}
 
 
@@ -91,6 +91,19 @@ def test_the_first_screen_tells_the_result() -> None:
     assert "95 % interval [86.4, 87.7]" in first
 
 
+def test_scores_of_any_task_are_shown_and_plotted_in_their_unit() -> None:
+    report = example.restoration()
+    text = " ".join(Page(to_html(report)).text.split())
+    for words in ["28.72 dB → 28.41 dB −0.31 dB", "95 % interval [28.2, 28.6]", "[−0.36, −0.26]", "SSIM"]:
+        assert words in text
+    drawn = {plot.name: plot for found in plots(report).values() for plot in found}
+    assert (drawn["stages"].title, drawn["accuracy"].title) == ("PSNR at each stage", "PSNR per epoch")
+    assert drawn["stages"].alt == "original 28.72 dB; cut 9.20 dB; ONNX 28.41 dB"
+    assert "PSNR, dB" in [element.text for element in ElementTree.fromstring(drawn["stages"].svg).iter("text")]
+    assert drawn["stages"].csv.splitlines()[1] == f"original,28.72,{28.72 - 0.2},{28.72 + 0.2},100,40551040,268346,,0.0"
+    assert drawn["accuracy"].csv.splitlines()[:2] == ["epoch,held_out_psnr", "1,20.25"]
+
+
 def test_steps_with_files_of_their_own_have_sizes_and_times() -> None:
     text = Page(to_html(replace(example.pipeline(), layers=[], epochs=[]))).text
     stages = text[text.index("Stages") : text.index("Not compressed")]
@@ -124,7 +137,7 @@ def test_what_was_not_measured_has_no_plot(make: Callable[[], Report], names: li
 
 def test_a_single_epoch_without_accuracy_is_a_plot() -> None:
     report = example.example()
-    epoch = replace(report.epochs[0], train_top1=None, held_out_top1=None)
+    epoch = replace(report.epochs[0], held_out=None)
     assert [plot.name for plot in plots(replace(report, epochs=[epoch]))["training"]] == ["losses"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from compressor.errors import CompressError, UsageError
 from compressor.report import VERSION, Profile, Report, from_json, json_schema, to_json
 
-EVERY = [example.example, example.without_data, example.bare, example.nasty, example.deep]
+EVERY = [example.example, example.restoration, example.without_data, example.bare, example.nasty, example.deep]
 
 
 def edited(edit: Callable[[dict[str, Any]], object]) -> str:
@@ -32,10 +32,8 @@ def test_whole_and_broken_numbers_and_truth_keep_their_type() -> None:
 
 
 def test_a_whole_number_is_read_where_a_number_is_expected() -> None:
-    text = edited(lambda data: data["baseline"]["accuracy"].update(top1=1))
-    accuracy = from_json(text).baseline.accuracy
-    assert accuracy is not None
-    assert type(accuracy.top1) is float
+    text = edited(lambda data: data["stages"][0].update(seconds=1))
+    assert type(from_json(text).stages[0].seconds) is float
 
 
 def test_a_text_does_not_steer_what_it_is_printed_on() -> None:
@@ -56,12 +54,15 @@ def test_keys_with_a_default_may_be_absent() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("baseline.accuracy.top1", "x", 'expected a number, found "x"'),
-        ("baseline.accuracy.n", 1.5, "expected a whole number, found 1.5"),
-        ("baseline.accuracy.n", True, "expected a whole number, found true"),
-        ("baseline.accuracy.top5", [], "expected a number or null, found a list"),
+        ("baseline.scores[0].value", "x", 'expected a number, found "x"'),
+        ("baseline.scores[0].n", 1.5, "expected a whole number, found 1.5"),
+        ("baseline.scores[0].n", True, "expected a whole number, found true"),
+        ("baseline.scores[0].low", [], "expected a number or null, found a list"),
+        ("baseline.scores[0].name", "top 1", 'expected a letter, then letters, digits and _, found "top 1"'),
+        ("baseline.scores[0].name", "passed=true\n", 'expected a letter, then letters, digits and _, found "passed=true\\\\n"'),
+        ("baseline.scores[0].places", 1_000_000_000, "expected a whole number from 0 to 9, found 1000000000"),
         ("baseline", 3, "expected an object, found 3"),
-        ("baseline.accuracy", 3, "expected an object, found 3"),
+        ("baseline.scores[0]", 3, "expected an object, found 3"),
         ("layers", {}, "expected a list, found an object"),
         ("layers[2].shape[1]", "a", 'expected a whole number, found "a"'),
         ("epochs[1].losses.cross_entropy", None, "expected a number, found null"),
@@ -102,11 +103,11 @@ def test_missing_and_unknown_keys_are_told(edit: Callable[[dict[str, Any]], obje
 
 def test_a_misspelt_key_gets_a_suggestion() -> None:
     def misspell(data: dict[str, Any]) -> None:
-        data["baseline"]["acuracy"] = data["baseline"].pop("accuracy")
+        data["baseline"]["skores"] = data["baseline"].pop("scores")
 
     with pytest.raises(UsageError) as error:
         from_json(edited(misspell))
-    assert str(error.value) == "baseline: unknown key \"acuracy\"; did you mean 'accuracy'?"
+    assert str(error.value) == "baseline: unknown key \"skores\"; did you mean 'scores'?"
 
 
 @pytest.mark.parametrize(
@@ -119,8 +120,9 @@ def test_a_misspelt_key_gets_a_suggestion() -> None:
         ('{"version": 1, "seconds": 1e999}', "not a report: 1e999 is out of range"),
         (f'{{"version": 1, "seed": {"9" * 5000}}}', "not a report: 99999999999999999999... is out of range"),
         ("[" * 100_000, "not a report: its objects are nested too deeply"),
-        ('{"version": 2}', f"the report has version 2, this release reads version {VERSION}; read it with"),
+        ('{"version": 3}', f"the report has version 3, this release reads version {VERSION} and 1; read it with"),
         ('{"version": "1"}', 'the report has version "1", this release reads'),
+        ('{"version": true}', "the report has version true, this release reads"),
     ],
 )
 def test_what_is_no_report_of_this_version_is_refused(text: str, message: str) -> None:
@@ -145,9 +147,10 @@ def test_the_schema_accepts_what_is_written(make: Callable[[], Report]) -> None:
     "edit",
     [
         lambda d: d.pop("version"),
-        lambda d: d.update(version=2),
+        lambda d: d.update(version=1),
         lambda d: d.update(colour=1),
         lambda d: d["stages"][0].pop("macs"),
+        lambda d: d["baseline"]["scores"][0].update(value="x"),
         lambda d: d["baseline"]["accuracy"].update(top1="x"),
         lambda d: d["layers"][2]["shape"].append("a"),
         lambda d: d["epochs"][1]["losses"].update(cross_entropy=None),
@@ -162,7 +165,9 @@ def test_the_schema_says_what_things_are() -> None:
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["description"] == Report.__doc__
     assert schema["$defs"]["Profile"]["description"] == Profile.__doc__
-    assert schema["$defs"]["Profile"]["properties"]["accuracy"] == {"anyOf": [{"$ref": "#/$defs/Accuracy"}, {"type": "null"}]}
+    profile = schema["$defs"]["Profile"]["properties"]
+    assert profile["scores"] == {"type": "array", "items": {"$ref": "#/$defs/Score"}}
+    assert profile["accuracy"]["anyOf"] == [{"$ref": "#/$defs/Accuracy"}, {"type": "null"}]
     assert json.loads(json.dumps(schema)) == schema
 
 

@@ -5,21 +5,23 @@ from dataclasses import replace
 import example
 import pytest
 
-from compressor.report import Accuracy, Change, Profile, Target, Verification, compare, verdict
+from compressor.report import Change, Difference, Profile, Score, Target, Verification, compare, verdict
 from compressor.report.summary import (
-    accuracy_rows,
     asked_and_reached,
     checks,
+    fidelity,
     latency_rows,
+    notes,
     rows,
+    score_rows,
     stage_heading,
     stage_note,
     stage_rows,
 )
 
 GOOD = Verification(2e-7, 1e-4, {"1": 3e-7}, 1e-4)
-BEFORE = Profile(40_800_000, 270_000, 1_080_000, 1_100_000, None, example.accuracy(0.8796), [example.timed(1, 1.93)])
-AFTER = Profile(20_300_000, 135_000, 540_000, 550_000, None, example.accuracy(0.8710), [example.timed(1, 1.31)])
+BEFORE = Profile(40_800_000, 270_000, 1_080_000, 1_100_000, None, example.scores(0.8796), [example.timed(1, 1.93)])
+AFTER = Profile(20_300_000, 135_000, 540_000, 550_000, None, example.scores(0.8710), [example.timed(1, 1.31)])
 
 
 def test_a_whole_verdict() -> None:
@@ -49,12 +51,12 @@ def test_no_gain_is_said_plainly(median: float, words: str) -> None:
 
 
 def test_what_was_not_measured_is_said_plainly() -> None:
-    after = replace(AFTER, accuracy=None, latency=[])
+    after = replace(AFTER, scores=[], latency=[])
     assert verdict(BEFORE, after, GOOD).endswith("accuracy not measured (no data), latency not measured, checks passed")
 
 
 def test_an_original_that_was_not_measured_is_no_zero() -> None:
-    before = replace(BEFORE, accuracy=None, latency=[])
+    before = replace(BEFORE, scores=[], latency=[])
     words = "top-1 87.10 % (n = 10,000; the original was not measured), CPU 1.31 ms at batch 1 (the original was not measured)"
     assert words in verdict(before, AFTER, GOOD)
     report = replace(example.example(), baseline=before, compressed=AFTER)
@@ -62,7 +64,7 @@ def test_an_original_that_was_not_measured_is_no_zero() -> None:
 
 
 def test_accuracies_on_different_images_say_so() -> None:
-    before = replace(BEFORE, accuracy=example.accuracy(0.8796, 5000))
+    before = replace(BEFORE, scores=example.scores(0.8796, 5000))
     assert "(-0.86, n = 5,000 and 10,000)" in verdict(before, AFTER, GOOD)
 
 
@@ -90,8 +92,8 @@ def test_changes_are_after_over_before() -> None:
         params=0.5,
         weight_bytes=0.5,
         size_bytes=0.5,
-        top1=pytest.approx(-0.0086),
         latency={"1": pytest.approx(1.93 / 1.31)},
+        scores={"top1": Difference(pytest.approx(-0.0086))},
     )
 
 
@@ -112,18 +114,71 @@ def test_the_same_batch_on_another_provider_has_its_own_row() -> None:
 
 @pytest.mark.parametrize(("top1", "tone"), [(0.8710, "plain"), (0.83, "bad"), (0.92, "good")])
 def test_overlapping_intervals_decide_nothing(top1: float, tone: str) -> None:
-    report = replace(example.example(), baseline=BEFORE, compressed=replace(AFTER, accuracy=example.accuracy(top1)))
-    assert accuracy_rows(report)[0].tone == tone
+    report = replace(example.example(), baseline=BEFORE, compressed=replace(AFTER, scores=example.scores(top1)))
+    assert score_rows(report)[0].tone == tone
+
+
+@pytest.mark.parametrize(
+    ("interval", "tone"), [((-0.009, -0.001), "bad"), ((-0.009, 0.001), "plain"), ((0.001, 0.002), "good")]
+)
+def test_the_interval_of_the_difference_decides_where_there_is_one(interval: tuple[float, float], tone: str) -> None:
+    change = replace(example.example().change, scores={"top1": Difference(-0.0086, *interval)})
+    row = score_rows(replace(example.example(), change=change))[0]  # the intervals of both scores overlap
+    assert row.tone == tone
+
+
+@pytest.mark.parametrize(("after", "tone"), [(0.5, "bad"), (0.3, "good")])
+def test_less_may_be_better(after: float, tone: str) -> None:
+    before, after_ = (replace(example.loss(value), low=value - 0.01, high=value + 0.01) for value in (0.4, after))
+    report = replace(example.example(), baseline=replace(BEFORE, scores=[before]), compressed=replace(AFTER, scores=[after_]))
+    assert score_rows(report)[0].tone == tone
+
+
+def test_scores_of_any_task_are_told_in_their_units() -> None:
+    report = example.restoration()
+    assert ", PSNR 28.72 dB -> 28.41 dB (-0.31 [-0.36, -0.26], n = 100), " in report.verdict
+    first, second = score_rows(report)
+    assert (first.label, first.before, first.after) == ("PSNR, n = 100", "28.72 dB", "28.41 dB")
+    assert (first.before_spread, first.after_spread) == ("[28.5, 28.9]", "[28.2, 28.6]")
+    assert (first.change, first.change_spread, first.tone, first.left) == ("-0.31 dB", "[-0.36, -0.26]", "bad", None)
+    assert (second.label, second.before, second.after, second.change) == ("SSIM, n = 100", "0.8123", "0.8071", "-0.0052")
+    assert (second.change_spread, second.tone) == ("", "plain")
+    assert fidelity(report) == "PSNR 41.30 dB [41.1, 41.5] (n = 100 test images)"
+    assert notes(report)[1] == "In brackets: 95 % confidence interval, of a change paired over the images."
+    assert notes(example.example())[1] == "In brackets: 95 % confidence interval."
+    assert stage_heading(report)[3:5] == ["PSNR [95 %]", "n"]
+    assert [row[3] for row in stage_rows(report)] == ["28.72 dB [28.5, 28.9]", "9.20 dB [9.0, 9.4]", "28.41 dB [28.2, 28.6]"]
+
+
+def test_a_score_that_one_network_alone_has_is_not_compared() -> None:
+    before = replace(BEFORE, scores=[example.psnr(28.7), example.loss(0.4)])
+    after = replace(AFTER, scores=[replace(example.psnr(28.4), unit="%", value=0.284), *example.scores(0.9)])
+    assert compare(before, after).scores == {}
+    rows_ = score_rows(replace(example.example(), baseline=before, compressed=after))
+    assert [(row.name, row.before, row.after, row.change) for row in rows_] == [
+        ("PSNR", "not measured", "28.40 %", ""),
+        ("Top-1", "not measured", "90.00 %", ""),
+        ("PSNR", "28.70 dB", "not measured", ""),
+        ("Cross-entropy", "0.4000", "not measured", ""),
+    ]
+
+
+def test_paired_differences_are_taken_and_are_the_differences() -> None:
+    paired = Difference(0.8710 - 0.8796, -0.0121, -0.0051)
+    assert compare(BEFORE, AFTER, {"top1": paired}).scores == {"top1": paired}
+    assert "top-1 87.96 % -> 87.10 % (-0.86 [-1.21, -0.51], n = 10,000)" in verdict(BEFORE, AFTER, GOOD, {"top1": paired})
+    with pytest.raises(AssertionError, match="top1: "):
+        compare(BEFORE, AFTER, {"top1": Difference(0.02)})
 
 
 def test_accuracy_never_stands_without_its_number_of_images() -> None:
-    row = accuracy_rows(example.example())[0]
+    row = score_rows(example.example())[0]
     assert (row.label, row.after, row.after_spread) == ("Top-1, n = 10,000", "87.10 %", "[86.4, 87.7]")
 
 
 def test_an_accuracy_of_nothing_has_no_share() -> None:
-    before = replace(BEFORE, accuracy=Accuracy(0.0, 0.0, 0.1, 30))
-    row = accuracy_rows(replace(example.example(), baseline=before))[0]
+    before = replace(BEFORE, scores=[Score("top1", "top-1", 0.0, "%", 2, 30, 0.0, 0.1)])
+    row = score_rows(replace(example.example(), baseline=before))[0]
     assert (row.left, row.change) == (None, "+87.10 points")
 
 

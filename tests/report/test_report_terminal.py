@@ -9,7 +9,15 @@ from rich.console import Console
 
 from compressor.report import Report, print_report
 
-EVERY = [example.example, example.pipeline, example.without_data, example.bare, example.nasty, example.deep]
+EVERY = [
+    example.example,
+    example.restoration,
+    example.pipeline,
+    example.without_data,
+    example.bare,
+    example.nasty,
+    example.deep,
+]
 
 
 def printed(report: Report, terminal: bool) -> str:

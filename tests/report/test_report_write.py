@@ -76,7 +76,7 @@ def test_a_broken_report_is_told_with_its_file(tmp_path: Path, content: bytes, m
         read_report(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2])
+@pytest.mark.parametrize("version", [0, 3])
 def test_another_version_is_refused(version: int) -> None:
     with pytest.raises(UsageError, match=f"has version {version}"):
         from_json(f'{{"version": {version}}}')
