@@ -71,7 +71,7 @@ def read_folder(root: Path) -> Source[Images]:
     """
     check_folder(root)
     names = folders_in(root)
-    if spec := dense_spec(names):
+    if spec := dense_spec(root):
         raise DataError(f"{root} contains {listed(names)}, which are not classes: use {spec}:{root}.")
     first = root / "train" if "train" in names else root
     if not [name for name in folders_in(first) if name not in SPLITS] and images_in(first)[0]:

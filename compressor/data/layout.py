@@ -118,13 +118,28 @@ class Pairing:
 
 
 def check_splits(pairs: dict[Split, P], root: Path) -> dict[Split, P]:
-    """`pairs`, if there are training and test images, and all the folders. Raises DataError."""
-    if "train" not in pairs:
-        raise DataError(f"{root} contains test images but no training images: put them into train/.")
+    """`pairs`, if all the folders exist, and test images where there are training images. Raises DataError."""
+    if "test" not in pairs:
+        raise DataError(
+            f"{root} has training images but no test images: add test/ or val/, or give the folder of the training images, "
+            "from which test images are split off."
+        )
     for folders in pairs.values():
         for folder in folders:
             check_folder(folder)
     return pairs
+
+
+def single_folders(root: Path) -> dict[Split, Path]:
+    """The folder of each split of images alone; `root` itself under "train", if there are no splits. Raises DataError."""
+    check_folder(root)
+    found = split_folders(folders_in(root))
+    if not found:
+        return {"train": root}
+    return {
+        split: folder
+        for split, (folder,) in check_splits({split: (root / name,) for split, name in found.items()}, root).items()
+    }
 
 
 def by_stem(folder: Path, notes: list[str]) -> dict[str, str]:
@@ -177,11 +192,14 @@ def images_in(folder: Path) -> tuple[list[str], list[str]]:
     return images, others
 
 
-def dense_spec(names: Sequence[str]) -> str | None:
-    """The kind of data, other than classes, that folders of these `names` are usual for."""
-    if {"images", "masks"} <= {*names} or any(f"{name}annot" in names for name in SPLITS):
+def dense_spec(root: Path) -> str | None:
+    """The kind of data, other than classes, that folders in `root` with these names are usual for."""
+    names = {*folders_in(root)}
+    if "train" in names:
+        names |= {*folders_in(root / "train")}
+    if {"images", "masks"} <= names or any(f"{name}annot" in names for name in SPLITS):
         return "segmentation"
-    return "pairs" if {"lq", "gt"} <= {*names} else None
+    return "pairs" if {"lq", "gt"} <= names else None
 
 
 def _files_in(folder: Path) -> list[str]:

@@ -147,6 +147,8 @@ class PairedData:
                 raise DataError(
                     f"{self.spec} has {told(self.kind)}, for which {name} cannot be used: omit it, or use another method."
                 )
+        if split == "train" and not len(self.positions[split]):
+            raise DataError(f"{self.spec} has no training images: add some, or use it to evaluate alone.")
         positions, samples, device = self.positions[split], self.samples[split], torch.device(device)
         if split != "train":
             whole = self._whole(samples, spaced(positions, limit), batch_size)

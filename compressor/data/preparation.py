@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compressor.data.batches import IGNORED
 from compressor.data.pixels import Scale
-from compressor.data.readers import random_numbers
+from compressor.data.readers import random_numbers, seed_from
 from compressor.data.samples import VOID, Sample, Size
 
 TEST_SEED = 0  # of the noise of test images: the same for every run
@@ -103,6 +103,61 @@ class ForMasks(Preparation):
         return Sample(resized, TF.resize(mask[None], [*size], InterpolationMode.NEAREST_EXACT)[0])
 
 
+@dataclass(frozen=True)
+class ForImages(Preparation):
+    """Inputs and targets are cropped at the same place to `crop` (of the input), mirrored and turned, but never resized.
+
+    Targets are `ratio` times as large as inputs. Gaussian noise of standard deviation `sigma` / 255 of the range of values is
+    added to inputs, without clipping: Zhang et al., arXiv 1608.03981, section 4.
+    """
+
+    scale: Scale
+    crop: Size
+    pad_to: int
+    ratio: int = 1
+    sigma: float = 0.0
+
+    def train(self, sample: Sample, seed: int) -> Sample:
+        from torchvision import tv_tensors
+        from torchvision.transforms import v2
+
+        with random_numbers(seed):
+            height, width = self.crop
+            image, target = at_least(sample.input, self.crop), at_least(sample.target, self._scaled(self.crop))
+            top, left = (int(torch.randint(n - side + 1, ())) for n, side in zip(image.shape[1:], self.crop, strict=True))
+            image = image[:, top : top + height, left : left + width]
+            (top, left), (rows, columns) = self._scaled((top, left)), self._scaled(self.crop)
+            target = target[:, top : top + rows, left : left + columns]
+            flips = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
+            image, target = (moved.as_subclass(Tensor) for moved in flips(tv_tensors.Image(image), tv_tensors.Image(target)))
+            if height == width and torch.rand(()) < 0.5:
+                image, target = image.mT, target.mT
+            return Sample(self._noisy(image).contiguous(), target.contiguous())
+
+    def evaluate(self, sample: Sample, index: int) -> Sample:
+        with random_numbers(seed_from(TEST_SEED, index)):
+            return Sample(pad(self._noisy(sample.input), self.pad_to), sample.target)
+
+    def sizes(self, found: tuple[Size, ...]) -> tuple[Size, ...]:
+        return padded(found[0], self.pad_to), found[-1]
+
+    def finish(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scale.inputs(inputs), self.scale.images(targets)
+
+    def _scaled(self, size: Size) -> Size:
+        return size[0] * self.ratio, size[1] * self.ratio
+
+    def _noisy(self, image: Tensor) -> Tensor:
+        """`image` with noise, from 0 to 1; as it is, without."""
+        return image if not self.sigma else image / 255 + torch.randn(image.shape) * (self.sigma / 255)
+
+
+def at_least(image: Tensor, size: Size) -> Tensor:
+    """`image` [c, h, w], if it is smaller than `size`, with its last column and row repeated."""
+    height, width = (max(side, least) for side, least in zip(image.shape[-2:], size, strict=True))
+    return _repeated(image, (height, width))
+
+
 def padded(size: Size, multiple: int) -> Size:
     """`size`, rounded up to a multiple."""
     height, width = (math.ceil(side / multiple) * multiple for side in size)
@@ -112,10 +167,13 @@ def padded(size: Size, multiple: int) -> Size:
 def pad(image: Tensor, multiple: int) -> Tensor:
     """`image` [c, h, w] with its last column and row repeated, up to a multiple."""
     height, width = image.shape[-2:]
-    bottom, right = (whole - side for whole, side in zip(padded((height, width), multiple), (height, width), strict=True))
-    if not bottom and not right:
+    return _repeated(image, padded((height, width), multiple))
+
+
+def _repeated(image: Tensor, size: Size) -> Tensor:
+    if image.shape[-2:] == size:
         return image
-    rows, columns = (torch.arange(side + more).clamp(max=side - 1) for side, more in ((height, bottom), (width, right)))
+    rows, columns = (torch.arange(whole).clamp(max=side - 1) for whole, side in zip(size, image.shape[-2:], strict=True))
     return image[..., rows[:, None], columns]
 
 

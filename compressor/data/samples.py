@@ -70,12 +70,73 @@ class FileSamples(Samples):
         return self.images.name(index)
 
     def image(self, index: int) -> Tensor:
-        return with_channels(self.images.read(index), self.channels, self.name(index))
+        image = with_channels(self.images.read(index), self.channels, self.name(index))
+        if image.shape[-2:].numel() == 1:
+            raise DataError(f"{self.name(index)} is a single pixel: replace it, or remove it from its folder.")
+        return image
 
     def sizes(self, index: int) -> tuple[Size, ...]:
         if index not in self._sizes:
             self._sizes[index] = self.images.size(index)
         return (self._sizes[index],)
+
+
+class Pairs(FileSamples):
+    """Input images with target images that are `ratio` times as large."""
+
+    def __init__(self, images: Images, targets: Images, channels: int, ratio: int) -> None:
+        super().__init__(images, channels)
+        self.targets = targets
+        self.ratio = ratio
+
+    def read(self, index: int) -> Sample:
+        image, target = self.image(index), with_channels(self.targets.read(index), self.channels, self.targets.name(index))
+        if target.shape[1:] != tuple(self.ratio * side for side in image.shape[1:]):
+            (height, width), (rows, columns) = image.shape[1:], target.shape[1:]
+            large = f"{self.ratio} times as large as" if self.ratio > 1 else "as large as"
+            raise DataError(
+                f"{self.targets.name(index)} is {columns}x{rows} pixels, but {self.name(index)} is {width}x{height}: "
+                f"a target must be {large} its input, as the others are."
+            )
+        return Sample(image, target)
+
+    def sizes(self, index: int) -> tuple[Size, ...]:
+        height, width = super().sizes(index)[0]
+        return (height, width), (height * self.ratio, width * self.ratio)
+
+
+class Reduced(FileSamples):
+    """Images as targets; the input is the image, reduced to 1 / `ratio` of its size by Pillow's bicubic interpolation."""
+
+    def __init__(self, images: Images, channels: int, ratio: int) -> None:
+        super().__init__(images, channels)
+        self.ratio = ratio
+
+    def read(self, index: int) -> Sample:
+        from torchvision.transforms.v2 import functional as TF  # takes seconds to import
+
+        _, (rows, columns) = self.sizes(index)
+        target = self.image(index)[:, :rows, :columns]
+        size = columns // self.ratio, rows // self.ratio
+        reduced: Tensor = TF.pil_to_tensor(TF.to_pil_image(target).resize(size, Image.Resampling.BICUBIC))
+        return Sample(reduced, target)
+
+    def sizes(self, index: int) -> tuple[Size, ...]:
+        height, width = super().sizes(index)[0]
+        rows, columns = height // self.ratio, width // self.ratio
+        if not rows * columns:
+            raise DataError(
+                f"{self.name(index)} is {width}x{height} pixels, which cannot be reduced {self.ratio} times: remove it."
+            )
+        return (rows, columns), (rows * self.ratio, columns * self.ratio)
+
+
+class Clean(FileSamples):
+    """Images that are targets; the input is the same image, to which noise is added later."""
+
+    def read(self, index: int) -> Sample:
+        image = self.image(index)
+        return Sample(image, image)
 
 
 class MaskFiles(ImageFiles):

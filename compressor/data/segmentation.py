@@ -15,7 +15,7 @@ from compressor.data.batches import Split
 from compressor.data.images import ImageFiles
 from compressor.data.layout import SPLITS, Pairing, check_folder, check_splits, folders_in, split_folders
 from compressor.data.samples import VOID, Masked, MaskFiles
-from compressor.data.splits import Source, whole
+from compressor.data.splits import Source, from_splits
 from compressor.errors import DataError, first_line
 
 PAIRING = Pairing("images", "masks", "image", "mask", ("_mask", "_masks", "_label", "_labels", "_seg", "_gt", "_L"))
@@ -58,8 +58,7 @@ def read_segmentation(root: Path, options: Mapping[str, str], channels: int, mem
         )
         for split, of_split in pairs.items()
     }
-    parts = {split: whole(samples) for split, samples in sets.items()}
-    return Source(named, parts["train"], parts.get("test"), parts.get("held_out"), channels=channels, notes=notes)
+    return from_splits(sets, root, channels=channels, classes=named, notes=notes)
 
 
 def _camvid(root: Path) -> dict[Split, tuple[Path, Path]] | None:

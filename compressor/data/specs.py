@@ -14,11 +14,13 @@ from compressor.data.datasets import read_cifar10, read_cifar100, read_digits, r
 from compressor.data.folders import read_folder, read_images
 from compressor.data.framed import FramedImages
 from compressor.data.images import Frame, Images
-from compressor.data.layout import dense_spec, folders_in
+from compressor.data.layout import dense_spec
 from compressor.data.paired import PairedData
 from compressor.data.pixels import Scale, check_color
-from compressor.data.preparation import ForMasks, padded
+from compressor.data.preparation import ForImages, ForMasks, padded
 from compressor.data.readers import InMemory, Reader, Streamed
+from compressor.data.restoration import OPTIONS as RESTORATION
+from compressor.data.restoration import read_restoration
 from compressor.data.samples import Kept, Samples, Size
 from compressor.data.segmentation import OPTIONS as SEGMENTATION
 from compressor.data.segmentation import read_segmentation
@@ -33,12 +35,15 @@ FOLDERS: dict[str, Callable[[Path], Source[Images]]] = {
     "cifar100": read_cifar100,
     "fashionmnist": read_fashionmnist,
 }
-DENSE: dict[str, tuple[str, ...]] = {"segmentation": SEGMENTATION}  # and their options
+DENSE: dict[str, tuple[str, ...]] = {"segmentation": SEGMENTATION, **RESTORATION}  # and their options
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # for RGB images
 GREY_MEAN, GREY_STD = 0.449, 0.226  # mean over the three channels of ImageNet
 USUAL_SIZE = 224  # pixels; for images of different sizes
 USUAL_DENSE = 512  # pixels; the size of reference for images with masks of different sizes
 MOST_CROPPED = 512  # pixels; the largest side of training images with masks, unless it is given
+USUAL_RESTORED = 256  # the same of images to be restored
+RESTORED_CROP = 128  # pixels; the side of training images to be restored, unless it is given
+REDUCED_CROP = 192  # pixels; the same of targets that are larger than their inputs
 LOOKED_AT = 32  # images of each data set whose sizes are compared
 
 
@@ -105,8 +110,9 @@ def open_data(
     memory_limit: int = 2 * 2**30,
 ) -> Data:
     """The data that `spec` names: `digits`, `imagefolder:DIR` or DIR, `images:DIR`, `cifar10:DIR`, `cifar100:DIR`,
-    `fashionmnist:DIR`, `segmentation:DIR`, or `file.py:function` (see user_function.py). Only a few images are read before the
-    first batch, and the masks of which the largest class number is to be found.
+    `fashionmnist:DIR`, `segmentation:DIR`, `pairs:DIR`, `superres:DIR?scale=4`, `denoise:DIR?sigma=25`, or `file.py:function`
+    (see user_function.py). Only a few images are read before the first batch, and the masks of which the largest class number
+    is to be found.
 
     `size` in pixels (one number, or height and width) and `channels` (1 or 3) default to those of the images; images of
     different sizes become 224x224, and image files have three channels. `mean` and `std`, one value per channel, default to
@@ -120,7 +126,8 @@ def open_data(
 
     For images with masks, `size` is what images are resized to, and otherwise the size of reference for costs is that of the
     images; `crop` is the side of training images, at most 512 by default. With `pad_to`, whole images are padded at the right
-    and bottom to a multiple.
+    and bottom to a multiple. Images to be restored are never resized, and not normalised unless `mean` and `std` are given;
+    `crop` is that of inputs; `max_value` also holds for targets.
 
     Raises DataError if the data do not exist, are invalid, or cannot be read.
     """
@@ -131,6 +138,8 @@ def open_data(
     kind, folder, options = _dense(spec)
     if kind == "segmentation":
         return _with_masks(folder, options, asked)
+    if kind is not None:
+        return _with_targets(kind, folder, options, asked)
     source = _find(spec)
     if isinstance(source, Source):
         return _framed(source, asked)
@@ -183,7 +192,7 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
     notes = list(source.notes)
     parts = _parts(source, asked, notes)
     samples = _kept(parts, channels + 1, asked, notes)
-    size = asked.height_and_width or _reference(samples, notes)
+    size = asked.height_and_width or _reference(samples, notes, USUAL_DENSE)
     height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
     scale = _scale(asked, channels, notes)
     return PairedData(
@@ -199,6 +208,37 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
         pad_to=asked.pad_to,
         workers=asked.workers,
     )
+
+
+def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wishes) -> PairedData:
+    """Images to be restored, with target images."""
+    channels = asked.wanted_channels or 3
+    source, ratio, sigma = read_restoration(kind, root, options, channels)
+    notes = list(source.notes)
+    parts = _parts(source, asked, notes)
+    samples = _kept(parts, channels, asked, notes)
+    size = asked.height_and_width or _reference(samples, notes, USUAL_RESTORED)
+    crop = asked.crop or min(RESTORED_CROP if ratio == 1 else max(16, REDUCED_CROP // ratio), *_smallest(samples))
+    scale = _scale(asked, channels, notes, 0.0, 1.0)
+    return PairedData(
+        spec=asked.spec,
+        kind="images",
+        classes=[],
+        shape=(channels, *padded(size, asked.pad_to)),
+        scale=scale,
+        notes=notes,
+        samples=samples,
+        positions={split: part.positions for split, part in parts.items()},
+        preparation=ForImages(scale, (crop, crop), asked.pad_to, ratio, sigma),
+        pad_to=asked.pad_to,
+        workers=asked.workers,
+    )
+
+
+def _smallest(samples: Mapping[Split, Samples]) -> Size:
+    """The smallest height and width of the training images that are looked at."""
+    heights, widths = zip(*(samples["train"].sizes(index)[0] for index in _spread(len(samples["train"]))), strict=True)
+    return min(heights), min(widths)
 
 
 def _kept(parts: Mapping[Split, Part[Samples]], planes: int, asked: Wishes, notes: list[str]) -> dict[Split, Samples]:
@@ -223,16 +263,14 @@ def _spread(n: int) -> list[int]:
     return sorted({*torch.linspace(0, n - 1, LOOKED_AT).long().tolist()})
 
 
-def _reference(samples: Mapping[Split, Samples], notes: list[str]) -> Size:
-    """The size of one image for costs and export: that of all images if they have one, or else USUAL_DENSE."""
+def _reference(samples: Mapping[Split, Samples], notes: list[str], usual: int) -> Size:
+    """The size of one image for costs and export: that of all images if they have one, or else `usual`."""
     sets = {id(each): each for each in samples.values()}.values()
     found = {each.sizes(index)[0] for each in sets for index in _spread(len(each))}
     if len(found) == 1:
         return found.pop()
-    notes.append(
-        f"The images have different sizes; costs are those of {USUAL_DENSE}x{USUAL_DENSE} pixels. A size can be given."
-    )
-    return USUAL_DENSE, USUAL_DENSE
+    notes.append(f"The images have different sizes; costs are those of {usual}x{usual} pixels. A size can be given.")
+    return usual, usual
 
 
 def _dense(spec: str) -> tuple[str | None, Path, dict[str, str]]:
@@ -240,8 +278,8 @@ def _dense(spec: str) -> tuple[str | None, Path, dict[str, str]]:
     kind, _, rest = spec.partition(":")
     if kind not in DENSE:
         folder = Path(spec).expanduser()
-        found = dense_spec(folders_in(folder)) if folder.is_dir() else None
-        return (found if found == "segmentation" else None), folder, {}
+        found = dense_spec(folder) if folder.is_dir() else None
+        return found, folder, {}
     written = re.fullmatch(r"(?P<folder>[^?]+)(\?(?P<options>.*))?", rest, re.DOTALL)
     if written is None:
         raise DataError(f"{kind} needs a folder: write {kind}:DIR.")
@@ -325,7 +363,7 @@ def _scale(
     usual: tuple[Sequence[float], Sequence[float]]
     if asked.max_value != 1:
         usual = (0.0,) * channels, (1.0,) * channels
-        if asked.mean is None and asked.std is None:
+        if asked.mean is None and asked.std is None and usual_mean != 0:
             notes.append("Pixels are given to the network from 0 to 255, without normalisation.")
     elif usual_mean is not None and usual_std is not None:
         usual = (usual_mean,) * channels, (usual_std,) * channels

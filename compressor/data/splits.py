@@ -9,9 +9,10 @@ text, or of consecutive frames.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from compressor.data.batches import Split
 from compressor.errors import DataError, first_line, printable
 
 Whole = npt.NDArray[np.int64]
@@ -62,8 +64,8 @@ class Source(Generic[S]):
     """The data that a spec names, before the images get a common shape.
 
     `classes` is empty without labels. `test`, `held_out`: None if they are to be split off `train`. `channels`: number of
-    channels of the images. `flip`: whether training images may be mirrored. `mean`, `std`: of the training images, one value for
-    all channels; None: those of ImageNet.
+    channels of the images. `flip`: whether training images may be mirrored. `mean`, `std`: of the training images, one value
+    for all channels; None: those of ImageNet.
     """
 
     classes: list[str]
@@ -82,6 +84,15 @@ def whole(images: S) -> Part[S]:  # type: ignore[misc]  # S is only read
     return Part(images, torch.arange(len(images)))
 
 
+def from_splits(sets: Mapping[Split, S], root: Path, *, channels: int, classes: list[str], notes: list[str]) -> Source[S]:
+    """The source whose splits have these sets; a test set alone, from the folder `root`, has no training images."""
+    if "train" not in sets:
+        notes = [*notes, f"{root} has no train/: there are no images to train on, to recalibrate or to repair."]
+        return Source(classes, Part(sets["test"], torch.arange(0)), whole(sets["test"]), channels=channels, notes=notes)
+    parts = {split: whole(samples) for split, samples in sets.items()}
+    return Source(classes, parts["train"], parts.get("test"), parts.get("held_out"), channels=channels, notes=notes)
+
+
 @dataclass(frozen=True)
 class Groups:
     """Of each of n images its group [n], which stays in one split, and its stratum [n], which gives its share to each split.
@@ -98,7 +109,7 @@ def cut(part: Part[S], share: float, seed: int, grouping: str | None = None) -> 
 
     If `share` is not 0, at least one image is split off; each class keeps at least one.
     """
-    if grouping is None:
+    if grouping is None or not len(part.positions):
         taken = choose(part.labels.numpy(), share, seed)
     else:
         names, positions = part.images.names, part.positions.tolist()
@@ -185,15 +196,12 @@ def group(names: Sequence[str], grouping: str) -> Groups:
 
 
 BLOCKS = 10  # groups of consecutive frames in a sequence
+MISSING = 4  # the distance of two frames is at most this multiple of the smallest one, if others between them are missing
 
 
 def _frames(names: Sequence[str]) -> Groups:
     """Groups of consecutive frames. Images that are not numbered are groups by themselves."""
-    keys = []
-    for name in names:
-        folder, _, file = name.rpartition("/")
-        found = NUMBERED.fullmatch(file.rpartition(".")[0] or file)
-        keys.append((folder, found[1], found[3], int(found[2])) if found else (folder, file, "", 0))
+    keys = [_numbered(name) for name in names]
     order = sorted(range(len(names)), key=lambda i: (keys[i], names[i]))
     group_of, stratum_of, next_group = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64), 0
     for number, (_, members) in enumerate(groupby(order, key=lambda i: keys[i][:3])):
@@ -206,6 +214,21 @@ def _frames(names: Sequence[str]) -> Groups:
 
 
 def sequences(names: Sequence[str]) -> bool:
-    """Whether there are frames: more than half of the images have a neighbour whose number is the next in order."""
-    strata = _frames(names).stratum
-    return int((strata > 0).sum()) > len(names) / 2
+    """Whether most images are frames: numbered at regular distances, some of which may be missing."""
+    numbers: dict[tuple[str, str, str], list[int]] = {}
+    for name in names:
+        *sequence, number = _numbered(name)
+        numbers.setdefault((sequence[0], sequence[1], sequence[2]), []).append(number)
+    regular = 0
+    for found in numbers.values():
+        gaps = np.diff(np.array(sorted(found), dtype=object))
+        if len(gaps) and (gaps <= MISSING * max(1, min(gaps))).mean() > 0.5:
+            regular += len(found)
+    return regular > len(names) / 2
+
+
+def _numbered(name: str) -> tuple[str, str, str, int]:
+    """The folder of a name, what is before and after its last number, and the number; without one, 0."""
+    folder, _, file = name.rpartition("/")
+    found = NUMBERED.fullmatch(file.rpartition(".")[0] or file)
+    return (folder, found[1], found[3], int(found[2])) if found else (folder, file, "", 0)
