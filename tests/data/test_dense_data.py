@@ -1,5 +1,6 @@
 """Images with masks, and images to be restored: an input and its target stay aligned, and errors name files."""
 
+import itertools
 import os
 import pickle
 import tarfile
@@ -15,8 +16,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from compressor.data import IGNORED, Batch, Batches, Data, open_data
 from compressor.data.paired import PairedData
-from compressor.data.preparation import ForImages, ForMasks, pad
 from compressor.data.pixels import Scale
+from compressor.data.preparation import ForMasks, pad
 from compressor.data.samples import Sample
 from compressor.errors import DataError
 
@@ -262,7 +263,7 @@ def test_a_single_pixel_is_no_image(tmp_path: Path):
         ("segmentation:{}?ignore=-1", "not a list"),
         ("segmentation:{}?ignroe=1", "did you mean 'ignore'?"),
         ("segmentation:{}?ignore", "has the option 'ignore'"),
-        (("segmentation:{}/train/images", "contains no folder"),
+        ("segmentation:{}/train/images", "contains no folder"),
         ("imagefolder:{}", "use segmentation:"),
         ("images:{}", "looks like labels"),
         ("superres:{}?scale=2", "use segmentation:"),
@@ -609,7 +610,7 @@ def test_camvid_is_read(shared: Path, tmp_path: Path):
     names = data.samples["train"].names
     held_out = {names[position] for position in data.positions["held_out"].tolist()}
     train = sorted({names[position] for position in data.positions["train"].tolist()} | held_out)
-    borders = sum((one in held_out) != (other in held_out) for one, other in zip(train, train[1:], strict=False))
+    borders = sum((one in held_out) != (other in held_out) for one, other in itertools.pairwise(train))
     assert borders <= 8, "held-out frames come in blocks, not scattered"
     pixels = torch.zeros(12, dtype=torch.int64)
     for batch in read(data, "test", limit=24):
