@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json as json_
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -43,15 +44,40 @@ DataSpec = Annotated[
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="imagefolder:DIR, cifar10:DIR, cifar100:DIR, fashionmnist:DIR, digits, or file.py:function.",
+        help="imagefolder:DIR, images:DIR (no labels), segmentation:DIR, pairs:DIR, superres:DIR?scale=4, denoise:DIR?sigma=25,"
+        " cifar10:DIR, cifar100:DIR, fashionmnist:DIR, digits, or file.py:function.",
     ),
 ]
-Size = Annotated[int | None, typer.Option(help="Height and width that images are resized to.")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Height and width that images are resized to: 224, or 360x480. Of images to be restored, those of one for costs.",
+    ),
+]
 Mean = Annotated[str | None, typer.Option(help="Mean per channel for normalization, for example 0.485,0.456,0.406.")]
 Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
 Task = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="What the network is for: classify, segment, restore or imitate. By default, by --data."),
+]
+Color = Annotated[
+    Literal["rgb", "bgr", "grey"] | None,
+    typer.Option(
+        metavar="ORDER", help="Order of the channels given to the network, and of --mean, --std: rgb, bgr or grey."
+    ),
+]
+MaxValue = Annotated[
+    int, typer.Option(help="Value of white, before --mean and --std: 1 or 255. Targets that are images have the same range.")
+]
+Crop = Annotated[int | None, typer.Option(help="Side of training crops of images with masks, or to be restored.")]
+PadTo = Annotated[int, typer.Option(help="Pad such images to a multiple at the right and bottom, unless in training.")]
+Group = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX",
+        help="Images whose names have the same captured text stay in one split, as in '(person.*)_'; frames: numbers in a row.",
+    ),
 ]
 Workers = Annotated[int, typer.Option(help="Data loader processes, for images that do not fit into memory.")]
 Input = Annotated[
@@ -173,6 +199,11 @@ DATA: dict[str, Option] = {
     "task": (Task, None),
     "mean": (Mean, None),
     "std": (Std, None),
+    "color": (Color, None),
+    "max_value": (MaxValue, 1),
+    "crop": (Crop, None),
+    "pad_to": (PadTo, 1),
+    "group": (Group, None),
     "workers": (Workers, 0),
 }
 RECIPE: dict[str, Option] = {
@@ -309,7 +340,19 @@ class Asked:
         mean, std = (
             None if self.options[name] is None else numbers(f"--{name}", self.options[name], form) for name in ("mean", "std")
         )
-        return Images(self.options["data"], self.options["size"], mean, std, self.options["workers"], self.options["task"])
+        return Images(
+            self.options["data"],
+            height_and_width(self.options["size"]),
+            mean,
+            std,
+            self.options["workers"],
+            self.options["task"],
+            color=self.options["color"],
+            max_value=self.options["max_value"],
+            crop=self.options["crop"],
+            pad_to=self.options["pad_to"],
+            group=self.options["group"],
+        )
 
     @property
     def inputs(self) -> Inputs | None:
@@ -431,6 +474,17 @@ def tell(report: Report, out: Path, console: Console) -> None:
 def stem(model: str) -> str:
     """The name for the results of a model: `nets/a.pt` and `timm:a` are `a`."""
     return Path(model.rpartition(":")[2]).stem
+
+
+def height_and_width(text: str | None) -> int | tuple[int, int] | None:
+    """The size in --size: `224`, or `360x480`, which a settings file also writes as [360, 480]. Raises UsageError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d{1,9})\s*(?:[xX,]\s*(\d{1,9})\s*)?", text)
+    if found is None:
+        raise UsageError(f"--size {text!r} is not a size in pixels: write 224, or height and width, as in 360x480.")
+    height = int(found[1])
+    return height if found[2] is None else (height, int(found[2]))
 
 
 def numbers(name: str, text: str, form: str) -> tuple[float, ...]:

@@ -9,43 +9,42 @@ from typing import Any
 
 import torch
 
-from compressor.data.folders import check_folder
-from compressor.data.images import ImageTensor
-from compressor.data.splits import TEST_SEED, TEST_SHARE, Part, Source, cut, whole
+from compressor.data.images import Images, ImageTensor
+from compressor.data.layout import check_folder
+from compressor.data.splits import Part, Source, whole
 from compressor.errors import DataError
 
 CIFAR = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}  # the folders of their files
 
 
-def read_digits() -> Source:
+def read_digits() -> Source[Images]:
     """1797 handwritten digits of 8x8 pixels, of which a fifth are test images."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()
     pixels = torch.from_numpy(digits.images)[:, None]  # [1797, 1, 8, 8], 0 to 16
-    images = ImageTensor((pixels * 255 / 16).round().to(torch.uint8), torch.from_numpy(digits.target), "digits")
-    train, test = cut(whole(images), TEST_SHARE, TEST_SEED)
-    return Source([str(digit) for digit in range(10)], train, test, channels=1, flip=False, mean=0.305, std=0.376)
+    images: Images = ImageTensor((pixels * 255 / 16).round().to(torch.uint8), torch.from_numpy(digits.target), "digits")
+    return Source([str(digit) for digit in range(10)], whole(images), channels=1, flip=False, mean=0.305, std=0.376)
 
 
-def read_cifar10(root: Path) -> Source:
+def read_cifar10(root: Path) -> Source[Images]:
     """50,000 training and 10,000 test images of 32x32 pixels in 10 classes: Krizhevsky, 2009."""
     return _read_cifar("CIFAR10", root)
 
 
-def read_cifar100(root: Path) -> Source:
+def read_cifar100(root: Path) -> Source[Images]:
     """The same numbers of images in 100 classes: Krizhevsky, 2009."""
     return _read_cifar("CIFAR100", root)
 
 
-def read_fashionmnist(root: Path) -> Source:
+def read_fashionmnist(root: Path) -> Source[Images]:
     """60,000 training and 10,000 test images, grey, 28x28 pixels, in 10 classes: Xiao et al., arXiv 1708.07747."""
     train, test = _open("FashionMNIST", root, Path("FashionMNIST", "raw"))
     sets = [_as_images(part, root) for part in (train, test)]
     return Source(train.classes, train=sets[0], test=sets[1], channels=1, flip=False, mean=0.286, std=0.353)
 
 
-def _as_images(part: Any, root: Path) -> Part:
+def _as_images(part: Any, root: Path) -> Part[Images]:
     """Check the images [n, 28, 28] and labels [n] of torchvision, which reads these files without a checksum, unlike CIFAR."""
     pixels, labels = part.data, part.targets
     told = [f"{name} of {list(found.shape)}" for name, found in (("images", pixels), ("labels", labels))]
@@ -61,7 +60,7 @@ def _as_images(part: Any, root: Path) -> Part:
     return whole(ImageTensor(pixels[:, None], labels, "FashionMNIST"))  # [n, 1, 28, 28]
 
 
-def _read_cifar(kind: str, root: Path) -> Source:
+def _read_cifar(kind: str, root: Path) -> Source[Images]:
     train, test = _open(kind, root, Path(CIFAR[kind]))
     sets = []
     for part in (train, test):

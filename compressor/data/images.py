@@ -50,22 +50,12 @@ class Frame:
 
     def color(self, image: Tensor, name: str) -> Tensor:
         """`image` [..., c, h, w] with this frame's channels: grey is repeated, and RGB is converted to grey."""
-        found = image.shape[-3]
         if not self.resize and list(image.shape[-2:]) != self.size:
             raise DataError(
                 f"{name} is {image.shape[-1]}x{image.shape[-2]} pixels, but the images that were checked first are "
                 f"{self.width}x{self.height}: set a size to resize all images to."
             )
-        if found == self.channels:
-            return image
-        if found == 1:
-            return image.expand(*image.shape[:-3], self.channels, *image.shape[-2:])
-        if found == 3 and self.channels == 1:
-            from torchvision.transforms.v2 import functional as TF  # takes seconds to import
-
-            grey: Tensor = TF.rgb_to_grayscale(image)
-            return grey
-        raise DataError(f"{name} has {found} channels instead of {self.channels}: convert the images first.")
+        return with_channels(image, self.channels, name)
 
     def fit(self, image: Tensor, name: str) -> Tensor:
         """`image` [..., c, h, w] resized and center-cropped to this frame; an image that has its size is not changed."""
@@ -86,18 +76,34 @@ class Frame:
         return middle
 
 
-class Images(ABC):
-    """A data set of labelled images. `labels` [n] are class indices, int64."""
+def with_channels(image: Tensor, channels: int, name: str) -> Tensor:
+    """`image` [..., c, h, w] with so many channels: grey is repeated, and RGB is converted to grey. Raises DataError."""
+    found = image.shape[-3]
+    if found == channels:
+        return image
+    if found == 1:
+        return image.expand(*image.shape[:-3], channels, *image.shape[-2:])
+    if found == 3 and channels == 1:
+        from torchvision.transforms.v2 import functional as TF  # takes seconds to import
 
-    labels: Tensor
+        grey: Tensor = TF.rgb_to_grayscale(image)
+        return grey
+    raise DataError(f"{name} has {found} channels instead of {channels}: convert the images first.")
+
+
+class Images(ABC):
+    """A data set of images. `labels` [n] are class indices, int64, if there are classes; `names` are those of files."""
+
+    labels: Tensor | None
+    names: Sequence[str] | None = None
 
     @property
     def in_threads(self) -> bool:
         """Whether to read images in several threads. A user's data set may not be thread-safe."""
         return False
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     @abstractmethod
     def read(self, index: int) -> Tensor:
@@ -126,11 +132,19 @@ class Images(ABC):
 
 
 class ImageFiles(Images):
-    """Image files that Pillow reads."""
+    """Image files that Pillow reads. Their names are relative to the folder `root`."""
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int]) -> None:
+    def __init__(self, paths: Sequence[str], labels: Sequence[int] | None = None, root: str = "") -> None:
         self.paths = paths
-        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+        self.root = root
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def names(self) -> Sequence[str]:  # type: ignore[override]  # made from the paths
+        return [path.removeprefix(self.root).lstrip(os.sep).replace(os.sep, "/") for path in self.paths]
 
     @property
     def in_threads(self) -> bool:
@@ -140,7 +154,9 @@ class ImageFiles(Images):
     def read(self, index: int) -> Tensor:
         try:
             with self._opened(index) as image:
-                return to_pixels(image)
+                return self._decoded(image)
+        except DataError:
+            raise
         except Exception as error:
             raise self._broken(index, error) from error
 
@@ -154,6 +170,9 @@ class ImageFiles(Images):
 
     def name(self, index: int) -> str:
         return printable(self.paths[index])
+
+    def _decoded(self, image: Image.Image) -> Tensor:
+        return to_pixels(image)
 
     def _opened(self, index: int) -> Image.Image:
         """The image, of which only the header is read. Raises ValueError if its size is zero or implausibly large.
@@ -182,6 +201,9 @@ class ImageTensor(Images):
         self.pixels = pixels
         self.labels = labels.to(torch.int64)
         self.title = title
+
+    def __len__(self) -> int:
+        return len(self.pixels)
 
     def read(self, index: int) -> Tensor:
         return self.pixels[index]

@@ -7,7 +7,9 @@ batches are reproducible and do not depend on the number of workers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,19 +90,9 @@ class Streamed(Reader):
         self.workers = workers
 
     def read(self, plan: Sequence[Tensor], augment: int | None, device: torch.device) -> Iterator[Tensor]:
-        cuda = device.type == "cuda"
-        loader = DataLoader(
-            _Rows(self.images, self.frame, self._transform(), augment),
-            batch_sampler=[positions.tolist() for positions in plan],
-            num_workers=self.workers,
-            collate_fn=_stack,
-            pin_memory=cuda,
-            generator=torch.Generator(),  # otherwise starting the loader would advance the global generator
-        )
-        for images in self._guarded(iter(loader)):
-            if isinstance(images, DataError):
-                raise images
-            yield images.to(device, non_blocking=cuda)
+        rows = _Rows(self.images, self.frame, self._transform(), augment)
+        for images in load(rows, plan, self.workers, device, _stack):
+            yield images.to(device, non_blocking=device.type == "cuda")
 
     def _transform(self) -> nn.Module:
         from torchvision.transforms import v2  # takes seconds to import
@@ -110,20 +102,50 @@ class Streamed(Reader):
             crop = v2.RandomCrop(self.frame.size, padding=self.shift)
         return nn.Sequential(crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0))
 
-    def _guarded(self, batches: Iterator[Tensor | DataError]) -> Iterator[Tensor | DataError]:
-        try:
-            yield from batches
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"One of the {self.workers} data loader workers exited unexpectedly, perhaps out of memory: "
-                "use fewer workers, or none."
-            ) from error
+
+def load(
+    rows: Dataset[Any], plan: Sequence[Tensor], workers: int, device: torch.device, collate: Callable[[list[Any]], Any]
+) -> Iterator[Any]:
+    """For each tensor of positions in `plan` the batch that `collate` makes of its rows, read by `workers` processes.
+
+    An error that `rows` or `collate` return, because the loader wraps exceptions in a long traceback, is raised.
+    """
+    loader = DataLoader(
+        rows,
+        batch_sampler=[positions.tolist() for positions in plan],
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # otherwise starting the loader would advance the global generator
+    )
+    yield from guarded(loader, workers)
+
+
+def guarded(batches: Iterable[Any], workers: int) -> Iterator[Any]:
+    """`batches` of a loader. Raises a DataError that is among them, or if one of its `workers` exits."""
+    try:
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"One of the {workers} data loader workers exited unexpectedly, perhaps out of memory: use fewer workers, or none."
+        ) from error
+
+
+@contextmanager
+def random_numbers(seed: int) -> Iterator[None]:
+    """Inside, torch's random numbers depend on `seed` alone; afterwards they continue as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which also seeds the GPU
+        yield
 
 
 class _Rows(Dataset[Tensor | DataError]):
-    """The data set of the loader. Errors are returned, because the loader wraps exceptions in a long traceback."""
+    """The data set of the loader. Errors are returned."""
 
     def __init__(self, images: Images, frame: Frame, transform: nn.Module, augment: int | None) -> None:
         self.images = images
@@ -139,9 +161,7 @@ class _Rows(Dataset[Tensor | DataError]):
             image = self.frame.fit(image, name) if self.frame.small else self.frame.color(image, name)
         except DataError as error:
             return error
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which also seeds the GPU.
-            torch.default_generator.manual_seed(seed_from(self.augment, index))
+        with random_numbers(seed_from(self.augment, index)):
             changed: Tensor = self.transform(image)
         return changed
 

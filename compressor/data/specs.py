@@ -1,31 +1,95 @@
 """Open the data that a spec names, with the image shape and the normalisation."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from compressor.data.batches import Data, Split
 from compressor.data.datasets import read_cifar10, read_cifar100, read_digits, read_fashionmnist
-from compressor.data.folders import read_folder
+from compressor.data.folders import read_folder, read_images
+from compressor.data.framed import FramedImages
 from compressor.data.images import Frame, Images
+from compressor.data.layout import dense_spec
+from compressor.data.paired import PairedData
+from compressor.data.pixels import Scale, check_color
+from compressor.data.preparation import ForImages, ForMasks, padded
 from compressor.data.readers import InMemory, Reader, Streamed
-from compressor.data.splits import Part, Source, cut
+from compressor.data.restoration import OPTIONS as RESTORATION
+from compressor.data.restoration import read_restoration
+from compressor.data.samples import Kept, Samples, Size
+from compressor.data.segmentation import OPTIONS as SEGMENTATION
+from compressor.data.segmentation import read_segmentation
+from compressor.data.splits import FRAMES, TEST_SEED, TEST_SHARE, Part, S, Source, cut, sequences
 from compressor.data.user_function import call_function
 from compressor.errors import DataError, did_you_mean
 
-FOLDERS: dict[str, Callable[[Path], Source]] = {
+FOLDERS: dict[str, Callable[[Path], Source[Images]]] = {
     "imagefolder": read_folder,
+    "images": read_images,
     "cifar10": read_cifar10,
     "cifar100": read_cifar100,
     "fashionmnist": read_fashionmnist,
 }
+DENSE: dict[str, tuple[str, ...]] = {"segmentation": SEGMENTATION, **RESTORATION}  # and their options
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # for RGB images
 GREY_MEAN, GREY_STD = 0.449, 0.226  # mean over the three channels of ImageNet
 USUAL_SIZE = 224  # pixels; for images of different sizes
+USUAL_DENSE = 512  # pixels; the size of reference for images with masks of different sizes
+MOST_CROPPED = 512  # pixels; the largest side of training images with masks, unless it is given
+USUAL_RESTORED = 256  # the same of images to be restored
+RESTORED_CROP = 128  # pixels; the side of training images to be restored, unless it is given
+REDUCED_CROP = 192  # pixels; the same of targets that are larger than their inputs
 LOOKED_AT = 32  # images of each data set whose sizes are compared
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The arguments of `open_data`."""
+
+    spec: str
+    size: int | tuple[int, int] | None
+    channels: int | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    color: str | None
+    max_value: float
+    crop: int | None
+    pad_to: int
+    group: str | None
+    held_out: float
+    seed: int
+    workers: int
+    memory_limit: int
+
+    def check(self) -> None:
+        """Raises DataError."""
+        if not 0 <= self.held_out <= 0.5:
+            raise DataError(f"The held-out share of the training images is {self.held_out}, but must be from 0 to 0.5.")
+        if self.size is not None and min(self.height_and_width or (1,)) < 1:
+            height, width = self.height_and_width or (1, 1)
+            raise DataError(f"The image size is {width}x{height} pixels, but must be 1 or more.")
+        if self.channels not in (None, 1, 3):
+            raise DataError(f"{self.channels} channels were requested: images have 1 or 3, or omit them.")
+        if self.max_value not in (1, 255):
+            raise DataError(f"The value of white is {self.max_value:g}, but must be 1 or 255.")
+        for name, value in (("crop", self.crop), ("multiple to pad to", self.pad_to)):
+            if value is not None and value < 1:
+                raise DataError(f"The {name} is {value} pixels, but must be 1 or more.")
+
+    @property
+    def height_and_width(self) -> Size | None:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def wanted_channels(self) -> int | None:
+        """1 or 3, if the color or the network says so."""
+        by_color = {"grey": 1, "rgb": 3, "bgr": 3}.get(self.color or "")
+        return self.channels or by_color
 
 
 def open_data(
@@ -35,13 +99,20 @@ def open_data(
     channels: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    color: str | None = None,
+    max_value: float = 1.0,
+    crop: int | None = None,
+    pad_to: int = 1,
+    group: str | None = None,
     held_out: float = 0.1,
     seed: int = 0,
     workers: int = 0,
     memory_limit: int = 2 * 2**30,
 ) -> Data:
-    """The images that `spec` names: `digits`, `imagefolder:DIR` or DIR, `cifar10:DIR`, `cifar100:DIR`, `fashionmnist:DIR`, or
-    `file.py:function` (see user_function.py). Only a few images are read before the first batch.
+    """The data that `spec` names: `digits`, `imagefolder:DIR` or DIR, `images:DIR`, `cifar10:DIR`, `cifar100:DIR`,
+    `fashionmnist:DIR`, `segmentation:DIR`, `pairs:DIR`, `superres:DIR?scale=4`, `denoise:DIR?sigma=25`, or `file.py:function`
+    (see user_function.py). Only a few images are read before the first batch, and the masks of which the largest class number
+    is to be found.
 
     `size` in pixels (one number, or height and width) and `channels` (1 or 3) default to those of the images; images of
     different sizes become 224x224, and image files have three channels. `mean` and `std`, one value per channel, default to
@@ -49,46 +120,183 @@ def open_data(
     if the data have no held-out split. Images that take more than `memory_limit` bytes in all are streamed by `workers`
     processes (0: by this one).
 
+    `color` is the order of the channels given to the network: rgb (the default), bgr or grey; `mean` and `std` are in this
+    order. `max_value` is the value of a white pixel, 1 or 255, before `mean` and `std` are applied; if it is 255, they default
+    to 0 and 1. `group` keeps images in one split: see `splits.group`.
+
+    For images with masks, `size` is what images are resized to, and otherwise the size of reference for costs is that of the
+    images; `crop` is the side of training images, at most 512 by default. With `pad_to`, whole images are padded at the right
+    and bottom to a multiple. Images to be restored are never resized, and not normalised unless `mean` and `std` are given;
+    `crop` is that of inputs; `max_value` also holds for targets.
+
     Raises DataError if the data do not exist, are invalid, or cannot be read.
     """
-    if not 0 <= held_out <= 0.5:
-        raise DataError(f"The held-out share of the training images is {held_out}, but must be from 0 to 0.5.")
+    asked = Wishes(
+        spec, size, channels, mean, std, color, max_value, crop, pad_to, group, held_out, seed, workers, memory_limit
+    )
+    asked.check()
+    kind, folder, options = _dense(spec)
+    if kind == "segmentation":
+        return _with_masks(folder, options, asked)
+    if kind is not None:
+        return _with_targets(kind, folder, options, asked)
     source = _find(spec)
-    if isinstance(source, Data):
-        _check_finished(source, spec, size, channels, mean, std)
-        return replace(source, spec=spec)
+    if isinstance(source, Source):
+        return _framed(source, asked)
+    _check_finished(source, asked)
+    return cast(Data, replace(cast(Any, source), spec=spec)) if is_dataclass(source) else source
+
+
+def _framed(source: Source[Images], asked: Wishes) -> FramedImages:
+    """Images of one shape, with class numbers or without targets."""
+    if asked.crop is not None or asked.pad_to != 1:
+        raise DataError(
+            f"{asked.spec} has images of one shape, which are neither cropped nor padded: omit the crop and the multiple "
+            "to pad to, or give a size."
+        )
     notes = list(source.notes)
-    parts = _parts(source, held_out, seed)
+    parts = _parts(source, asked, notes)
     sets = {id(part.images): part.images for part in parts.values()}
-    frame = _frame(list(sets.values()), size, _channels(source, channels), notes)
-    mean, std = _normalisation(source, frame.channels, mean, std)
+    frame = _frame(list(sets.values()), asked.height_and_width, _channels(source, asked.wanted_channels), notes)
+    scale = _scale(asked, frame.channels, notes, source.mean, source.std)
     needed = sum(len(images) for images in sets.values()) * frame.channels * frame.height * frame.width
-    readers: dict[int, Reader] = {}
-    for key, images in sets.items():
-        fits = needed <= memory_limit
-        readers[key] = InMemory(images, frame, source.flip) if fits else Streamed(images, frame, source.flip, workers)
-    if needed > memory_limit:
+    fits = needed <= asked.memory_limit
+    readers: dict[int, Reader] = {
+        key: InMemory(images, frame, source.flip) if fits else Streamed(images, frame, source.flip, asked.workers)
+        for key, images in sets.items()
+    }
+    if not fits:
         notes.append(
             f"The images are read again for each batch: in memory they would take {needed / 2**30:.2g} GiB, more than the "
-            f"limit of {memory_limit / 2**30:.2g} GiB."
+            f"limit of {asked.memory_limit / 2**30:.2g} GiB."
         )
         if not frame.small:
             notes.append(
                 "Training images are augmented with random resized crops; in memory they would only be shifted and mirrored."
             )
-    return Data(
-        spec=spec,
+    return FramedImages(
+        spec=asked.spec,
         classes=source.classes,
         shape=(frame.channels, frame.height, frame.width),
-        mean=mean,
-        std=std,
+        scale=scale,
         notes=notes,
         readers={split: readers[id(part.images)] for split, part in parts.items()},
         positions={split: part.positions for split, part in parts.items()},
     )
 
 
-def _find(spec: str) -> Source | Data:
+def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> PairedData:
+    """Images with masks."""
+    channels = asked.wanted_channels or 3
+    source = read_segmentation(root, options, channels, asked.memory_limit)
+    notes = list(source.notes)
+    parts = _parts(source, asked, notes)
+    samples = _kept(parts, channels + 1, asked, notes)
+    size = asked.height_and_width or _reference(samples, notes, USUAL_DENSE)
+    height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
+    scale = _scale(asked, channels, notes)
+    return PairedData(
+        spec=asked.spec,
+        kind="masks",
+        classes=source.classes,
+        shape=(channels, *padded(size, asked.pad_to)),
+        scale=scale,
+        notes=notes,
+        samples=samples,
+        positions={split: part.positions for split, part in parts.items()},
+        preparation=ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width),
+        pad_to=asked.pad_to,
+        workers=asked.workers,
+    )
+
+
+def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wishes) -> PairedData:
+    """Images to be restored, with target images."""
+    channels = asked.wanted_channels or 3
+    source, ratio, sigma = read_restoration(kind, root, options, channels)
+    notes = list(source.notes)
+    parts = _parts(source, asked, notes)
+    samples = _kept(parts, channels, asked, notes)
+    size = asked.height_and_width or _reference(samples, notes, USUAL_RESTORED)
+    crop = asked.crop or min(RESTORED_CROP if ratio == 1 else max(16, REDUCED_CROP // ratio), *_smallest(samples))
+    scale = _scale(asked, channels, notes, 0.0, 1.0)
+    return PairedData(
+        spec=asked.spec,
+        kind="images",
+        classes=[],
+        shape=(channels, *padded(size, asked.pad_to)),
+        scale=scale,
+        notes=notes,
+        samples=samples,
+        positions={split: part.positions for split, part in parts.items()},
+        preparation=ForImages(scale, (crop, crop), asked.pad_to, ratio, sigma),
+        pad_to=asked.pad_to,
+        workers=asked.workers,
+    )
+
+
+def _smallest(samples: Mapping[Split, Samples]) -> Size:
+    """The smallest height and width of the training images that are looked at."""
+    heights, widths = zip(*(samples["train"].sizes(index)[0] for index in _spread(len(samples["train"]))), strict=True)
+    return min(heights), min(widths)
+
+
+def _kept(parts: Mapping[Split, Part[Samples]], planes: int, asked: Wishes, notes: list[str]) -> dict[Split, Samples]:
+    """The samples of each split: kept in memory once they have been read, if all fit. `planes` are bytes of a pixel."""
+    sets = {id(part.images): part.images for part in parts.values()}
+    needed = 0.0
+    for samples in sets.values():
+        looked = [samples.sizes(index) for index in _spread(len(samples))]
+        needed += sum(height * width * planes for sizes in looked for height, width in sizes) / len(looked) * len(samples)
+    if needed <= asked.memory_limit:
+        kept: dict[int, Samples] = {key: Kept(samples) for key, samples in sets.items()}
+        return {split: kept[id(part.images)] for split, part in parts.items()}
+    notes.append(
+        f"The images are read again for each batch: in memory they would take {needed / 2**30:.2g} GiB, more than the "
+        f"limit of {asked.memory_limit / 2**30:.2g} GiB."
+    )
+    return {split: part.images for split, part in parts.items()}
+
+
+def _spread(n: int) -> list[int]:
+    """Up to LOOKED_AT numbers below `n`, evenly spaced."""
+    return sorted({*torch.linspace(0, n - 1, LOOKED_AT).long().tolist()})
+
+
+def _reference(samples: Mapping[Split, Samples], notes: list[str], usual: int) -> Size:
+    """The size of one image for costs and export: that of all images if they have one, or else `usual`."""
+    sets = {id(each): each for each in samples.values()}.values()
+    found = {each.sizes(index)[0] for each in sets for index in _spread(len(each))}
+    if len(found) == 1:
+        return found.pop()
+    notes.append(f"The images have different sizes; costs are those of {usual}x{usual} pixels. A size can be given.")
+    return usual, usual
+
+
+def _dense(spec: str) -> tuple[str | None, Path, dict[str, str]]:
+    """The kind of data that are not images of one shape, its folder and its options, or None."""
+    kind, _, rest = spec.partition(":")
+    if kind not in DENSE:
+        folder = Path(spec).expanduser()
+        found = dense_spec(folder) if folder.is_dir() else None
+        return found, folder, {}
+    written = re.fullmatch(r"(?P<folder>[^?]+)(\?(?P<options>.*))?", rest, re.DOTALL)
+    if written is None:
+        raise DataError(f"{kind} needs a folder: write {kind}:DIR.")
+    options: dict[str, str] = {}
+    for part in (written["options"] or "").split("&") if written["options"] is not None else []:
+        name, _, value = part.partition("=")
+        if name not in DENSE[kind] or not value:
+            hint = did_you_mean(name, DENSE[kind]) or "."
+            raise DataError(
+                f"{spec!r} has the option {part!r:.60}{hint}\nOptions of {kind}: "
+                f"{', '.join(f'?{known}=VALUE' for known in DENSE[kind]) or 'none'}."
+            )
+        options[name] = value
+    return kind, Path(written["folder"]).expanduser(), options
+
+
+def _find(spec: str) -> Source[Images] | Data:
     kind, _, rest = spec.partition(":")
     if spec == "digits":
         return read_digits()
@@ -103,51 +311,69 @@ def _find(spec: str) -> Source | Data:
         return read_folder(folder)
     if kind in FOLDERS:
         raise DataError(f"{kind} needs a folder: write {kind}:DIR.")
-    known = ["digits", *FOLDERS]
+    known = ["digits", *FOLDERS, *DENSE]
     here = [path.name for path in Path().iterdir() if path.is_dir()]
-    kinds = ", ".join(f"{name}:DIR" for name in FOLDERS)
+    kinds = ", ".join(f"{name}:DIR" for name in (*FOLDERS, *DENSE))
     hint = did_you_mean(kind, known + here) or "."
     raise DataError(f"{spec!r} is not a data set{hint}\nSupported: digits, {kinds}, a folder, and file.py:function.")
 
 
-def _parts(source: Source, held_out: float, seed: int) -> dict[Split, Part]:
-    if source.held_out is not None:
-        return {"train": source.train, "held_out": source.held_out, "test": source.test}
-    train, rest = cut(source.train, held_out, seed)
-    return {"train": train, "held_out": rest, "test": source.test}
+def _parts(source: Source[S], asked: Wishes, notes: list[str]) -> dict[Split, Part[S]]:
+    """The three splits: those that are missing are split off the training images. Adds notes on frames."""
+    train, test, held_out, group = source.train, source.test, source.held_out, asked.group
+    names = train.images.names
+    if test is not None and held_out is not None:
+        if group is not None:
+            notes.append(f"The group {group!r} has no effect: nothing is split off the training images.")
+        return {"train": train, "held_out": held_out, "test": test}
+    if group is None and train.images.labels is None and names is not None and sequences(names):
+        group = FRAMES
+        notes.append(
+            "Images with consecutive numbers are taken for frames of a video, and split in blocks of consecutive ones: give a "
+            "group to split them otherwise."
+        )
+    if test is None:
+        train, test = cut(train, TEST_SHARE, TEST_SEED, group)
+    if held_out is None:
+        train, held_out = cut(train, asked.held_out, asked.seed, group)
+    return {"train": train, "held_out": held_out, "test": test}
 
 
-def _channels(source: Source, channels: int | None) -> int:
+def _channels(source: Source[Images], channels: int | None) -> int:
     if channels is None or channels in (1, 3, source.channels):
         return channels or source.channels
     raise DataError(f"{channels} channels were requested, but the images have {source.channels}: use 1, 3 or the default.")
 
 
-def _frame(sets: list[Images], size: int | tuple[int, int] | None, channels: int, notes: list[str]) -> Frame:
+def _frame(sets: list[Images], size: Size | None, channels: int, notes: list[str]) -> Frame:
     if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        if min(height, width) < 1:
-            raise DataError(f"The image size is {width}x{height} pixels, but must be 1 or more.")
-        return Frame(channels, height, width, resize=True)
-    found = set()
-    for images in sets:
-        found |= {images.size(index) for index in torch.linspace(0, len(images) - 1, LOOKED_AT).long().tolist()}
+        return Frame(channels, *size, resize=True)
+    found = {images.size(index) for images in sets for index in _spread(len(images))}
     if len(found) == 1:
         return Frame(channels, *found.pop(), resize=False)
     notes.append(f"The images have different sizes; all are resized and center-cropped to {USUAL_SIZE}x{USUAL_SIZE} pixels.")
     return Frame(channels, USUAL_SIZE, USUAL_SIZE, resize=True)
 
 
-def _normalisation(
-    source: Source, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if source.mean is not None and source.std is not None:
-        usual = (source.mean,) * channels, (source.std,) * channels
+def _scale(
+    asked: Wishes, channels: int, notes: list[str], usual_mean: float | None = None, usual_std: float | None = None
+) -> Scale:
+    """How pixels are scaled. `usual_mean`, `usual_std` are those of the data, for all channels; None: those of ImageNet."""
+    color = check_color(asked.color, channels)
+    usual: tuple[Sequence[float], Sequence[float]]
+    if asked.max_value != 1:
+        usual = (0.0,) * channels, (1.0,) * channels
+        if asked.mean is None and asked.std is None and usual_mean != 0:
+            notes.append("Pixels are given to the network from 0 to 255, without normalisation.")
+    elif usual_mean is not None and usual_std is not None:
+        usual = (usual_mean,) * channels, (usual_std,) * channels
     elif channels == 3:
         usual = IMAGENET_MEAN, IMAGENET_STD
+        if color == "bgr":
+            usual = IMAGENET_MEAN[::-1], IMAGENET_STD[::-1]
     else:
         usual = (GREY_MEAN,) * channels, (GREY_STD,) * channels
-    chosen = tuple(mean or usual[0]), tuple(std or usual[1])
+    chosen = tuple(asked.mean or usual[0]), tuple(asked.std or usual[1])
     for name, values in zip(("mean", "std"), chosen, strict=True):
         if len(values) != channels:
             raise DataError(
@@ -155,27 +381,32 @@ def _normalisation(
             )
     if not all(math.isfinite(value) for values in chosen for value in values) or min(chosen[1]) <= 0:
         raise DataError(f"The mean {chosen[0]} or the std {chosen[1]} is invalid: use finite numbers, and a std above 0.")
-    return chosen
+    return Scale(*chosen, color, asked.max_value)
 
 
-def _check_finished(
-    data: Data,
-    spec: str,
-    size: int | tuple[int, int] | None,
-    channels: int | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> None:
+def _check_finished(data: Data, asked: Wishes) -> None:
     """Raises DataError if the data that a user's function opened contradict the requested settings."""
-    asked = {
-        "size": (size, size) if isinstance(size, int) else size,
-        "channels": channels,
-        "mean": mean and tuple(mean),
-        "std": std and tuple(std),
+    wanted = {
+        "size": asked.height_and_width,
+        "channels": asked.channels,
+        "mean": asked.mean and tuple(asked.mean),
+        "std": asked.std and tuple(asked.std),
+        "color": asked.color,
+        "max_value": None if asked.max_value == 1 else asked.max_value,
+        "pad_to": None if asked.pad_to == 1 else asked.pad_to,
     }
-    found = {"size": data.shape[1:], "channels": data.shape[0], "mean": data.mean, "std": data.std}
-    for name, value in asked.items():
+    found = {
+        "size": data.shape[1:],
+        "channels": data.shape[0],
+        "mean": data.mean,
+        "std": data.std,
+        "color": data.color,
+        "max_value": data.max_value,
+        "pad_to": data.pad_to,
+    }
+    for name, value in wanted.items():
         if value is not None and value != found[name]:
             raise DataError(
-                f"{name} {value} was requested, but the data that {spec} opened have {found[name]}: change one of the two."
+                f"{name} {value} was requested, but the data that {asked.spec} opened have {found[name]}: "
+                "change one of the two."
             )

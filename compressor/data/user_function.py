@@ -29,7 +29,7 @@ PARTS = ("train", "test", "held_out")
 LOOKED_AT = 8  # images of each data set that are read twice, to check that they do not change
 
 
-def call_function(path: Path, name: str) -> Data | Source:
+def call_function(path: Path, name: str) -> Data | Source[Images]:
     """Call the function `name` of the Python file `path`. Raises DataError if it fails or returns something else."""
     title = f"{path}:{name}"
     path = path.absolute()
@@ -50,11 +50,16 @@ def call_function(path: Path, name: str) -> Data | Source:
 class ImageDataset(Images):
     """A torch data set of (image, label) pairs."""
 
+    labels: Tensor
+
     def __init__(self, dataset: Any, title: str) -> None:
         self.dataset = dataset
         self.title = title
         self._check_repeatable()
         self.labels = self._read_labels()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
 
     def read(self, index: int) -> Tensor:
         return self._pair(index)[0]
@@ -92,7 +97,7 @@ class ImageDataset(Images):
         return torch.tensor([self._pair(i)[1] for i in range(n)])
 
 
-def _source(parts: dict[str, Any], title: str) -> Source:
+def _source(parts: dict[str, Any], title: str) -> Source[Images]:
     sets = {part: ImageDataset(dataset, f"the {part} data of {title}") for part, dataset in parts.items()}
     train = sets["train"]
     numbers = range(int(train.labels.max()) + 1)

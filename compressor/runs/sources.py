@@ -74,6 +74,11 @@ class Images:
     std: tuple[float, ...] | None = None
     workers: int = 0
     task: str | None = None  # None: by the targets that the data have
+    color: str | None = None
+    max_value: float = 1
+    crop: int | None = None
+    pad_to: int = 1
+    group: str | None = None
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -84,15 +89,30 @@ class Images:
             "mean": None if self.mean is None else list(self.mean),
             "std": None if self.std is None else list(self.std),
             "task": self.task,
+            "color": self.color,
+            "max_value": None if self.max_value == 1 else self.max_value,
+            "crop": self.crop,
+            "pad_to": None if self.pad_to == 1 else self.pad_to,
+            "group": self.group,
         }
 
     def open(self, channels: int | None, seed: int) -> Data | None:
         """The images, with `channels` if that is 1 or 3; None without a spec."""
         if self.spec is None:
             return None
-        channels = channels if channels in (1, 3) else None
         return open_data(
-            self.spec, size=self.size, channels=channels, mean=self.mean, std=self.std, seed=seed, workers=self.workers
+            self.spec,
+            size=self.size,
+            channels=channels if channels in (1, 3) else None,
+            mean=self.mean,
+            std=self.std,
+            color=self.color,
+            max_value=self.max_value,
+            crop=self.crop,
+            pad_to=self.pad_to,
+            group=self.group,
+            seed=seed,
+            workers=self.workers,
         )
 
 

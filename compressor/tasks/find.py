@@ -28,7 +28,9 @@ def _segment(model: nn.Module, data: Data | None, device: torch.device) -> Task:
 def _restore(model: nn.Module, data: Data | None, device: torch.device) -> Task:
     if data is None:
         return Restore()
-    return Restore(data.max_value, data.scale, bgr=data.color == "bgr")
+    batch = next(iter(data.batches("train", batch_size=1, device="cpu", augment=False)))
+    scale = batch.targets.shape[-1] // batch.inputs.shape[-1]  # images of training are not padded
+    return Restore(data.max_value, scale, bgr=data.color == "bgr")
 
 
 def _imitate(model: nn.Module, data: Data | None, device: torch.device) -> Task:

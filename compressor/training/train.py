@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
@@ -346,7 +346,7 @@ def _own(batches: Batches, group: int) -> tuple[Batches, list[int]]:
     parts = [distributed.part(len(positions), group, here, of) for positions in batches.plan]
     if of > 1:
         plan = [positions[where] for positions, (where, _) in zip(batches.plan, parts, strict=True)]
-        batches = replace(batches, plan=plan)
+        batches = batches.with_plan(plan)
     return batches, [count for _, count in parts]
 
 

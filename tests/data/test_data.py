@@ -21,7 +21,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from compressor.data import Batch, Data, check_classes, open_data
 from compressor.data.cutout import Cutout
+from compressor.data.framed import FramedImages
 from compressor.data.images import Frame, ImageFiles, ImageTensor, to_pixels
+from compressor.data.pixels import Scale
 from compressor.data.readers import InMemory, move
 from compressor.data.splits import cut, whole
 from compressor.errors import DataError
@@ -49,7 +51,7 @@ def pets(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "pets", {"train/cat": 20, "train/dog": 30, "test/cat": 4, "test/dog": 5})
 
 
-def gather(data: Data, split: str, batch_size: int = 16, **settings) -> tuple[Tensor, Tensor, Tensor]:
+def gather(data: FramedImages, split: str, batch_size: int = 16, **settings) -> tuple[Tensor, Tensor, Tensor]:
     """Images, targets and indices of a whole split."""
     batches = data.batches(split, batch_size=batch_size, device="cpu", **settings)
     found = list(batches)
@@ -463,7 +465,7 @@ def of_classes(*counts: int) -> Data:
     reader = InMemory(images, Frame(1, 8, 8, resize=False), flip=False)
     positions = {"train": torch.arange(len(labels))}
     names = [str(i) for i in range(len(counts))]
-    return Data("counted", names, (1, 8, 8), (0.0,), (1.0,), [], {"train": reader}, positions)
+    return FramedImages("counted", names, (1, 8, 8), Scale((0.0,), (1.0,), "grey"), [], {"train": reader}, positions)
 
 
 @pytest.mark.parametrize(

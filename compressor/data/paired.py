@@ -1,0 +1,184 @@
+"""Samples of an input and a target that is more than a class number, or without one: masks, images, or nothing.
+
+Training samples are shuffled in each epoch and augmented together with their targets. All of this depends on (seed, epoch,
+index) alone, never on the number of worker processes. Held-out and test images come in order and whole; consecutive ones of one
+size share a batch, whose number of pixels is bounded.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import Dataset
+
+from compressor.data.batches import Batch, Kind, Split, check_batch_size, spaced
+from compressor.data.framed import shuffled, split_up
+from compressor.data.pixels import Scale
+from compressor.data.preparation import Preparation
+from compressor.data.readers import load, seed_from
+from compressor.data.samples import Kept, Sample, Samples, Size
+from compressor.errors import DataError
+
+MOST_PIXELS = 2**22  # of a batch of held-out or test images: 20 of 480x360, or two of 1920x1080
+
+
+@dataclass(frozen=True)
+class PairedBatches:
+    """The batches of one epoch: see `Batches`."""
+
+    samples: Samples
+    plan: Sequence[Tensor]  # positions [n] of each batch's samples
+    preparation: Preparation
+    device: torch.device
+    workers: int
+    augment: int | None = None  # the seed of the augmentation; None: whole images
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def with_plan(self, plan: Sequence[Tensor]) -> "PairedBatches":
+        return replace(self, plan=plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if isinstance(self.samples, Kept) and self.workers and len(self.plan):
+            self.samples.keep(torch.cat([*self.plan]).tolist())  # before the workers are forked
+        rows = _Rows(self.samples, self.preparation, self.augment)
+        stacked = load(rows, self.plan, self.workers, self.device, rows.stack)
+        for positions, (inputs, targets) in zip(self.plan, stacked, strict=True):
+            inputs, targets = self.preparation.finish(self._moved(inputs), self._moved(targets))
+            yield Batch(inputs, targets, positions.to(self.device))
+
+    def _moved(self, values: Any) -> Any:
+        cuda = self.device.type == "cuda"
+        return tree_map(lambda value: value.to(self.device, non_blocking=cuda) if isinstance(value, Tensor) else value, values)
+
+
+class _Rows(Dataset[Sample | DataError]):
+    """The data set of the loader. Errors are returned."""
+
+    def __init__(self, samples: Samples, preparation: Preparation, augment: int | None) -> None:
+        self.samples = samples
+        self.preparation = preparation
+        self.augment = augment
+
+    def __getitem__(self, index: int) -> Sample | DataError:
+        try:
+            sample = self.samples.read(index)
+            if self.augment is None:
+                return self.preparation.evaluate(sample, index)
+            return self.preparation.train(sample, seed_from(self.augment, index))
+        except DataError as error:
+            return error
+
+    def stack(self, rows: list[Sample | DataError]) -> Sample | DataError:
+        errors = [row for row in rows if isinstance(row, DataError)]
+        return errors[0] if errors else self.preparation.stack([row for row in rows if isinstance(row, Sample)])
+
+
+@dataclass(frozen=True)
+class PairedData:
+    """See `Data`. `samples` and `positions` locate the samples of each split."""
+
+    spec: str
+    kind: Kind
+    classes: list[str]
+    shape: tuple[int, ...]
+    scale: Scale
+    notes: list[str]
+    samples: dict[Split, Samples]
+    positions: dict[Split, Tensor]
+    preparation: Preparation
+    pad_to: int = 1
+    workers: int = 0
+    indexed: bool = True
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.scale.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.scale.std
+
+    @property
+    def color(self) -> str:
+        return self.scale.color
+
+    @property
+    def max_value(self) -> float:
+        return self.scale.max_value
+
+    @property
+    def counts(self) -> dict[Split, int]:
+        """Number of samples in each split."""
+        return {split: len(positions) for split, positions in self.positions.items()}
+
+    def targets(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Raises DataError: there are no class numbers."""
+        raise DataError(
+            f"This method needs the class number of each image, but {self.spec} has {told(self.kind)}: use another."
+        )
+
+    def batches(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        epoch: int = 0,
+        seed: int = 0,
+        augment: bool = True,
+        cutout: float = 0.0,
+        limit: int | None = None,
+        views: int = 1,
+        by_class: int = 1,
+    ) -> PairedBatches:
+        """Training images without augmentation are whole, and come in the order of their sizes, so that these share batches."""
+        check_batch_size(batch_size)
+        for name, asked in (
+            ("several views of an image", views > 1),
+            ("images grouped by class", by_class > 1),
+            ("cutout", cutout),
+        ):
+            if asked:
+                raise DataError(
+                    f"{self.spec} has {told(self.kind)}, for which {name} cannot be used: omit it, or use another method."
+                )
+        if split == "train" and not len(self.positions[split]):
+            raise DataError(f"{self.spec} has no training images: add some, or use it to evaluate alone.")
+        positions, samples, device = self.positions[split], self.samples[split], torch.device(device)
+        if split != "train":
+            whole = self._whole(samples, spaced(positions, limit), batch_size)
+            return PairedBatches(samples, whole, self.preparation, device, self.workers)
+        positions = shuffled(positions, torch.Generator().manual_seed(seed_from(seed, epoch, 0)))[:limit]
+        if not augment:
+            sizes = [self.preparation.sizes(samples.sizes(position)) for position in positions.tolist()]
+            together = positions[torch.tensor(sorted(range(len(sizes)), key=sizes.__getitem__), dtype=torch.int64)]
+            return PairedBatches(samples, self._whole(samples, together, batch_size), self.preparation, device, self.workers)
+        plan: Sequence[Tensor] = split_up(positions, batch_size)
+        if len(plan) > 1 and len(plan[-1]) == 1 < batch_size:
+            plan = plan[:-1]
+        return PairedBatches(samples, plan, self.preparation, device, self.workers, seed_from(seed, epoch, 1))
+
+    def _whole(self, samples: Samples, positions: Tensor, batch_size: int) -> list[Tensor]:
+        """Batches of consecutive images of one size, with at most MOST_PIXELS pixels, but with at least one image."""
+        plan: list[list[int]] = []
+        last: tuple[Size, ...] | None = None
+        most = 1
+        for position in positions.tolist():
+            sizes = self.preparation.sizes(samples.sizes(position))
+            if sizes != last:
+                last, most = sizes, max(1, min(batch_size, MOST_PIXELS // max(h * w for h, w in sizes)))
+                plan.append([])
+            elif len(plan[-1]) == most:
+                plan.append([])
+            plan[-1].append(position)
+        return [torch.tensor(positions) for positions in plan]
+
+
+def told(kind: Kind) -> str:
+    """What the targets of data are, in messages."""
+    return {"classes": "class numbers", "masks": "masks", "images": "images as targets", "nothing": "no labels"}[kind]
