@@ -172,6 +172,14 @@ def test_groups_are_measured_on_held_out_images_as_if_really_cut(project: Path) 
     assert read_sensitivity("out/sensitivity.csv") == found
 
 
+def draw_images() -> None:
+    """A folder of images of noise, without labels."""
+    Path("images").mkdir()
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(f"images/{number}.png")
+
+
 class Idle(nn.Module):
     """[n, 3, 8, 8] -> [n, 4]. Its second layer has no effect on the output, and its norms average over channels."""
 
@@ -190,10 +198,7 @@ class Idle(nn.Module):
 def test_a_network_that_is_no_classifier_is_compared_with_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(Idle(), "idle.pt")
-    for number in range(40):
-        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
-        Path("images").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(f"images/{number}.png")
+    draw_images()
     asked = ("sensitivity", "idle.pt", "--trust-pickle", "--data", "images:images", "--images", "3", "--out", "out")
     result = compress(*asked)
     assert result.exit_code == 0, result.output
@@ -237,7 +242,8 @@ class Stubborn(nn.Module):
 def test_a_group_whose_width_the_code_requires_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(Stubborn(), "stubborn.pt")
-    result = compress("sensitivity", "stubborn.pt", "--trust-pickle", "--input", "3x8x8", "--rates", "0.5", "--out", "out")
+    draw_images()
+    result = compress("sensitivity", "stubborn.pt", "--trust-pickle", "--data", "images:images", "--rates", "0.5", "--out", "out")
     assert result.exit_code == 0, result.output
     assert "first: not pruned, the network's code depends on its width" in result.stdout
     assert [*read_sensitivity("out/sensitivity.csv").groups] == ["second"]
