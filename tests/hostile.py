@@ -118,6 +118,8 @@ def write_seeds(folder: Path) -> None:
     (folder / "compress.toml").write_text(PIPELINE)
     (folder / "report.json").write_text(to_json(example.example()))
     (folder / "blind.json").write_text(to_json(example.without_data()))
+    (folder / "denoiser.json").write_text(to_json(example.restoration()))
+    shutil.copy(Path(__file__).parent / "old_files" / "prune" / "report.json", folder / "old.json")
     rows = [
         Row("conv1", 16, rate, 16 - round(16 * rate), "top-1", 0.9 - rate / 3, 1 - rate / 3, rate, rate / 5, rate / 6)
         for rate in (0.0, 0.25, 0.5, 0.75)
@@ -377,7 +379,10 @@ def _weights(seeds: Path, here: Path, rng: Random) -> None:
     file.write_bytes(mutations.broken_safetensors(file.read_bytes(), rng))
 
 
-BUDGETS = ("--max-drop", "1", "--min-cut", "40%", "--max-size", "1MB", "--max-latency", "5ms", "--budget", "agreement>=90%")
+BUDGETS = (
+    *("--max-drop", "1", "--min-cut", "40%", "--max-size", "1MB", "--max-latency", "5ms"),
+    *("--budget", "agreement>=90%", "--budget", "psnr.low>=original-0.3dB", "--budget", "drop.high<=1"),
+)
 
 
 def _open_report(rng: Random) -> None:
@@ -396,7 +401,7 @@ def _open_report(rng: Random) -> None:
 @kind("report", 10, _open_report)
 def _report(seeds: Path, here: Path, rng: Random) -> None:
     shutil.copy(seeds / "report.json", here / "base.json")
-    text = (seeds / rng.choice(("report.json", "blind.json"))).read_text()
+    text = (seeds / rng.choice(("report.json", "blind.json", "denoiser.json", "old.json"))).read_text()
     if rng.random() < 0.2:
         (here / "report.json").write_bytes(broken_text(text, rng))
     else:

@@ -326,7 +326,7 @@ def notes(report: Report) -> list[str]:
     found = [f"Agreement with the original: {fidelity(report)}."]
     scores = score_rows(report)
     if any(row.before_spread or row.after_spread for row in scores):
-        paired = ", of a change paired over the images" if any(row.change_spread for row in scores) else ""
+        paired = "; that of a change is paired over the images" if any(row.change_spread for row in scores) else ""
         found.append(f"In brackets: 95 % confidence interval{paired}.")
     if report.compressed.latency:
         after = report.compressed.latency[0]

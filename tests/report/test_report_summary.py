@@ -144,7 +144,7 @@ def test_scores_of_any_task_are_told_in_their_units() -> None:
     assert (second.label, second.before, second.after, second.change) == ("SSIM, n = 100", "0.8123", "0.8071", "-0.0052")
     assert (second.change_spread, second.tone) == ("", "plain")
     assert fidelity(report) == "PSNR 41.30 dB [41.1, 41.5] (n = 100 test images)"
-    assert notes(report)[1] == "In brackets: 95 % confidence interval, of a change paired over the images."
+    assert notes(report)[1] == "In brackets: 95 % confidence interval; that of a change is paired over the images."
     assert notes(example.example())[1] == "In brackets: 95 % confidence interval."
     assert stage_heading(report)[3:5] == ["PSNR [95 %]", "n"]
     assert [row[3] for row in stage_rows(report)] == ["28.72 dB [28.5, 28.9]", "9.20 dB [9.0, 9.4]", "28.41 dB [28.2, 28.6]"]
