@@ -63,9 +63,7 @@ Task = Annotated[
 ]
 Color = Annotated[
     Literal["rgb", "bgr", "grey"] | None,
-    typer.Option(
-        metavar="ORDER", help="Order of the channels given to the network, and of --mean, --std: rgb, bgr or grey."
-    ),
+    typer.Option(metavar="ORDER", help="Order of the channels given to the network, and of --mean, --std: rgb, bgr or grey."),
 ]
 MaxValue = Annotated[
     int, typer.Option(help="Value of white, before --mean and --std: 1 or 255. Targets that are images have the same range.")

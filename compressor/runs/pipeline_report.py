@@ -94,7 +94,7 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
     return replace(
         end,
         name=first.out.resolve().name,
-        verdict=verdict(baseline, compressed, verification),
+        verdict=verdict(baseline, compressed, verification, change.scores),
         model=start.model,
         arch=start.arch,
         settings={f"{part.place.name}.{name}": value for part in parts for name, value in part.report.settings.items()},

@@ -318,7 +318,7 @@ class Run(ABC):
         change = compare(baseline, compressed, stages.differences)
         return Report(
             name=self.out.resolve().name,
-            verdict=verdict(baseline, compressed, verification),
+            verdict=verdict(baseline, compressed, verification, change.scores),
             model=self.source.model,
             arch=opened.loaded.arch,
             data=self.images.spec,

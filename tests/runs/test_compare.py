@@ -65,7 +65,7 @@ def test_every_method_rate_and_seed_is_a_run_and_a_point(done: Path) -> None:
     for name, point in points.items():
         report = read_report(done / "out" / name)
         assert report.compressed.scores and report.compressed.scores[0].n == 359
-        assert (point["accuracy"]["top1"], point["macs"]) == (report.compressed.scores[0].value, report.compressed.macs)
+        assert (point["score"]["value"], point["macs"]) == (report.compressed.scores[0].value, report.compressed.macs)
         assert point["rate"] == pytest.approx(1 - point["macs_left"], abs=0.02)
         assert point["training_seconds"] == sum(epoch.seconds for epoch in report.epochs) > 0
 
@@ -80,7 +80,7 @@ def test_all_runs_are_on_equal_terms(done: Path) -> None:
 def test_seeds_make_a_mean_with_its_deviation(done: Path) -> None:
     found = read(done / "out")
     row = next(row for row in found["rows"] if (row["method"], row["rate"]) == ("magnitude", 0.6))
-    own = [point["accuracy"]["top1"] for point in found["points"] if point["run"].startswith("magnitude-0.6")]
+    own = [point["score"]["value"] for point in found["points"] if point["run"].startswith("magnitude-0.6")]
     assert (row["top1"]["mean"], row["top1"]["deviation"], row["seeds"]) == (fmean(own), stdev(own), 2)
     assert {row["rate"] for row in found["rows"] if row["best"]} == {0.3, 0.6}
 

@@ -243,7 +243,9 @@ def test_a_group_whose_width_the_code_requires_is_skipped(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     torch.save(Stubborn(), "stubborn.pt")
     draw_images()
-    result = compress("sensitivity", "stubborn.pt", "--trust-pickle", "--data", "images:images", "--rates", "0.5", "--out", "out")
+    result = compress(
+        "sensitivity", "stubborn.pt", "--trust-pickle", "--data", "images:images", "--rates", "0.5", "--out", "out"
+    )
     assert result.exit_code == 0, result.output
     assert "first: not pruned, the network's code depends on its width" in result.stdout
     assert [*read_sensitivity("out/sensitivity.csv").groups] == ["second"]

@@ -7,7 +7,7 @@ import torch
 from toy import SHAPE, Toy, job
 
 from compressor.channels import Residual
-from compressor.data import open_data
+from compressor.data import Data, open_data
 from compressor.demo import DigitsNet
 from compressor.methods.catalogue import catalogue, create
 from compressor.methods.prune.filters import FilterPruning
@@ -55,11 +55,11 @@ def test_the_result_is_the_same_up_to_rounding(residual: Residual, optimizer: st
 class Doubled:
     """Data with float64 images, so that rounding errors stay small during training."""
 
-    def __init__(self, data: object) -> None:
-        self.data = data
+    def __init__(self, data: Data) -> None:
+        self.data, self.counts = data, data.counts
 
     def batches(self, split: str, **more: object) -> "Twice":
-        return Twice(self.data.batches(split, **more))  # type: ignore[attr-defined]
+        return Twice(self.data.batches(split, **more))  # type: ignore[arg-type]
 
 
 class Twice(list):  # type: ignore[type-arg]
