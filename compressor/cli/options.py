@@ -44,8 +44,8 @@ DataSpec = Annotated[
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="imagefolder:DIR, images:DIR (no labels), segmentation:DIR, pairs:DIR, superres:DIR?scale=4, denoise:DIR?sigma=25, "
-        "cifar10:DIR, cifar100:DIR, fashionmnist:DIR, digits, or file.py:function.",
+        help="imagefolder:DIR, images:DIR (no labels), segmentation:DIR, pairs:DIR, superres:DIR?scale=4, "
+        "denoise:DIR?sigma=25, cifar10:DIR, cifar100:DIR, fashionmnist:DIR, digits, or file.py:function.",
     ),
 ]
 Size = Annotated[
@@ -59,7 +59,7 @@ Mean = Annotated[str | None, typer.Option(help="Mean per channel for normalizati
 Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
 Color = Annotated[
     Literal["rgb", "bgr", "grey"] | None,
-    typer.Option(metavar="ORDER", help="Order of the channels given to the network, and of --mean and --std: rgb, bgr or grey."),
+    typer.Option(metavar="ORDER", help="Order of channels for the network, --mean and --std: rgb, bgr or grey."),
 ]
 MaxValue = Annotated[
     int, typer.Option(help="Value of white, before --mean and --std: 1 or 255. Targets that are images have the same range.")
@@ -70,7 +70,7 @@ Group = Annotated[
     str | None,
     typer.Option(
         metavar="REGEX",
-        help="Images whose names have the same captured text stay in one split, as in '(person.*)_'. frames: consecutive numbers.",
+        help="Images whose names have the same captured text stay in one split, as in '(person.*)_'; or frames.",
     ),
 ]
 Workers = Annotated[int, typer.Option(help="Data loader processes, for images that do not fit into memory.")]
