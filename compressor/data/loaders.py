@@ -8,7 +8,6 @@ exactly when a run resumes.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,10 @@ def is_stream(given: Any) -> bool:
 
 
 SPLITS: tuple[Split, ...] = ("train", "held_out", "test")
+
+
+class UnknownLength(DataError, TypeError):
+    """A stream does not tell its length. As a TypeError, it lets `list` iterate over one."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,12 @@ class LoadedBatches:
 
     @property
     def _all(self) -> Sequence[Tensor]:
-        """Running numbers. Raises DataError if the length is unknown."""
+        """Running numbers. Raises DataError if the length is unknown, unless there is a limit."""
         with Apart(self.seed):
-            sizes = _sizes(self.loader, self.preparation.title)
-        positions = torch.arange(sum(sizes))[: self.limit]
-        return [part for part in torch.split(positions, sizes[: _batches(sizes, len(positions))]) if len(part)]
+            sizes = _sizes(self.loader, self.preparation.title, self.limit)
+        parts = torch.split(torch.arange(sum(sizes)), sizes)
+        limited = parts if self.limit is None else [part[part < self.limit] for part in parts]
+        return [part for part in limited if len(part)]
 
     def with_plan(self, plan: Sequence[Tensor]) -> "LoadedBatches":
         return replace(self, chosen=plan)
@@ -164,27 +168,22 @@ class LoadedBatches:
         return Batch(*self.preparation.finish(inputs, targets), positions.to(self.device))
 
 
-def _sizes(loader: DataLoader[Any], title: str) -> list[int]:
-    """The number of samples in each batch. Raises DataError if it is unknown."""
+def _sizes(loader: DataLoader[Any], title: str, limit: int | None) -> list[int]:
+    """The number of samples in each batch, up to a limit if it is unknown. Raises DataError if there is none."""
     batches = loader.batch_sampler
     if not isinstance(loader.dataset, IterableDataset) and batches is not None and type(batches) is not BatchSampler:
         return [len(positions) for positions in batches]
     try:
         n = len(loader.dataset if isinstance(loader.dataset, IterableDataset) else loader.sampler)  # type: ignore[arg-type]
     except TypeError:
-        n = -1
+        n = -1 if limit is None else limit
     if n < 0 or loader.batch_size is None:
-        raise DataError(
-            f"{title} is a stream of unknown length, so that the steps of an epoch are unknown: give its data set a "
+        raise UnknownLength(
+            f"{title} are a stream of unknown length, so that the steps of an epoch are unknown: give its data set a "
             "__len__, and the DataLoader a batch_size."
         )
     whole, rest = divmod(n, loader.batch_size)
     return [loader.batch_size] * whole + ([rest] if rest and not loader.drop_last else [])
-
-
-def _batches(sizes: Sequence[int], n: int) -> int:
-    """How many batches of these sizes `n` samples are in."""
-    return next((count for count, total in enumerate(accumulate(sizes), 1) if total >= n), len(sizes))
 
 
 def _length(inputs: Any) -> int:

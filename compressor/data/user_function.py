@@ -97,7 +97,8 @@ def _opened(parts: dict[Split, Any], classes: list[str] | None, title: str) -> S
         if samples.is_bytes != train.is_bytes:
             one, other = ("are", "are not") if samples.is_bytes else ("are not", "are")
             raise DataError(
-                f"The inputs of {samples.title} {one} bytes, but those of the training data {other}: return one or the other in all."
+                f"The inputs of {samples.title} {one} bytes, but those of the training data {other}: return one or the "
+                "other in all."
             )
     if train.kind in ("classes", "masks"):
         classes = classes or [str(name) for name in getattr(train.dataset, "classes", ())]

@@ -226,7 +226,7 @@ def test_random_transforms_are_used_and_repeated(opened, source: str, target: st
 
 
 def test_random_bytes_are_not_augmented_again(opened):
-    body = "return both(lambda i: (v2.functional.horizontal_flip(images[i]) if torch.rand(()) < 0.5 else images[i], int(labels[i])))"
+    body = "return both(lambda i: (images[i].flip(2) if torch.rand(()) < 0.5 else images[i], int(labels[i])))"
     data = opened(body, mean=(0, 0, 0), std=(1, 1, 1))
     images, flipped = own("images"), own("images").flip(3)
     for batch in read(data, "train"):
@@ -316,6 +316,9 @@ def test_a_stream_without_length_can_be_iterated(opened):
     ]
     with pytest.raises(DataError, match="stream of unknown length"):
         len(batches)
+    assert len(list(batches)) == 2
+    limited = data.batches("train", batch_size=4, device="cpu", limit=9)
+    assert [batch.size for batch in limited] == [len(positions) for positions in limited.plan] == [4, 4, 1]
 
 
 def test_random_numbers_of_a_loader_are_apart_from_those_of_the_training(opened):
