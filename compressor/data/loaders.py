@@ -1,7 +1,7 @@
 """A user's DataLoaders and streams, which are used as they are: their order, their batches, their transforms.
 
 Nothing is known of a sample's position, so that an index is the number of a sample in its epoch. Random numbers are seeded for
-each epoch, and are kept apart from those of the training; what depends on others, or on generators of the user, is not repeated
+each epoch, and are separate from those of the training; what depends on others, or on generators of the user, is not repeated
 exactly when a run resumes.
 """
 
@@ -137,7 +137,7 @@ class LoadedBatches:
                 return
 
     def _raw(self) -> Iterator[Any]:
-        """What the loader gives, with random numbers that are kept apart from those outside."""
+        """What the loader gives, with random numbers of its own."""
         apart = Apart(self.seed)
         with apart:
             batches = iter(self.loader)
