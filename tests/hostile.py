@@ -57,7 +57,7 @@ from compressor.channels import analyse, remove
 from compressor.checkpoint import build, load_model
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.cli import app
-from compressor.data import open_data
+from compressor.data import IGNORED, open_data
 from compressor.errors import CompressError, UsageError
 from compressor.network.replacements import Chains, describe, make, replaced
 from compressor.onnx import latency
@@ -527,6 +527,60 @@ def _images(seeds: Path, here: Path, rng: Random) -> None:
     if rng.random() < 0.05:
         for way in ("a", "b"):
             (here / "images" / "train" / "cat" / way).symlink_to("..")
+
+
+def _open_masks(rng: Random) -> None:
+    options = rng.choice(
+        ("", "", "?ignore=1", "?ignore=0,7", "?ignore=", "?ignore=-3", "?scale=2", "?", "?ignore=99999999999", "?=&")
+    )
+    kinds = (
+        "segmentation:masks",
+        "segmentation:masks",
+        "masks",
+        "pairs:masks",
+        "superres:masks/images?scale=2",
+        "images:masks",
+    )
+    spec = rng.choice((*kinds, "denoise:masks/images?sigma=nan", "superres:masks/masks?scale=1e3"))
+    settings = {
+        "pad_to": rng.choice((1, 1, 32)),
+        "crop": rng.choice((None, 8)),
+        "color": rng.choice((None, "bgr", "grey")),
+        "group": rng.choice((None, None, "frames", "(.)", "(", "x")),
+        "memory_limit": rng.choice((2**30, 0)),
+    }
+    data = open_data(spec + options * (spec == kinds[0]), **settings)
+    print(*data.notes, *data.classes)
+    for part in data.counts:
+        for batch in data.batches(part, batch_size=4, device="cpu"):
+            assert batch.inputs.shape[1] == data.shape[0] and batch.inputs.isfinite().all()
+            assert data.kind != "masks" or IGNORED <= batch.targets.min() <= batch.targets.max() < len(data.classes)
+
+
+@kind("masks", 8, _open_masks)
+def _masks(seeds: Path, here: Path, rng: Random) -> None:
+    """Five images with masks, one of which is damaged, or its image, or the names of the classes."""
+    other = (seeds / "images" / rng.choice(sorted(MODES))).read_bytes()
+    for folder in ("images", "masks"):
+        (here / "masks" / folder).mkdir(parents=True)
+    for number in range(5):
+        image = Image.effect_noise((12, 9), 60)
+        image.save(here / "masks" / "images" / f"{number}.png")
+        image.point(lambda value: value // 80 % 3).save(here / "masks" / "masks" / f"{number}.png")
+    file = here / "masks" / rng.choice(("images", "masks", "masks")) / f"{rng.randrange(5)}.png"
+    way = rng.random()
+    if way < 0.6:
+        data = file.read_bytes()
+        file.write_bytes(mutations.broken_image(data, rng) if rng.random() < 0.8 else broken(data, rng, other))
+    elif way < 0.75:
+        file.write_bytes(other)
+    elif way < 0.85:
+        file.unlink()
+    elif way < 0.9:
+        file.rename(file.with_suffix(rng.choice((".jpg", ".txt", ".PNG"))))
+    if rng.random() < 0.3:
+        names = rng.choice((b"sky\nroad\ncar\n", b"", b"\n\n", b"a\x1b[2Jb\nc\nd", b"\xff\xfe", b"x\n" * 70_000, b"a\n\nb"))
+        (here / "masks" / "classes.txt").write_bytes(names)
 
 
 def _open_fashion(rng: Random) -> None:

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
 
 from compressor.data.batches import Batch, Kind, Split, check_batch_size, spaced
-from compressor.data.framed import shuffled, split_up
+from compressor.data.framed import group_by_class, shuffled, split_up
 from compressor.data.pixels import Scale
-from compressor.data.preparation import Preparation
+from compressor.data.preparation import TEST_SEED, Preparation
 from compressor.data.readers import load, seed_from
 from compressor.data.samples import Kept, Sample, Samples, Size
 from compressor.errors import DataError
@@ -66,16 +66,19 @@ class _Rows(Dataset[Sample | DataError]):
 
     def __getitem__(self, index: int) -> Sample | DataError:
         try:
-            sample = self.samples.read(index)
             if self.augment is None:
-                return self.preparation.evaluate(sample, index)
-            return self.preparation.train(sample, seed_from(self.augment, index))
+                return self.preparation.evaluate(self.samples.draw(index, seed_from(TEST_SEED, index)), index)
+            seed = seed_from(self.augment, index)
+            return self.preparation.train(self.samples.draw(index, seed), seed)
         except DataError as error:
             return error
 
     def stack(self, rows: list[Sample | DataError]) -> Sample | DataError:
         errors = [row for row in rows if isinstance(row, DataError)]
-        return errors[0] if errors else self.preparation.stack([row for row in rows if isinstance(row, Sample)])
+        try:
+            return errors[0] if errors else self.preparation.stack([row for row in rows if isinstance(row, Sample)])
+        except DataError as error:
+            return error
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,17 @@ class PairedData:
         return {split: len(positions) for split, positions in self.positions.items()}
 
     def targets(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Raises DataError: there are no class numbers."""
-        raise DataError(
-            f"This method needs the class number of each image, but {self.spec} has {told(self.kind)}: use another."
-        )
+        """Indices [n] of all samples of a split, and their class numbers [n]. Raises DataError if there are none."""
+        positions = self.positions[split]
+        return positions, self._labels(split)[positions]
+
+    def _labels(self, split: Split) -> Tensor:
+        labels = self.samples[split].labels
+        if labels is None:
+            raise DataError(
+                f"This method needs the class number of each image, but {self.spec} has {told(self.kind)}: use another method."
+            )
+        return labels
 
     def batches(
         self,
@@ -138,11 +148,12 @@ class PairedData:
     ) -> PairedBatches:
         """Training images without augmentation are whole, and come in the order of their sizes, so that these share batches."""
         check_batch_size(batch_size)
-        for name, asked in (
-            ("several views of an image", views > 1),
-            ("images grouped by class", by_class > 1),
-            ("cutout", cutout),
-        ):
+        unsupported = {
+            "several views of an image": views > 1,
+            "images grouped by class": by_class > 1 and self.kind != "classes",
+            "cutout": cutout > 0,
+        }
+        for name, asked in unsupported.items():
             if asked:
                 raise DataError(
                     f"{self.spec} has {told(self.kind)}, for which {name} cannot be used: omit it, or use another method."
@@ -153,13 +164,16 @@ class PairedData:
         if split != "train":
             whole = self._whole(samples, spaced(positions, limit), batch_size)
             return PairedBatches(samples, whole, self.preparation, device, self.workers)
-        positions = shuffled(positions, torch.Generator().manual_seed(seed_from(seed, epoch, 0)))[:limit]
+        generator = torch.Generator().manual_seed(seed_from(seed, epoch, 0))
+        positions = shuffled(positions, generator)[:limit]
         if not augment:
             sizes = [self.preparation.sizes(samples.sizes(position)) for position in positions.tolist()]
             together = positions[torch.tensor(sorted(range(len(sizes)), key=sizes.__getitem__), dtype=torch.int64)]
             return PairedBatches(samples, self._whole(samples, together, batch_size), self.preparation, device, self.workers)
         plan: Sequence[Tensor] = split_up(positions, batch_size)
-        if len(plan) > 1 and len(plan[-1]) == 1 < batch_size:
+        if by_class > 1:
+            plan = group_by_class(positions, self._labels(split)[positions], batch_size, by_class, generator)
+        elif len(plan) > 1 and len(plan[-1]) == 1 < batch_size:
             plan = plan[:-1]
         return PairedBatches(samples, plan, self.preparation, device, self.workers, seed_from(seed, epoch, 1))
 

@@ -31,7 +31,8 @@ class Scale:
         elif self.max_value == 255:  # exactly the bytes
             values = pixels.float()
         else:
-            values = pixels.float().div_(255).mul_(self.max_value)
+            values = pixels.float().div_(255)
+            values = values if self.max_value == 1 else values.mul_(self.max_value)
         return values.flip(-3) if self.color == "bgr" else values
 
     def inputs(self, pixels: Tensor) -> Tensor:

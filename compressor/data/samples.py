@@ -45,6 +45,10 @@ class Samples(ABC):
     def read(self, index: int) -> Sample:
         """Sample number `index`. Raises DataError if it cannot be read."""
 
+    def draw(self, index: int, seed: int) -> Sample:
+        """The same; random transforms that the data set has of its own depend on `seed`."""
+        return self.read(index)
+
     @abstractmethod
     def name(self, index: int) -> str:
         """The name of sample number `index` in messages."""

@@ -8,24 +8,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.utils._pytree import tree_leaves
 
-from compressor.data.batches import Data, Split
+from compressor.data.batches import Data, Kind, Split
 from compressor.data.datasets import read_cifar10, read_cifar100, read_digits, read_fashionmnist
 from compressor.data.folders import read_folder, read_images
 from compressor.data.framed import FramedImages
 from compressor.data.images import Frame, Images
 from compressor.data.layout import dense_spec
-from compressor.data.paired import PairedData
+from compressor.data.loaders import LoadedData, Streams, first_of
+from compressor.data.own import AsGiven, OwnSamples, Prepared, is_bytes
+from compressor.data.paired import PairedData, told
 from compressor.data.pixels import Scale, check_color
-from compressor.data.preparation import ForImages, ForMasks, padded
+from compressor.data.preparation import ForImages, ForMasks, Preparation, padded
 from compressor.data.readers import InMemory, Reader, Streamed
 from compressor.data.restoration import OPTIONS as RESTORATION
 from compressor.data.restoration import read_restoration
 from compressor.data.samples import Kept, Samples, Size
 from compressor.data.segmentation import OPTIONS as SEGMENTATION
 from compressor.data.segmentation import read_segmentation
-from compressor.data.splits import FRAMES, TEST_SEED, TEST_SHARE, Part, S, Source, cut, sequences
-from compressor.data.user_function import call_function
+from compressor.data.splits import FRAMES, TEST_SEED, TEST_SHARE, Part, S, Source, cut, sequences, whole
+from compressor.data.user_function import Own, call_function
 from compressor.errors import DataError, did_you_mean
 
 FOLDERS: dict[str, Callable[[Path], Source[Images]]] = {
@@ -143,6 +146,10 @@ def open_data(
     source = _find(spec)
     if isinstance(source, Source):
         return _framed(source, asked)
+    if isinstance(source, Own):
+        return _own(source, asked)
+    if isinstance(source, Streams):
+        return _streams(source, asked)
     _check_finished(source, asked)
     return cast(Data, replace(cast(Any, source), spec=spec)) if is_dataclass(source) else source
 
@@ -235,6 +242,105 @@ def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wish
     )
 
 
+def _own(source: Own, asked: Wishes) -> PairedData:
+    """A user's data sets: images of bytes with masks or images as those of files, and all else as it is."""
+    notes: list[str] = []
+    whole_sets = {split: whole(samples) for split, samples in source.sets.items()}
+    parts = _parts(Source(source.classes, whole_sets["train"], whole_sets["test"], whole_sets.get("held_out")), asked, notes)
+    train = source.sets["train"]
+    positions = {split: part.positions for split, part in parts.items()}
+    sets: dict[Split, OwnSamples] = {split: part.images for split, part in parts.items()}
+    if source.kind in ("masks", "images") and all(samples.like_files for samples in sets.values()):
+        channels = asked.wanted_channels or train.first.input.shape[0]
+        wrapped = {id(samples): Prepared(samples, channels, len(source.classes)) for samples in sets.values()}
+        prepared: dict[Split, Samples] = {split: wrapped[id(samples)] for split, samples in sets.items()}
+        scale = _scale(asked, channels, notes, *((0.0, 1.0) if source.kind == "images" else ()))
+        size = asked.height_and_width or _reference(prepared, notes, USUAL_DENSE if source.kind == "masks" else USUAL_RESTORED)
+        if source.kind == "masks":
+            height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
+            preparation: Preparation = ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width)
+        else:
+            (found, *_), target = train.sizes(0), train.sizes(0)[-1]
+            ratio = max(1, target[0] // found[0])
+            crop = asked.crop or min(RESTORED_CROP if ratio == 1 else max(16, REDUCED_CROP // ratio), *_smallest(prepared))
+            preparation = ForImages(scale, (crop, crop), asked.pad_to, ratio)
+        shape: tuple[int, ...] = (channels, *padded(size, asked.pad_to))
+        return PairedData(
+            asked.spec,
+            source.kind,
+            source.classes,
+            shape,
+            scale,
+            notes,
+            prepared,
+            positions,
+            preparation,
+            asked.pad_to,
+            asked.workers,
+        )
+    scale, shape = _as_given(train.first.input, asked, source.kind, notes)
+    if any(samples.is_random for samples in sets.values()):
+        exactly = "" if all(samples.repeats for samples in sets.values()) else " A run that is resumed is not repeated exactly."
+        notes.append(f"The data sets of {asked.spec} have random transforms, which are used in place of others.{exactly}")
+    title = f"the data of {asked.spec}"
+    given = AsGiven(scale, source.kind, len(source.classes), title)
+    samples_of: dict[Split, Samples] = {**sets}
+    return PairedData(
+        asked.spec, source.kind, source.classes, shape, scale, notes, samples_of, positions, given, workers=asked.workers
+    )
+
+
+def _streams(source: Streams, asked: Wishes) -> LoadedData:
+    """A user's DataLoaders and streams."""
+    parts, titles = source.parts, {split: f"The {split} data of {source.title}" for split in source.parts}
+    notes = [
+        f"The DataLoaders of {asked.spec} are used as they are, with their own order and transforms: a run that is resumed is "
+        "not repeated exactly."
+    ]
+    if "held_out" not in parts:
+        notes.append("There are no held-out images, on which training could be watched: return a third data set or loader.")
+    if asked.group is not None:
+        raise DataError(f"The group {asked.group!r} cannot be used with DataLoaders, which are not split: omit it.")
+    found = {split: first_of(given, titles[split]) for split, given in parts.items()}
+    first, kind = found["train"]
+    for split, (_, other) in found.items():
+        if other != kind:
+            raise DataError(
+                f"{titles[split]} have {told(other)}, but the training data {told(kind)}: return the same kind in all."
+            )
+    classes = source.classes or []
+    if kind in ("classes", "masks") and not classes:
+        train = parts["train"]
+        classes = [str(name) for name in getattr(getattr(train, "dataset", train), "classes", ())]
+        if not classes:
+            raise DataError(
+                f"{titles['train']} do not tell their classes: return {{'train': ..., 'test': ..., 'classes': [...]}} with the "
+                "name of each, or give the data set an attribute `classes`."
+            )
+    scale, shape = _as_given(first, asked, kind, notes)
+    preparations = {split: AsGiven(scale, kind, len(classes), titles[split]) for split in parts}
+    return LoadedData(asked.spec, classes, shape, scale, notes, parts, preparations, asked.workers)
+
+
+def _as_given(first: Any, asked: Wishes, kind: Kind, notes: list[str]) -> tuple[Scale, tuple[int, ...]]:
+    """The scale of inputs like the `first` one, which are not resized, and their shape."""
+    leaves = [leaf for leaf in tree_leaves(first) if isinstance(leaf, torch.Tensor)]
+    shape = tuple(leaves[0].shape) if leaves else ()
+    if asked.crop is not None or asked.pad_to != 1 or asked.height_and_width not in (None, shape[1:]):
+        raise DataError(
+            f"The samples of {asked.spec} are used as they are: omit the size, the crop and the multiple to pad to."
+        )
+    if any(map(is_bytes, leaves)):
+        return _scale(asked, asked.wanted_channels or shape[0], notes, *((0.0, 1.0) if kind == "images" else ())), shape
+    if asked.mean is not None or asked.std is not None or asked.max_value != 1 or asked.color is not None:
+        raise DataError(
+            f"The samples of {asked.spec} are floats, which the network is given as they are: omit the mean, std, color and "
+            "value of white, or return bytes."
+        )
+    channels = shape[0] if len(shape) == 3 else 1
+    return Scale((0.0,) * channels, (1.0,) * channels, "grey" if channels == 1 else "rgb"), shape
+
+
 def _smallest(samples: Mapping[Split, Samples]) -> Size:
     """The smallest height and width of the training images that are looked at."""
     heights, widths = zip(*(samples["train"].sizes(index)[0] for index in _spread(len(samples["train"]))), strict=True)
@@ -296,7 +402,7 @@ def _dense(spec: str) -> tuple[str | None, Path, dict[str, str]]:
     return kind, Path(written["folder"]).expanduser(), options
 
 
-def _find(spec: str) -> Source[Images] | Data:
+def _find(spec: str) -> Source[Images] | Own | Streams | Data:
     kind, _, rest = spec.partition(":")
     if spec == "digits":
         return read_digits()

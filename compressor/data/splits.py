@@ -155,10 +155,12 @@ def choose_groups(groups: Groups, share: float, seed: int, grouping: str) -> Ten
     sizes, stratum = np.bincount(groups.group), np.zeros(count, dtype=np.int64)  # [groups]
     stratum[groups.group] = groups.stratum
     shuffled = random.permutation(count)
+    order = shuffled[np.argsort(stratum[shuffled], kind="stable")]  # the groups of a stratum in a row
+    _, starts, own = np.unique(stratum[order], return_index=True, return_inverse=True)
+    total_before = np.concatenate([[0], np.cumsum(sizes[order])])
+    before, images = total_before[:-1] - total_before[starts][own], np.add.reduceat(sizes[order], starts)[own]
     quantile = np.empty(count)
-    for own in np.unique(stratum):
-        members = shuffled[stratum[shuffled] == own]
-        quantile[members] = (np.cumsum(sizes[members]) - sizes[members] / 2) / sizes[members].sum()
+    quantile[order] = (before + sizes[order] / 2) / images  # as for single images in `choose`
     chosen: list[int] = []
     total = 0
     for place in np.lexsort((random.random_sample(count), quantile))[:-1]:  # the last one stays

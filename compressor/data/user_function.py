@@ -1,35 +1,51 @@
 """The user's own function, `file.py:function`: called without arguments, it returns the data.
 
-It may return the result of `open_data`, or torch data sets of (image, label) pairs as {"train": ..., "test": ...}, optionally
-with "held_out", or as (train, test) or (train, test, held_out). Images are Pillow images, or tensors [channels, height, width]
-of uint8 or of floats from 0 to 1, which are rounded to uint8; augmentation and normalisation are applied later. The attributes
-`targets` and `classes` of a data set are used if it has them, as in torchvision; without `targets` all images are read once
-for their labels.
+It may return the result of `open_data`, or torch data sets or DataLoaders of (input, target) pairs as {"train": ..., "test":
+...}, optionally with "held_out" and the names of the "classes", or as (train, test) or (train, test, held_out). A target is a
+class number, a mask, an image or None (own.py). The attributes `targets` and `classes` of a data set are used if it has them,
+as in torchvision; without `targets` all samples are read once for their labels.
+
+Images of bytes, and for class numbers of floats from 0 to 1, are augmented and normalised later; other inputs are used as they
+are. A DataLoader is used as it is (loaders.py) if it has a collate function or a sampler of its own, or else its data set.
 """
 
 import importlib.util
-import operator
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from compressor.data.batches import Data
-from compressor.data.images import Images, to_pixels
-from compressor.data.splits import Source, whole
+from compressor.data.batches import Data, Kind, Split
+from compressor.data.images import Images
+from compressor.data.loaders import Streams, is_stream
+from compressor.data.own import OwnSamples, is_bytes
+from compressor.data.paired import told
+from compressor.data.splits import Part, Source, whole
 from compressor.errors import DataError, did_you_mean, first_line
 
-PARTS = ("train", "test", "held_out")
-LOOKED_AT = 8  # images of each data set that are read twice, to check that they do not change
+PARTS: tuple[Split, ...] = ("train", "test", "held_out")
+CLASSES = "classes"
 
 
-def call_function(path: Path, name: str) -> Data | Source[Images]:
+@dataclass(frozen=True)
+class Own:
+    """A user's data sets by the names of their splits, and the names of the classes of class numbers or masks."""
+
+    sets: dict[Split, OwnSamples]
+    classes: list[str]
+
+    @property
+    def kind(self) -> Kind:
+        return self.sets["train"].kind
+
+
+def call_function(path: Path, name: str) -> Data | Source[Images] | Own | Streams:
     """Call the function `name` of the Python file `path`. Raises DataError if it fails or returns something else."""
     title = f"{path}:{name}"
     path = path.absolute()
@@ -44,77 +60,87 @@ def call_function(path: Path, name: str) -> Data | Source[Images]:
         ) from error
     if isinstance(returned, Data):
         return returned
-    return _source(_parts(returned, title), title)
+    parts, classes = _parts(returned, title)
+    if any(is_stream(given) for given in parts.values()):
+        return Streams(parts, classes, title)
+    sets = {part: given.dataset if isinstance(given, DataLoader) else given for part, given in parts.items()}
+    return _opened(sets, classes, title)
 
 
-class ImageDataset(Images):
-    """A torch data set of (image, label) pairs."""
+class OwnImages(Images):
+    """A user's images of bytes, or of floats from 0 to 1, with class numbers or without targets."""
 
-    labels: Tensor
-
-    def __init__(self, dataset: Any, title: str) -> None:
-        self.dataset = dataset
-        self.title = title
-        self._check_repeatable()
-        self.labels = self._read_labels()
+    def __init__(self, samples: OwnSamples) -> None:
+        self.samples = samples
+        self.labels = samples.labels
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.samples)
 
     def read(self, index: int) -> Tensor:
-        return self._pair(index)[0]
+        return _bytes(self.samples.read(index).input, self.name(index))
 
     def name(self, index: int) -> str:
-        return f"image {index} of {self.title}"
-
-    def _pair(self, index: int) -> tuple[Tensor, int]:
-        name = self.name(index)
-        try:
-            pair = self.dataset[index]
-        except Exception as error:
-            raise DataError(f"{name} cannot be read: fix the data set.\n{first_line(error)}") from error
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DataError(f"{name} is a {type(pair).__name__}, not a pair: the data set must return (image, label).")
-        return _bytes(pair[0], name), _class_number(pair[1], name)
-
-    def _check_repeatable(self) -> None:
-        for index in range(min(len(self.dataset), LOOKED_AT)):
-            once, again = self.read(index), self.read(index)
-            if once.shape != again.shape or not once.equal(again):
-                raise DataError(
-                    f"{self.name(index)} is different each time it is read: remove random augmentation from the data set, "
-                    "because images are augmented later."
-                )
-
-    def _read_labels(self) -> Tensor:
-        n = len(self.dataset)
-        targets = getattr(self.dataset, "targets", None)
-        if targets is not None and len(targets) == n:
-            labels = [_class_number(target, f"{self.name(i)} (targets)") for i, target in enumerate(targets)]
-            # A data set may transform its labels.
-            if all(self._pair(i)[1] == labels[i] for i in range(min(n, LOOKED_AT))):
-                return torch.tensor(labels)
-        return torch.tensor([self._pair(i)[1] for i in range(n)])
+        return self.samples.name(index)
 
 
-def _source(parts: dict[str, Any], title: str) -> Source[Images]:
-    sets = {part: ImageDataset(dataset, f"the {part} data of {title}") for part, dataset in parts.items()}
+def _opened(parts: dict[Split, Any], classes: list[str] | None, title: str) -> Source[Images] | Own:
+    """The data sets of a user, as images of one shape if that is what they are."""
+    sets = {part: OwnSamples(dataset, f"the {part} data of {title}") for part, dataset in parts.items()}
     train = sets["train"]
-    numbers = range(int(train.labels.max()) + 1)
-    classes = [str(label) for label in getattr(train.dataset, "classes", numbers)]
-    for images in sets.values():
-        low, high = int(images.labels.min()), int(images.labels.max())
-        if low < 0 or high >= len(classes):
+    for samples in sets.values():
+        if samples.kind != train.kind:
             raise DataError(
-                f"{images.title} has labels from {low} to {high}, but the training data have {len(classes)} classes: "
-                "number the classes from 0, and the same in all data sets."
+                f"{samples.title} have {told(samples.kind)}, but the training data {told(train.kind)}: "
+                "return the same kind in all."
             )
-    held_out = whole(sets["held_out"]) if "held_out" in sets else None
-    return Source(classes, whole(train), whole(sets["test"]), held_out, channels=train.read(0).shape[0])
+        if samples.is_bytes != train.is_bytes:
+            one, other = ("are", "are not") if samples.is_bytes else ("are not", "are")
+            raise DataError(
+                f"The inputs of {samples.title} {one} bytes, but those of the training data {other}: return one or the "
+                "other in all."
+            )
+    if train.kind in ("classes", "masks"):
+        classes = classes or [str(name) for name in getattr(train.dataset, "classes", ())]
+    if train.kind == "classes":
+        classes = classes or [str(label) for label in range(int(_labels(train).max()) + 1)]
+        for samples in sets.values():
+            low, high = int(_labels(samples).min()), int(_labels(samples).max())
+            if low < 0 or high >= len(classes):
+                raise DataError(
+                    f"{samples.title} has labels from {low} to {high}, but the training data have {len(classes)} classes: "
+                    "number the classes from 0, and the same in all data sets."
+                )
+    if train.kind == "masks":
+        classes = classes or [str(number) for number in range(max(samples.largest() for samples in sets.values()) + 1)]
+    if train.kind in ("masks", "images") or not all(map(_is_image, sets.values())):
+        return Own(sets, classes or [])
+    images: dict[Split, Part[Images]] = {split: whole(OwnImages(samples)) for split, samples in sets.items()}
+    return Source(
+        classes or [],
+        images["train"],
+        images["test"],
+        images.get("held_out"),
+        channels=train.first.input.shape[0],
+        notes=[] if classes else ["No labels were found."],
+    )
 
 
-def _parts(returned: Any, title: str) -> dict[str, Any]:
-    """Data sets by the name of their split."""
+def _labels(samples: OwnSamples) -> Tensor:
+    assert samples.labels is not None
+    return samples.labels
+
+
+def _is_image(samples: OwnSamples) -> bool:
+    """Whether inputs are images that can be resized, shifted and normalised, without transforms of their own."""
+    image = samples.first.input
+    if samples.is_random or not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] not in (1, 3):
+        return False
+    return is_bytes(image) or (image.is_floating_point() and samples.within_one)
+
+
+def _parts(returned: Any, title: str) -> tuple[dict[Split, Any], list[str] | None]:
+    """Data sets or loaders by the names of their split, and the names of the classes if they are given."""
     if isinstance(returned, tuple | list) and len(returned) in (2, 3):
         returned = dict(zip(PARTS, returned, strict=False))
     if not isinstance(returned, Mapping):
@@ -122,57 +148,42 @@ def _parts(returned: Any, title: str) -> dict[str, Any]:
             f"{title} returned {type(returned).__name__} instead of data sets: "
             "return (train, test) or {'train': ..., 'test': ...}."
         )
-    unknown = [key for key in returned if key not in PARTS]
+    unknown = [key for key in returned if key not in (*PARTS, CLASSES)]
     if unknown or "train" not in returned or "test" not in returned:
         near = (did_you_mean(str(unknown[0]), PARTS) if unknown else "") or "."
         raise DataError(
             f"{title} returned a dict with {', '.join(map(repr, returned)) or 'no key'}: "
-            f"its keys must be 'train', 'test' and optionally 'held_out'{near}"
+            f"its keys must be 'train', 'test' and optionally 'held_out' and 'classes'{near}"
         )
-    parts = {}
-    for part, given in returned.items():
-        # Of a loader, only the data set is used, not its batches and their order.
+    classes = returned.get(CLASSES)
+    parts: dict[Split, Any] = {part: returned[part] for part in PARTS if part in returned}
+    for part, given in parts.items():
         dataset: Any = given.dataset if isinstance(given, DataLoader) else given
-        if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        if isinstance(dataset, IterableDataset):
+            continue
+        if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
             raise DataError(
                 f"The {part} data of {title} are a {type(dataset).__name__}: "
-                "return a map-style data set, with __getitem__ and __len__."
+                "return a data set, with __getitem__ and __len__, an IterableDataset, or a DataLoader."
             )
         if len(dataset) == 0:
             raise DataError(f"The {part} data of {title} are empty: return a data set with images.")
-        parts[part] = dataset
-    return parts
+    return parts, None if classes is None else [str(name) for name in classes]
 
 
-def _bytes(image: Any, name: str) -> Tensor:
-    """Any image as uint8 [channels, height, width]."""
-    if isinstance(image, Image.Image):
-        try:
-            return to_pixels(image)
-        except Exception as error:
-            raise DataError(f"{name} cannot be read: replace it.\n{first_line(error)}") from error
-    if not isinstance(image, Tensor) or image.ndim != 3:
-        found = f"of shape {list(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
-        raise DataError(f"{name} is {found}: return a Pillow image or a tensor [channels, height, width].")
-    pixels: Tensor = image.cpu()  # batches are moved to the device; images on a GPU cannot be pinned
-    if pixels.dtype == torch.uint8:
-        return pixels
-    if not image.is_floating_point() or image.min() < 0 or image.max() > 1:
+def _bytes(image: Tensor, name: str) -> Tensor:
+    """An image as uint8."""
+    if is_bytes(image):
+        return image
+    if image.min() < 0 or image.max() > 1:
         raise DataError(
-            f"{name} has {str(image.dtype).removeprefix('torch.')} values from {image.min():.3g} to {image.max():.3g}: "
-            "return uint8, or floats from 0 to 1, without normalisation."
+            f"{name} has values from {image.min():.3g} to {image.max():.3g}, but the first ones are from 0 to 1: "
+            "return one or the other in all."
         )
     from torchvision.transforms.v2 import functional as TF  # takes seconds to import
 
-    pixels = TF.to_dtype(pixels, torch.uint8, scale=True)
+    pixels: Tensor = TF.to_dtype(image, torch.uint8, scale=True)
     return pixels
-
-
-def _class_number(label: Any, name: str) -> int:
-    try:
-        return operator.index(label)
-    except TypeError:
-        raise DataError(f"{name} has the label {label!r:.60}: labels must be integer class numbers from 0.") from None
 
 
 def _load(path: Path, name: str) -> Any:
