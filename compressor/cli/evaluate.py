@@ -30,7 +30,7 @@ def evaluate(
     asked = options.Asked(context)
     result = measured(asked.source(model), asked.images, asked.inputs, device)
     if json:
-        print(json_.dumps(asdict(result), indent=2))
+        options.print_json(json_.dumps(asdict(result), indent=2))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     rows = {
