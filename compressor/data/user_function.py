@@ -24,6 +24,7 @@ from compressor.data.batches import Data
 from compressor.data.images import Images, to_pixels
 from compressor.data.splits import Source, whole
 from compressor.errors import DataError, did_you_mean, first_line
+from compressor.modules import without_arguments
 
 PARTS = ("train", "test", "held_out")
 LOOKED_AT = 8  # images of each data set that are read twice, to check that they do not change
@@ -35,7 +36,8 @@ def call_function(path: Path, name: str) -> Data | Source:
     path = path.absolute()
     function = _load(path, name)
     try:
-        returned = function()
+        with without_arguments():
+            returned = function()
     except DataError:
         raise
     except (Exception, SystemExit) as error:
@@ -184,7 +186,8 @@ def _load(path: Path, name: str) -> Any:
     if getattr(sys.modules.get(path.stem), "__file__", module.__file__) == module.__file__:
         sys.modules[path.stem] = module
     try:
-        spec.loader.exec_module(module)
+        with without_arguments():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise DataError(f"{path} cannot be imported{_line_in(path, error)}.\n{first_line(error)}") from error
     function = getattr(module, name, None)
