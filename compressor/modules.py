@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +17,17 @@ def importable(folder: Path, first: bool) -> None:
     """Let Python find modules in `folder`, before all others or after them."""
     if str(folder) not in sys.path:
         sys.path.insert(0 if first else len(sys.path), str(folder))
+
+
+@contextmanager
+def without_arguments() -> Iterator[None]:
+    """Hide the command line: research code often parses arguments when it is imported, and must not be given ours."""
+    own = sys.argv
+    sys.argv = own[:1]
+    try:
+        yield
+    finally:
+        sys.argv = own
 
 
 def no_file(path: Path) -> str:
@@ -40,7 +53,8 @@ def from_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with without_arguments():
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

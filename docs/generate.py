@@ -176,7 +176,7 @@ def _models() -> str:
     for title, tool in (("Where ours falls short", OURS), ("What stopped Torch-Pruning", THEIRS)):
         short = [f"- `{row['model']}`: {'; '.join(why)}" for row in rows if row["tool"] == tool and (why := _shortcomings(row))]
         parts += [f"## {title}", "\n".join(short) or "Nowhere."]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_owners()])
 
 
 def _summary(families: dict[str, dict[str, dict[str, Row]]]) -> str:
@@ -225,6 +225,33 @@ def _shortcomings(row: Row) -> list[str]:
         name, reason = next(iter(held.items()))
         why.append(f"{len(held)} of {row['groups']} groups are held whole, the first of them `{name}`: {_code(reason)}")
     return why
+
+
+def _owners() -> list[str]:
+    """The table of the public checkpoints, as examples/benchmarks/owners_networks.py writes it."""
+    figures = json.loads((EXAMPLES / "benchmarks" / "owners_networks.json").read_text(encoding="utf-8"))
+    rows: list[Row] = figures["rows"]
+    asked = [f"{name}, -{100 * figures['asked'][name]:.0f} %" for name in ("prune", "lowrank")]
+    whole = sum(not row["failed"] for row in rows)
+    header = ["network", "task", "parameters", "MACs", *asked, "ONNX batch sizes", "ONNX image sizes", "what failed"]
+    return [
+        "## Public checkpoints with their owners' code",
+        f"{whole} of {len(rows)} pass every step. Both reductions are those that were reached.",
+        _table(header, map(_owners_row, rows)),
+    ]
+
+
+def _owners_row(row: Row) -> list[str]:
+    name = f"[`{row['name']}`](https://github.com/{row['repository']})"
+    cost = [formatting.count(row["inspect"][key]) if row.get("inspect", {}).get(key) else "" for key in ("params", "macs")]
+    reached = [
+        formatting.share(row[step]["removed"]) if "removed" in row.get(step, {}) else "✗" for step in ("prune", "lowrank")
+    ]
+    batches = dict.fromkeys(key.rpartition("batch ")[2] for key in row.get("batches", {}).get("differences", {}))
+    sides = [key.rpartition(" ")[2] for key in row.get("sizes", {}).get("differences", {})]
+    sides = list(dict.fromkeys([row["size"], *sides])) if batches else sides
+    failed = "; ".join(f"{step}: {_code(why)}" for step, why in row["failed"].items())
+    return [name, row["task"], *cost, *reached, ", ".join(batches) or "✗", ", ".join(sides) or "✗", failed]
 
 
 def _code(message: str) -> str:

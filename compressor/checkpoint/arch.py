@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.checkpoint.file_formats import in_one_line
 from compressor.errors import ArchitectureError, UsageError, did_you_mean
-from compressor.modules import from_file, importable, no_file
+from compressor.modules import from_file, importable, no_file, without_arguments
 from compressor.network.copying import clone_network
 from compressor.network.inputs import Inputs
 
@@ -211,7 +211,8 @@ def _called(arch: str, args: dict[str, object], code: object, extra: Mapping[str
         raise ArchitectureError(f"--arch {arch} is a {type(code).__name__}; give a class, a function or a torch.nn.Module.")
     given = ", ".join(f"{name}={value!r}" for name, value in args.items()) or "no arguments"
     try:
-        model = code(**{**(extra or {}), **args})
+        with without_arguments():
+            model = code(**{**(extra or {}), **args})
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ArchitectureError(
             f"--arch {arch} could not be built with {given}: {in_one_line(error)}. Set arguments with --arch-arg name=value."
@@ -242,7 +243,8 @@ def _timm(arch: str, name: str, args: dict[str, object]) -> nn.Module:
 def _imported(arch: str, name: str) -> ModuleType:
     importable(Path.cwd(), first=True)
     try:
-        return importlib.import_module(name)
+        with without_arguments():
+            return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         near = did_you_mean(name, ["torchvision", "timm"])
         raise ArchitectureError(

@@ -98,7 +98,7 @@ def check(
     checked = gate.check(run, budgets, earlier)
     check_output.print_check(checked, Console(stderr=json or quiet), quiet)
     if json:
-        print(check_output.check_to_json(run, checked), end="")
+        options.print_json(check_output.check_to_json(run, checked))
     check_output.tell_github(run, checked, os.environ, sys.stderr if json else sys.stdout)
     if junit is not None:
         check_output.write_junit(junit, run, checked)

@@ -96,7 +96,10 @@ def compare(
     )
     if dry_run:
         runs = [{"run": trial.name, "epochs": alike.epochs, "state": trial.state} for trial in series.trials]
-        print(json_.dumps(runs, indent=2) if json else "\n".join(f"{run['run']}: {run['state']}" for run in runs))
+        if json:
+            options.print_json(json_.dumps(runs, indent=2))
+        else:
+            print("\n".join(f"{run['run']}: {run['state']}" for run in runs))
         return
     found = series.run()
     asked.show_comparison(found, series.out)

@@ -35,7 +35,7 @@ def evaluate(
     result = measured(asked.source(model), asked.images, asked.inputs, device)
     if json:
         told = asdict(result) | {"torch": _by_name(result.torch), "onnx": _by_name(result.onnx)}
-        print(json_.dumps(told, indent=2))
+        options.print_json(json_.dumps(told, indent=2))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     rows = {

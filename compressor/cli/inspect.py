@@ -39,7 +39,7 @@ def inspect(
     asked = options.Asked(context)
     view = look(asked.source(model), asked.inputs, residual, heads, graph)
     if json:
-        print(json_.dumps(view, indent=2))
+        options.print_json(json_.dumps(view, indent=2))
     else:
         _show(view, graph)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json as json_
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
@@ -273,7 +274,8 @@ def command(*shared: Mapping[str, Option]) -> Callable[[Callable[..., None]], Ca
                     distributed.refuse(function.__name__)
                 if READING in shared:
                     _announce(given)
-                function(**{name: value for name, value in given.items() if name in own})
+                with _prints_aside() if given.get("json") else contextlib.nullcontext():
+                    function(**{name: value for name, value in given.items() if name in own})
             except (typer.Exit, typer.Abort, BrokenPipeError):  # as in `compress methods | head`
                 raise
             except KeyboardInterrupt:
@@ -302,6 +304,25 @@ def _announce(given: Mapping[str, Any]) -> None:
     silent = given.get("quiet") or given.get("json") or not distributed.speaks()
     if not silent and "torch" not in sys.modules and sys.stderr.isatty():
         print("loading PyTorch ...", file=sys.stderr, flush=True)
+
+
+_results: list[TextIO] = []  # the standard output, while `_prints_aside` redirects it
+
+
+@contextlib.contextmanager
+def _prints_aside() -> Iterator[None]:
+    """Redirect standard output to standard error, except for `print_json`: the network's own code may print, too."""
+    _results.append(_results[-1] if _results else sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results.pop()
+
+
+def print_json(text: str) -> None:
+    """Print the result of a command with --json, which is then all that is on standard output."""
+    print(text.rstrip("\n"), file=_results[-1] if _results else sys.stdout)
 
 
 def _told(error: Exception) -> int:
@@ -430,7 +451,7 @@ class Asked:
         if not distributed.speaks():
             return
         if self.options["json"]:
-            print(to_json(report))
+            print_json(to_json(report))
         elif console is not None:
             tell(report, run.out, console)
 
@@ -446,7 +467,7 @@ class Asked:
         from compressor.report import comparison_to_json, print_comparison
 
         if self.options["json"]:
-            print(comparison_to_json(compared), end="")
+            print_json(comparison_to_json(compared))
         elif (console := self.console) is not None:
             print_comparison(compared, console)
             console.print(f"\nThe table and the plots are in {out}: comparison.html, .md, .csv, .json", highlight=False)
@@ -456,7 +477,7 @@ class Asked:
         if not distributed.speaks():
             return
         if self.options["json"]:
-            print(json_.dumps(dataclasses.asdict(foreseen), indent=2))
+            print_json(json_.dumps(dataclasses.asdict(foreseen), indent=2))
         else:
             print(f"{run.method}: {foreseen}")
 

@@ -35,7 +35,7 @@ def report(
         return
     written, place = write_pages(runs[0], out)
     if asked.options["json"]:
-        print(to_json(written), end="")
+        options.print_json(to_json(written))
     elif (console := asked.console) is not None:
         print_report(written, console)
         console.print(f"\nWritten to {place}: report.html, report.md, plots/*.csv", highlight=False)

@@ -65,7 +65,7 @@ def run(
     else:
         status = pipeline.run(perform, console.print, force=force)
         if json and status == 0:
-            print((place / "report.json").read_text(encoding="utf-8"), end="")
+            options.print_json((place / "report.json").read_text(encoding="utf-8"))
         elif status == 0:
             console.print()
             options.tell(read_report(place), place, console)
@@ -75,7 +75,7 @@ def run(
 def _show(plan: list[Foretold], json: bool) -> None:
     """The steps, their states and their predicted results."""
     if json:
-        print(json_.dumps([asdict(row) for row in plan], indent=2))
+        options.print_json(json_.dumps([asdict(row) for row in plan], indent=2))
         return
     table = Table("step", "method", "state", "estimate from the weights", box=None, pad_edge=False)
     for row in plan:

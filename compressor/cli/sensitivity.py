@@ -57,7 +57,7 @@ def sensitivity(
     run = Measurement(order, rates=shares, method=method, settings=settings, count=images)
     found = run.run()
     if json:
-        print(json_.dumps([asdict(row) for row in found.rows], indent=2))
+        options.print_json(json_.dumps([asdict(row) for row in found.rows], indent=2))
     elif (console := order.console) is not None:
         _show(found, console)
         console.print(f"\nThe table is in {run.out / TABLE}, the plot in {run.out / PLOT}", highlight=False)

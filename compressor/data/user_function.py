@@ -28,6 +28,7 @@ from compressor.data.own import OwnSamples, is_bytes
 from compressor.data.paired import told
 from compressor.data.splits import Part, Source, whole
 from compressor.errors import DataError, did_you_mean, first_line
+from compressor.modules import without_arguments
 
 PARTS: tuple[Split, ...] = ("train", "test", "held_out")
 CLASSES = "classes"
@@ -51,7 +52,8 @@ def call_function(path: Path, name: str) -> Data | Source[Images] | Own | Stream
     path = path.absolute()
     function = _load(path, name)
     try:
-        returned = function()
+        with without_arguments():
+            returned = function()
     except DataError:
         raise
     except (Exception, SystemExit) as error:
@@ -200,7 +202,8 @@ def _load(path: Path, name: str) -> Any:
     if getattr(sys.modules.get(path.stem), "__file__", module.__file__) == module.__file__:
         sys.modules[path.stem] = module
     try:
-        spec.loader.exec_module(module)
+        with without_arguments():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise DataError(f"{path} cannot be imported{_line_in(path, error)}.\n{first_line(error)}") from error
     function = getattr(module, name, None)

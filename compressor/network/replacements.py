@@ -114,6 +114,8 @@ class Attention(nn.Module):
     without `batch_first`.
     """
 
+    in_proj_bias = None  # `nn.TransformerEncoderLayer` then calls this module, instead of a fused operator on its weights
+
     def __init__(self, width: int, heads: int, bias: bool = True, batch_first: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         self.q, self.k, self.v, self.out_proj = (nn.Linear(width, width, bias=bias) for _ in range(4))
@@ -181,4 +183,7 @@ def replaced(model: nn.Module, chains: Mapping[str, nn.Module]) -> nn.Module:
     """Replace modules of `model` in place: `chains` maps the name of a module to its replacement. Returns `model`."""
     for name, chain in chains.items():
         model.set_submodule(name, chain.train(model.get_submodule(name).training))
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(parent, nn.TransformerEncoderLayer):  # it must call its layers, not a fused operator on their weights
+            parent.activation_relu_or_gelu = 0
     return model

@@ -80,6 +80,32 @@ def test_an_importable_package_is_found_from_the_working_directory(tmp_path: Pat
     assert isinstance(build("torchvision.models:resnet18"), torchvision.models.ResNet)
 
 
+PARSES = """
+import argparse
+import torch
+parser = argparse.ArgumentParser()
+parser.add_argument("--width", type=int, default=3)
+def width():
+    return parser.parse_args().width
+WIDTH = width()
+class Net(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(WIDTH, width())
+"""
+
+
+@pytest.mark.parametrize("where", ["parses.py", "parses"])
+def test_code_that_parses_arguments_is_not_given_ours(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parses.py").write_text(PARSES)
+    monkeypatch.delitem(sys.modules, "parses", raising=False)
+    ours = ["compress", "prune", "net.pt", "--width", "5", "--rate", "0.5"]
+    monkeypatch.setattr(sys, "argv", ours)
+    net = build(f"{where}:Net")
+    assert isinstance(net, nn.Linear) and net.weight.shape == (3, 3)
+    assert sys.argv is ours
+
+
 @pytest.mark.parametrize(
     ("arch", "words"),
     [

@@ -180,6 +180,37 @@ def test_prunable_groups_are_listed_as_json(here: Path) -> None:
     assert view["macs"] == (8 * 9 + 16 * 8 * 9 + 8 * 16 * 9) * 224 * 224 + 10 * 8
 
 
+TALKATIVE = """
+import torch
+print("imported")
+class Net(torch.nn.Sequential):
+    def __init__(self):
+        print("built")
+        super().__init__(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3))
+    def forward(self, images):
+        print("called")
+        return super().forward(images)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("inspect",), ("prune", "--rate", "0.5", "--dry-run"), ("prune", "--rate", "0.5", "--epochs", "0", "--out", "run")],
+)
+def test_prints_of_the_networks_code_do_not_mix_with_json(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    exec(TALKATIVE, found := {})
+    torch.save(found["Net"]().state_dict(), "talkative.pt")
+    sys.modules.pop("talkative", None)
+    result = compress(words[0], "talkative.pt", "--arch", "talkative:Net", "--input", "1x8x8", *words[1:], "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)
+    assert {"imported", "built", "called"} <= set(result.stderr.split())
+
+
 @pytest.mark.parametrize(("file", "begins"), [("a.md", "```mermaid\nflowchart"), ("a.gv", "digraph")])
 def test_the_dependencies_are_drawn(here: Path, tmp_path: Path, file: str, begins: str) -> None:
     result = compress("inspect", *NET, "--input", "1x8x8", "--graph", tmp_path / file)

@@ -841,6 +841,12 @@ def test_a_function_may_import_its_neighbours(tmp_path: Path):
     assert open_data(write_function(tmp_path, body)).shape == (1, 8, 8)
 
 
+def test_a_function_is_not_given_our_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["compress", "prune", "net.pt"])
+    body = "import argparse; argparse.ArgumentParser().parse_args(); from compressor.data import open_data"
+    assert open_data(write_function(tmp_path, f"{body}; return open_data('digits')")).shape == (1, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [

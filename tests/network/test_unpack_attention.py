@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from toy import job
 
+from compressor.checkpoint.plan import Plan, rebuild
 from compressor.methods.lowrank.papers.svd import Svd
 from compressor.methods.lowrank.verify import gap_between
 from compressor.network.replacements import describe, make, replaced
@@ -121,3 +122,31 @@ def test_a_network_that_reads_the_weights_of_attention_keeps_it() -> None:
     method = Svd(job("params=5%", Weighing(nn.MultiheadAttention(32, 4, batch_first=True)).eval(), SHAPE, images=None))
     method.unpack()
     assert isinstance(method.model.attention, nn.MultiheadAttention)
+
+
+class Encoder(nn.Module):
+    """PyTorch's own transformer, whose layers run a fused operator on their weights in eval mode: [n, 3, 8, 8] -> [n, 5]."""
+
+    def __init__(self, norm_first: bool = False) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 32, 2, stride=2), nn.Linear(32, 5)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=norm_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.stem(x).flatten(2).transpose(1, 2))[:, 0])
+
+
+@pytest.mark.parametrize("keep", [(), ("*self_attn*",), ("*linear*",)], ids=["all", "attention kept", "attention alone"])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_layers_of_pytorchs_own_transformer_are_factored(keep: tuple[str, ...], norm_first: bool) -> None:
+    torch.manual_seed(0)
+    model = Encoder(norm_first).eval()
+    method = Svd(job("params=30%" if keep else "params=60%", copy.deepcopy(model), SHAPE, images=None, keep=keep))
+    method.prepare()
+    assert method.difference is not None and method.difference < 1e-10
+    factored = {name.rpartition(".")[2] for name in method.ranks}
+    assert factored.isdisjoint({"linear1", "linear2"}) == ("*linear*" in keep)
+    assert factored.isdisjoint({"q", "k", "v", "out_proj"}) == ("*self_attn*" in keep)
+    again = rebuild(copy.deepcopy(model), Plan("nets:Encoder", {}, SHAPE, (method.made().step,)), method.model.state_dict())
+    assert gap_between(method.model, again, SHAPE) == 0
