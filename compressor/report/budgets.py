@@ -126,13 +126,13 @@ def _how_alike(report: Report, _batch: int | None) -> str:
     return f"{report.fidelity.n:,} {formatting.plain(report.fidelity.inputs)}" if report.fidelity else ""
 
 
-DATA = "rerun with --data"
+DATA, FILE = "rerun with --data", "it needs model.onnx: rerun without --no-onnx"
 QUANTITIES = {
     quantity.name: quantity
     for quantity in (
         Quantity("macs", "macs<=50%", COUNTS, _count, lambda _report, network, _batch: network.macs),
         Quantity("params", "params<=5M", COUNTS, _count, lambda _report, network, _batch: network.params),
-        Quantity("size", "size<=10MB", BYTES, _size, lambda _report, network, _batch: network.size_bytes),
+        Quantity("size", "size<=10MB", BYTES, _size, lambda _report, network, _batch: network.size_bytes, FILE),
         Quantity("weights", "weights<=4MB", BYTES, _size, lambda _report, network, _batch: network.weight_bytes),
         Quantity("latency", "latency<=5ms", MILLISECONDS, formatting.milliseconds, _latency, how=_how_timed),
         Quantity("top1", "top1>=90%", POINTS, formatting.percent, _top1, DATA, _how_seen, more_is_better=True),

@@ -20,7 +20,7 @@ from compressor.report import formatting
 from compressor.report.schema import Accuracy, Latency, Report
 from compressor.report.summary import quantity, timings
 
-NOT_OF_THE_CUT = {"original", "fine-tuned", "trained", "ONNX"}  # all other stages are before fine-tuning
+NOT_OF_THE_CUT = {"original", "fine-tuned", "trained", "ONNX", "PyTorch"}  # all other stages are before fine-tuning
 EMPTY = "-"
 BOLD = "method", "top-1"  # the columns that are bold in the best row
 # Settings of the original, which the comparison reports separately, and settings that belong to the method.

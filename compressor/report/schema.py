@@ -199,4 +199,5 @@ class Report:
     inputs: dict[str, list[int]] = field(default_factory=dict)  # name in model.onnx -> shape of one sample
     teaching: Teaching | None = None  # if a student was trained with a teacher
     preprocessing: Preprocessing | None = None  # if the run had data
+    onnx_failure: str | None = None  # why there is no model.onnx, if one was requested
     version: int = VERSION

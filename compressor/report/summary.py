@@ -123,7 +123,7 @@ def _accuracy_verdict(before: Accuracy | None, after: Accuracy | None) -> str:
 def _latency_verdict(baseline: Profile, compressed: Profile) -> str:
     timed = timings(baseline, compressed)
     if not timed:
-        return "latency not measured"
+        return "no ONNX file" if compressed.size_bytes is None else "latency not measured"
     before, after = timed[0]
     provider, where = after.provider.upper(), f"at batch {after.batch}"
     if before is None:

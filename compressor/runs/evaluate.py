@@ -12,7 +12,7 @@ import torch
 from compressor.checkpoint import kind_of
 from compressor.checkpoint.plan import LARGEST_INPUT
 from compressor.data import Data, check_classes
-from compressor.errors import UsageError, printable
+from compressor.errors import Infeasible, UsageError, VerificationFailed, printable
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import WHOLE, Input, Inputs
 from compressor.network.outputs import Predict, torch_predict
@@ -34,15 +34,21 @@ class Evaluation:
     inputs: dict[str, list[int]]  # name -> shape of one sample
     macs: int | None
     params: int | None
-    size_bytes: int
+    size_bytes: int | None
     torch: Accuracy | None
     onnx: Accuracy | None
     latency: list[Latency]
     notes: list[str]
+    onnx_failure: str | None = None  # why the model could not be exported
 
 
-def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: str = "auto") -> Evaluation:
-    """Accuracy, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError."""
+def evaluate(
+    source: Source, images: Images, asked: Inputs | None, device_name: str = "auto", *, as_onnx: bool = True
+) -> Evaluation:
+    """Accuracy, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError.
+
+    Size and latency are those of the model's ONNX file, and are not measured without `as_onnx` or if it cannot be exported.
+    """
     device, path = pick_device(device_name), Path(source.model)
     if path.is_file() and kind_of(path) == "onnx":
         return _evaluate_onnx(path, images, asked)
@@ -50,9 +56,14 @@ def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: 
     model, inputs, data = opened.loaded.model, opened.inputs, opened.data
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        macs = count_macs(model, inputs)
-        export_onnx(model, inputs, file)
-        described(opened, file)
+        macs, failure = count_macs(model, inputs), None
+        try:
+            if as_onnx:
+                export_onnx(model, inputs, file)
+                described(opened, file)
+        except (Infeasible, VerificationFailed) as error:
+            failure = " ".join(str(error).split())
+        exported = as_onnx and failure is None
         with device_errors():
             on_device = _accuracy(torch_predict(model, device), data, device)
         return Evaluation(
@@ -60,11 +71,12 @@ def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: 
             inputs=inputs.shapes,
             macs=macs,
             params=count_params(model),
-            size_bytes=file.stat().st_size,
-            onnx=_accuracy(onnx_predict(file), data, torch.device("cpu")),
+            size_bytes=file.stat().st_size if exported else None,
+            onnx=_accuracy(onnx_predict(file), data, torch.device("cpu")) if exported else None,
             torch=on_device,
-            latency=latency(file, inputs, seconds=2.0),
+            latency=latency(file, inputs, seconds=2.0) if exported else [],
             notes=opened.notes,
+            onnx_failure=failure,
         )
 
 

@@ -19,7 +19,8 @@ from compressor.errors import UsageError
 from compressor.files import read_text, write_text
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.outputs import Predict, torch_predict
+from compressor.network.meta_device import evaluating
+from compressor.network.outputs import Predict, logits_of, torch_predict
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import Accuracy, Fidelity, Stage, formatting
 from compressor.report.read import stage_from
@@ -68,17 +69,21 @@ class Stages:
         predict = torch_predict(model, self.device)
         self._add(name, model, None if self.data is None else metrics.accuracy(predict, self.test()), note)
 
-    def written(self, model: nn.Module, before: Path, after: Path, seed: int, name: str = "ONNX") -> Fidelity | None:
-        """The stage `name`: the ONNX file `after` of the compressed `model`, and its agreement with the original, `before`.
+    def written(
+        self, model: nn.Module, original: nn.Module, after: Path | None, seed: int, name: str = "ONNX"
+    ) -> Fidelity | None:
+        """The stage `name`: the ONNX file `after` of the compressed `model`, and its agreement with the `original` network.
 
-        Without test images both files are compared on random inputs; None when the outputs are not one row per image.
+        Without a file, `model` itself runs in PyTorch. Without test images both run on random inputs; None when the outputs are
+        not one row per image.
         """
-        ask = onnx_predict(after)
         if self.data is None:
+            ask = in_torch(model, self.inputs) if after is None else onnx_predict(after)
             self._add(name, model, None)
-            return on_random_images(onnx_predict(before), ask, self.inputs, seed)
-        answers: list[Tensor] = []
+            return on_random_images(in_torch(original, self.inputs), ask, self.inputs, seed)
+        ask, answers = torch_predict(model, self.device) if after is None else onnx_predict(after), list[Tensor]()
         self._add(name, model, metrics.accuracy(_remembering(ask, answers), self.test()))
+        model.cpu()
         return metrics.fidelity(_recalling(self._original), _recalling(answers), _blank(answers), "test images")
 
     def test(self) -> Batches:
@@ -108,6 +113,18 @@ class Stages:
         if identity != self.identity:
             raise UsageError("--resume: the model's file is not the one this run was started with. --force starts over.")
         return {stage.name: stage for stage in stages}
+
+
+def in_torch(model: nn.Module, inputs: Inputs) -> Predict:
+    """A function that takes all inputs and returns the logits on the CPU, in float32; `model` stays on its device."""
+
+    def predict(*samples: Tensor) -> Tensor:
+        weight = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
+        placed = [sample.to(weight) if sample.is_floating_point() else sample.to(weight.device) for sample in samples]
+        with evaluating(model), torch.inference_mode():
+            return logits_of(inputs.call(model, placed)).float().cpu()  # [n, classes]
+
+    return predict
 
 
 def _remembering(predict: Predict, answers: list[Tensor]) -> Predict:

@@ -64,26 +64,35 @@ def test_the_original_is_evaluated_once(digits: Data, tmp_path: Path) -> None:
     stages, model = make_stages(tmp_path, digits), Counting()
     stages.original(model)
     export_onnx(model.net, SHAPE, tmp_path / "a.onnx")
-    fidelity = stages.written(model.net, tmp_path / "no such file", tmp_path / "a.onnx", seed=0)
+    fidelity = stages.written(model.net, model, tmp_path / "a.onnx", seed=0)
     assert model.images == 359
     assert fidelity is not None and (fidelity.n, fidelity.inputs) == (359, "test images")
     assert fidelity.agreement == 1 and fidelity.mean_kl < 1e-6
     assert stages.rows[1].name == "ONNX" and stages.rows[1].accuracy is not None
 
 
-def test_without_images_both_files_are_compared_on_random_inputs(tmp_path: Path) -> None:
+def test_without_images_both_networks_are_compared_on_random_inputs(tmp_path: Path) -> None:
     stages = make_stages(tmp_path, None)
     stages.original(make_net())
-    for name in ("a", "b"):
-        save_onnx("Flatten", tmp_path / f"{name}.onnx")
-    fidelity = stages.written(make_net(), tmp_path / "a.onnx", tmp_path / "b.onnx", seed=0)
+    save_onnx("Flatten", tmp_path / "a.onnx")
+    fidelity = stages.written(make_net(), nn.Flatten(), tmp_path / "a.onnx", seed=0)
     assert fidelity is not None and (fidelity.n, fidelity.inputs, fidelity.agreement) == (64, "random inputs", 1)
     assert [row.accuracy for row in stages.rows] == [None, None]
 
 
 def test_output_maps_are_not_compared_as_if_they_were_logits(tmp_path: Path) -> None:
     save_onnx("Relu", tmp_path / "a.onnx")
-    assert make_stages(tmp_path, None).written(make_net(), tmp_path / "a.onnx", tmp_path / "a.onnx", seed=0) is None
+    assert make_stages(tmp_path, None).written(make_net(), nn.ReLU(), tmp_path / "a.onnx", seed=0) is None
+
+
+def test_without_a_file_the_network_itself_is_measured(digits: Data, tmp_path: Path) -> None:
+    stages, model, other = make_stages(tmp_path, digits), make_net(), make_net()
+    stages.original(model)
+    fidelity = stages.written(other, model, None, seed=0, name="PyTorch")
+    stages.add("again", other)
+    assert [row.name for row in stages.rows] == ["original", "PyTorch", "again"]
+    assert stages.rows[1].accuracy == stages.rows[2].accuracy != stages.rows[0].accuracy
+    assert fidelity is not None and fidelity.agreement < 1
 
 
 def test_a_resumed_run_does_not_measure_again(digits: Data, tmp_path: Path) -> None:
