@@ -8,6 +8,7 @@
     │   └── OutputError         2   the results cannot be written to the given place
     ├── Infeasible              3   the network cannot be compressed as requested
     ├── VerificationFailed      4   a check failed; nothing was published
+    ├── NotExported             6   the network for PyTorch was verified and published, but not its ONNX file
     └── Stopped               130   another of several processes ended, and this one cannot continue
 
 Every message is one or two plain lines: what was given, what was found, what to do. Any other exception is an internal error
@@ -68,6 +69,12 @@ class VerificationFailed(CompressError):
     """A check failed; nothing was published."""
 
     exit_code = 4
+
+
+class NotExported(CompressError):
+    """The network for PyTorch was verified and published, but not its ONNX file."""
+
+    exit_code = 6
 
 
 class Stopped(CompressError):

@@ -13,7 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 done, 1 a budget was missed, 2 wrong usage or unusable input, 3 the target cannot be met, "
-    "4 a check failed and nothing was published, 5 an internal error, 130 interrupted.",
+    "4 a check failed and nothing was published, 5 an internal error, 6 published without the ONNX file, 130 interrupted.",
 )
 
 

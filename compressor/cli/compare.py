@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from compressor.cli import options
-from compressor.errors import UsageError
+from compressor.errors import NotExported, UsageError
 
 if TYPE_CHECKING:
     from compressor.methods.catalogue import Value
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CUT = "What to compare"
 
 
-@options.command(options.DATA, options.RECIPE, options.TAUGHT, options.READING, options.OUTPUT)
+@options.command(options.DATA, options.RECIPE, options.TAUGHT, options.READING, options.ONNX, options.OUTPUT)
 def compare(
     context: typer.Context,
     model: Annotated[
@@ -110,6 +110,12 @@ def compare(
             file=sys.stderr,
         )
         raise typer.Exit(max(gap.status or 0 for gap in found.failures))
+    lost = [point.run for point in found.points if point.size_bytes is None]
+    if lost and context.params["onnx"]:
+        raise NotExported(
+            f"{len(lost)} of {len(series.trials)} runs have no ONNX file ({', '.join(lost)}): the warnings in their reports "
+            "have the reasons.\n--no-onnx does without the files."
+        )
 
 
 def _check_alone(context: typer.Context) -> None:

@@ -12,12 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from compressor.cli import options
+from compressor.errors import NotExported
+
+if TYPE_CHECKING:
+    from compressor.runs.evaluate import Evaluation
 
 if TYPE_CHECKING:
     from compressor.report import Score
 
 
-@options.command(options.DATA, options.READING)
+@options.command(options.DATA, options.READING, options.ONNX)
 def evaluate(
     context: typer.Context,
     model: Annotated[
@@ -28,21 +32,29 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Measure scores, MACs, size and latency with PyTorch and ONNX Runtime."""
-    from compressor.report import formatting
     from compressor.runs.evaluate import evaluate as measured
 
     asked = options.Asked(context)
-    result = measured(asked.source(model), asked.images, asked.inputs, device)
+    result = measured(asked.source(model), asked.images, asked.inputs, device, as_onnx=context.params["onnx"])
     if json:
         told = asdict(result) | {"torch": _by_name(result.torch), "onnx": _by_name(result.onnx)}
         options.print_json(json_.dumps(told, indent=2))
-        return
+    else:
+        _show(result, asked.images.spec)
+    if result.onnx_failure is not None:
+        raise NotExported(f"Size and latency were not measured: {result.onnx_failure}\n--no-onnx measures with PyTorch alone.")
+
+
+def _show(result: Evaluation, data: str | None) -> None:
+    """The measurements in a table, and the notes."""
+    from compressor.report import formatting
+
     table = Table(box=None, show_header=False, pad_edge=False)
     rows = {
         "Input": formatting.inputs(result.inputs),
         "MACs, one image": None if result.macs is None else formatting.count(result.macs),
         "Parameters": None if result.params is None else formatting.count(result.params),
-        "ONNX file": formatting.size(result.size_bytes),
+        "ONNX file": None if result.size_bytes is None else formatting.size(result.size_bytes),
     }
     for engine, found in (("PyTorch", result.torch), ("ONNX Runtime", result.onnx)):
         for score in found:
@@ -56,7 +68,7 @@ def evaluate(
     Console().print(table)
     for note in result.notes:
         print(f"note: {note}")
-    if asked.images.spec is None:
+    if data is None:
         print("no scores were measured (no data): give --data")
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from compressor.cli import config_file
 from compressor.cli.help import HelpAll
-from compressor.errors import CompressError, UsageError
+from compressor.errors import CompressError, NotExported, UsageError
 from compressor.training import distributed
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ Input = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Output directory; runs/MODEL-METHOD by default.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
+Onnx = Annotated[bool, typer.Option(help="Export to ONNX, beside the network for PyTorch.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout, and everything else to stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
@@ -236,6 +237,7 @@ PLACE: dict[str, Option] = {
     **OUTPUT,
 }
 RUN: dict[str, Option] = PLACE | {"dry_run": (DryRun, False)}
+ONNX: dict[str, Option] = {"onnx": (Onnx, True)}
 
 
 def methods_of(family: str) -> Callable[[str], list[tuple[str, str]]]:
@@ -432,10 +434,11 @@ class Asked:
             console=self._introduced(),
             force=self.options["force"],
             resume=self.options.get("resume", False),
+            onnx=self.options.get("onnx", True),
         )
 
     def show(self, run: Run) -> None:
-        """Execute a run, and print its result: as JSON, or in tables on the console.
+        """Execute a run, and print its result: as JSON, or in tables on the console. Raises NotExported.
 
         A pipeline that only wants the run object receives it instead.
         """
@@ -454,6 +457,7 @@ class Asked:
             print_json(to_json(report))
         elif console is not None:
             tell(report, run.out, console)
+        check_exported(report, run.out)
 
     def side_by_side(self, runs: Sequence[Path], out: Path | None) -> None:
         """Compare finished runs, and print the result."""
@@ -487,7 +491,17 @@ def tell(report: Report, out: Path, console: Console) -> None:
     from compressor.report import print_report
 
     print_report(report, console)
-    console.print(f"\nResults are in {out}: model.onnx, model.safetensors + plan.json, report.html", highlight=False)
+    file = "model.onnx, " if report.compressed.size_bytes is not None else ""
+    console.print(f"\nResults are in {out}: {file}model.safetensors + plan.json, report.html", highlight=False)
+
+
+def check_exported(report: Report, out: Path) -> None:
+    """Raise NotExported when a run was to write an ONNX file, and could not."""
+    if report.onnx_failure is not None:
+        raise NotExported(
+            f"{out} holds the verified network for PyTorch, but no ONNX file: {report.onnx_failure}\n"
+            f'compressor.load("{out}") loads it; --no-onnx does without the file.'
+        )
 
 
 def stem(model: str) -> str:

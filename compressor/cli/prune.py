@@ -13,7 +13,7 @@ from compressor.errors import UsageError
 CUT = "What to cut"
 
 
-@options.command(options.DATA, options.RECIPE, options.TAUGHT, options.SEED, options.READING, options.RUN)
+@options.command(options.DATA, options.RECIPE, options.TAUGHT, options.SEED, options.READING, options.ONNX, options.RUN)
 def prune(
     context: typer.Context,
     model: options.Model,

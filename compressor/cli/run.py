@@ -69,6 +69,8 @@ def run(
         elif status == 0:
             console.print()
             options.tell(read_report(place), place, console)
+        if status == 0:
+            options.check_exported(read_report(place), place)
     raise typer.Exit(status)
 
 

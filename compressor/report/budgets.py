@@ -59,6 +59,7 @@ class Cost:
     units: Mapping[str, float]
     written: Callable[[float], str]
     figure: Callable[[Profile, int | None], float | None]
+    missing: str = "rerun the compression"  # what to do when it was not measured
 
 
 def _count(value: float) -> str:
@@ -80,12 +81,13 @@ def _latency(network: Profile, batch: int | None) -> float | None:
     return timed.median_ms if timed else None
 
 
+FILE = "it needs model.onnx: rerun without --no-onnx"
 COSTS = {
     cost.name: cost
     for cost in (
         Cost("macs", "macs<=50%", COUNTS, _count, lambda network, _batch: network.macs),
         Cost("params", "params<=5M", COUNTS, _count, lambda network, _batch: network.params),
-        Cost("size", "size<=10MB", BYTES, _size, lambda network, _batch: network.size_bytes),
+        Cost("size", "size<=10MB", BYTES, _size, lambda network, _batch: network.size_bytes, FILE),
         Cost("weights", "weights<=4MB", BYTES, _size, lambda network, _batch: network.weight_bytes),
         Cost("latency", "latency<=5ms", MILLISECONDS, formatting.milliseconds, _latency),
     )

@@ -20,7 +20,7 @@ from compressor.report import formatting
 from compressor.report.schema import Latency, Report, Score, headline
 from compressor.report.summary import quantity, stage_scores, timings
 
-NOT_OF_THE_CUT = {"original", "fine-tuned", "trained", "ONNX"}  # all other stages are before fine-tuning
+NOT_OF_THE_CUT = {"original", "fine-tuned", "trained", "ONNX", "PyTorch"}  # all other stages are before fine-tuning
 EMPTY = "-"
 # Settings of the original, which the comparison reports separately, and settings that belong to the method.
 _OF_THE_ORIGINAL = {"model", "arch", "arch_arg", "key", "ema", "data", "input"}

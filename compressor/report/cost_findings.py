@@ -9,8 +9,6 @@ from compressor.report.budgets import Budget, Cost, Limit, timed_at
 from compressor.report.finding import Finding
 from compressor.report.schema import Latency, Profile, Report
 
-MISSING = "rerun the compression"  # what to do about a cost that was not measured
-
 
 def judge(budget: Budget, report: Report, baseline: Report | None) -> Finding:
     """The finding on a budget that limits a cost."""
@@ -18,11 +16,11 @@ def judge(budget: Budget, report: Report, baseline: Report | None) -> Finding:
     assert cost is not None
     value = cost.figure(report.compressed, budget.batch)
     if value is None:
-        return Finding(budget, None, None, f"{budget.text}: not measured; {_missing(budget, report)}")
+        return Finding(budget, None, None, f"{budget.text}: not measured; {_missing(budget, cost, report)}")
     other = _other(budget, cost, report, baseline)
     if other is None:
         what = " in the same way" if cost.name == "latency" else ""
-        todo = MISSING if beside == "original" else "use another --baseline"
+        todo = cost.missing if beside == "original" else "use another --baseline"
         return Finding(budget, value, None, f"{budget.text}: the {beside} was not measured{what}; {todo}")
     asked = f"{budget.of} {cost.written(value)} {budget.relation} {_asked(budget.limit, cost, other)}"
     limit = budget.limit.amount if beside is None else other * (1 + budget.limit.amount)
@@ -77,11 +75,11 @@ def _costs(network: Profile) -> tuple[int, int]:
 # Text of a finding ----------------------------------------------------------------------------------------------------
 
 
-def _missing(budget: Budget, report: Report) -> str:
+def _missing(budget: Budget, cost: Cost, report: Report) -> str:
     """What to do about a cost that was not measured."""
     batches = sorted({latency.batch for latency in report.compressed.latency})
     if budget.batch is None or not batches:
-        return MISSING
+        return cost.missing
     return f"use latency@N with a batch size that was timed: {', '.join(map(str, batches[:9]))}"
 
 

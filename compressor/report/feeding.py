@@ -10,9 +10,15 @@ MOST_CLASSES = 20  # that are listed in the code
 
 
 def feeding(report: Report) -> str:
-    """The code, which needs Pillow, NumPy and ONNX Runtime; "" for a run without data, whose preprocessing is unknown."""
+    """The code, which needs Pillow, NumPy and ONNX Runtime; "" for a run without data, whose preprocessing is unknown, or
+    without an ONNX file.
+    """
     how = report.preprocessing
-    return "" if how is None else "\n".join([*_imports(how), "", *_image(how), *_array(how), *_run(how, report)])
+    return (
+        ""
+        if how is None or report.compressed.size_bytes is None
+        else "\n".join([*_imports(how), "", *_image(how), *_array(how), *_run(how, report)])
+    )
 
 
 def _imports(how: Preprocessing) -> list[str]:

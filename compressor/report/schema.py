@@ -221,4 +221,5 @@ class Report:
     teaching: Teaching | None = None  # if a student was trained with a teacher
     preprocessing: Preprocessing | None = None  # if the run had data
     task: str = "classify"
+    onnx_failure: str | None = None  # why there is no model.onnx, if one was requested
     version: int = VERSION

@@ -174,7 +174,7 @@ def _difference(before: Score, after: Score, differences: Mapping[str, Differenc
 def _latency_verdict(baseline: Profile, compressed: Profile) -> str:
     timed = timings(baseline, compressed)
     if not timed:
-        return "latency not measured"
+        return "no ONNX file" if compressed.size_bytes is None else "latency not measured"
     before, after = timed[0]
     provider, where = after.provider.upper(), f"at batch {after.batch}"
     if before is None:

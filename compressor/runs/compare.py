@@ -209,6 +209,7 @@ def compare(
     dense: bool | None = None,
     inputs: AnyInputs | None = None,
     device: str = "auto",
+    onnx: bool = True,
     force: bool = False,
 ) -> Comparison:
     """Prune `model` (as on the command line) with each method at each rate and seed into `out`, and compare the results.
@@ -226,6 +227,7 @@ def compare(
         None if inputs is None else Inputs.of(inputs),
         force=force,
         command="compressor.compare(...)",
+        onnx=onnx,
     )
     return Series(
         order,

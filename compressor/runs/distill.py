@@ -348,6 +348,7 @@ def distill(
     recipe: Recipe | None = None,
     inputs: AnyInputs | None = None,
     device: str = "auto",
+    onnx: bool = True,
     force: bool = False,
     resume: bool = False,
 ) -> Report:
@@ -369,6 +370,7 @@ def distill(
         force=force,
         resume=resume,
         command="compressor.distill(...)",
+        onnx=onnx,
     )
     wish = Wish(given, goal, method, settings or {}, fresh, taps, teacher_taps, keep, round_to, repair)
     return Distilling(order, wish).run()

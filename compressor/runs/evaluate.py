@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compressor.checkpoint import kind_of
 from compressor.checkpoint.plan import LARGEST_INPUT
 from compressor.data import Data
-from compressor.errors import UsageError, printable
+from compressor.errors import Infeasible, UsageError, VerificationFailed, printable
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import WHOLE, Input, Inputs
 from compressor.network.outputs import Predict, torch_predict
@@ -36,15 +36,21 @@ class Evaluation:
     inputs: dict[str, list[int]]  # name -> shape of one sample
     macs: int | None
     params: int | None
-    size_bytes: int
+    size_bytes: int | None
     torch: list[Score]  # in PyTorch, the headline first; empty without data
     onnx: list[Score]  # in ONNX Runtime
     latency: list[Latency]
     notes: list[str]
+    onnx_failure: str | None = None  # why the model could not be exported
 
 
-def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: str = "auto") -> Evaluation:
-    """Accuracy, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError."""
+def evaluate(
+    source: Source, images: Images, asked: Inputs | None, device_name: str = "auto", *, as_onnx: bool = True
+) -> Evaluation:
+    """Accuracy, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError.
+
+    Size and latency are those of the model's ONNX file, and are not measured without `as_onnx` or if it cannot be exported.
+    """
     device, path = pick_device(device_name), Path(source.model)
     if path.is_file() and kind_of(path) == "onnx":
         return _evaluate_onnx(path, images, asked)
@@ -52,9 +58,14 @@ def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: 
     model, inputs, data = opened.loaded.model, opened.inputs, opened.data
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        macs, task = count_macs(model, inputs), task_of(opened, images, device)
-        export_onnx(model, inputs, file)
-        described(opened, file)
+        macs, task, failure = count_macs(model, inputs), task_of(opened, images, device), None
+        try:
+            if as_onnx:
+                export_onnx(model, inputs, file)
+                described(opened, file)
+        except (Infeasible, VerificationFailed) as error:
+            failure = " ".join(str(error).split())
+        exported = as_onnx and failure is None
         with device_errors():
             on_device = _scores(task, torch_predict(model, device), data, device)
         return Evaluation(
@@ -62,11 +73,12 @@ def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: 
             inputs=inputs.shapes,
             macs=macs,
             params=count_params(model),
-            size_bytes=file.stat().st_size,
-            onnx=_scores(task, onnx_predict(file), data, device),
+            size_bytes=file.stat().st_size if exported else None,
+            onnx=_scores(task, onnx_predict(file), data, device) if exported else [],
             torch=on_device,
-            latency=latency(file, inputs, seconds=2.0),
+            latency=latency(file, inputs, seconds=2.0) if exported else [],
             notes=opened.notes,
+            onnx_failure=failure,
         )
 
 

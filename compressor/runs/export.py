@@ -25,9 +25,12 @@ class Exported:
 
 
 def export_checked(source: Source, asked: Inputs | None, out: Path) -> Exported:
-    """Export a model to ONNX and check it; of a run, copy the file that was checked already. Raises a CompressError."""
+    """Export a model to ONNX and check it; of a run, copy the file that was checked already, if it has one.
+
+    Raises a CompressError.
+    """
     run = Path(source.model)
-    if (run / "report.json").is_file() and source.arch is None and asked is None:
+    if (run / "report.json").is_file() and (run / "model.onnx").is_file() and source.arch is None and asked is None:
         report = read_report(run)
         write_whole(out, lambda path: shutil.copyfile(run / "model.onnx", path))
         return Exported(report.arch, report.inputs, [f"a copy of {run / 'model.onnx'}, checked when it was made"], {})

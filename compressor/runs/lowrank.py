@@ -141,6 +141,7 @@ def lowrank(
     recipe: Recipe | None = None,
     inputs: AnyInputs | None = None,
     device: str = "auto",
+    onnx: bool = True,
     force: bool = False,
     resume: bool = False,
 ) -> Report:
@@ -159,6 +160,7 @@ def lowrank(
         force=force,
         resume=resume,
         command="compressor.lowrank(...)",
+        onnx=onnx,
     )
     return Factoring(order, Wish(parse_goal(rate, target, energy, rank), method, settings or {}, keep, round_to, repair)).run()
 

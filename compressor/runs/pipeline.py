@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.checkpoint.user_code import code_of
-from compressor.errors import UsageError
+from compressor.errors import NotExported, UsageError
 from compressor.files import write_text
 from compressor.methods import catalogue
 from compressor.runs.run_directory import NETWORK, RunDirectory
@@ -141,7 +141,10 @@ class Pipeline:
     # Run --------------------------------------------------------------------------------------------------------------
 
     def run(self, perform: Perform, told: Told, *, force: bool = False) -> int:
-        """Run all steps. Returns the exit status of the first that fails, or 0. Raises a CompressError."""
+        """Run all steps. Returns the exit status of the first that fails, or 0. Raises a CompressError.
+
+        A network without its ONNX file does not stop the pipeline: later steps start from the network for PyTorch.
+        """
         if force:
             (self.out / RECORD).unlink(missing_ok=True)
         for step in self.steps:
@@ -152,7 +155,7 @@ class Pipeline:
                 continue
             told(f"\n{step.name}")
             status = self._write(step, perform) if step.place is None else self._perform(step, perform)
-            if status:
+            if status and not (step.place is not None and status == NotExported.exit_code):
                 return status
         self._put_together(perform, told)
         return 0
@@ -171,7 +174,7 @@ class Pipeline:
         if not going_on:
             self._note(step.name, {"begun": made_from})
         status = perform(step.command, {**step.settings, "out": str(step.place), "resume" if going_on else "force": True}, None)
-        if status == 0:
+        if status in (0, NotExported.exit_code):
             self._note(step.name, {"begun": made_from, "done": made_from})
         return status
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from compressor.errors import Infeasible, VerificationFailed
 from compressor.onnx.latency import compare_latency
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import (
@@ -37,7 +39,7 @@ from compressor.runs.journal import Journal
 from compressor.runs.run import Run, export_original
 from compressor.runs.run_directory import NETWORK, RunDirectory
 from compressor.runs.sources import Opened, open_both, task_of
-from compressor.runs.stages import EVALUATION_BATCH, on_random_inputs
+from compressor.runs.stages import EVALUATION_BATCH, in_torch, on_random_inputs
 from compressor.tasks import Task
 
 
@@ -70,10 +72,13 @@ def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
     with place.claimed(force=True, resume=False):
         with Journal(first.console, place.log) as journal:
             opened = open_both(first.source, first.images, first.inputs, first.recipe.seed)
-            export_original(opened, place)
+            with suppress(Infeasible, VerificationFailed):  # the reports of the steps tell the reason
+                if any(part.file.exists() for part in parts):
+                    export_original(opened, place)
             report = _report(parts, first, opened, place.original)
             for name in NETWORK:
-                shutil.copyfile(parts[-1].place / name, place.new / name)
+                if (file := parts[-1].place / name).exists():
+                    shutil.copyfile(file, place.new / name)
             write_reports(report, place.new)
             journal.event("done", verdict=report.verdict)
         place.publish()
@@ -83,13 +88,17 @@ def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
 def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -> Report:
     reports = [part.report for part in parts]
     files = [original, *(part.file for part in parts)]
-    times = compare_latency(files, opened.inputs, seconds=1.0 * len(files))
+    there = [file for file in files if file.exists()]
+    timed = dict(zip(there, compare_latency(there, opened.inputs, seconds=1.0 * len(there)), strict=True)) if there else {}
+    times = [timed.get(file, []) for file in files]
     start, end = reports[0], reports[-1]
-    baseline = replace(start.baseline, latency=times[0], size_bytes=original.stat().st_size)
+    baseline = replace(start.baseline, latency=times[0], size_bytes=_size(original))
     compressed = replace(end.compressed, latency=times[-1])
     verification = _verification(reports)
     task = task_of(opened, first.images, torch.device("cpu"))
-    fidelity, differences = _agreement(task, files, opened, first.recipe.seed)
+    fidelity, differences = _agreement(task, files[-1], opened, first.recipe.seed)
+    if len(parts) == 1 and fidelity is None:
+        fidelity, differences = end.fidelity, end.change.scores
     change = compare(baseline, compressed, differences)
     return replace(
         end,
@@ -119,11 +128,15 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
     )
 
 
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.exists() else None
+
+
 def _stages(
     parts: Sequence[Part], reports: Sequence[Report], files: Sequence[Path], times: Sequence[list[Latency]]
 ) -> list[Stage]:
     """A row for the original, and one per step."""
-    sizes = [file.stat().st_size for file in files]
+    sizes = list(map(_size, files))
     rows = [replace(reports[0].stages[0], size_bytes=sizes[0], latency=times[0])]
     for part, report, size, latency in zip(parts, reports, sizes[1:], times[1:], strict=True):
         after = report.compressed
@@ -178,9 +191,11 @@ def _verification(reports: Sequence[Report]) -> Verification:
     return replace(reports[-1].verification, masked=max(cuts, default=None))
 
 
-def _agreement(task: Task, files: Sequence[Path], opened: Opened, seed: int) -> tuple[Fidelity, Mapping[str, Difference]]:
-    """Of the last file with the first, and the differences of the scores of the two."""
-    before, after = onnx_predict(files[0]), onnx_predict(files[-1])
+def _agreement(task: Task, file: Path, opened: Opened, seed: int) -> tuple[Fidelity | None, Mapping[str, Difference]]:
+    """Of the last file with the original network, and the differences of the scores of the two; None without the file."""
+    if not file.exists():
+        return None, {}
+    before, after = in_torch(opened.loaded.model, opened.inputs), onnx_predict(file)
     if opened.data is None:
         return on_random_inputs(task, before, after, opened.inputs, seed), {}
     first, last, likeness = task.meter(), task.meter(), task.likeness()

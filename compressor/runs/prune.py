@@ -198,6 +198,7 @@ def prune(
     recipe: Recipe | None = None,
     inputs: AnyInputs | None = None,
     device: str = "auto",
+    onnx: bool = True,
     force: bool = False,
     resume: bool = False,
 ) -> Report:
@@ -220,6 +221,7 @@ def prune(
         force=force,
         resume=resume,
         command="compressor.prune(...)",
+        onnx=onnx,
     )
     curves = None if sensitivity is None else Path(sensitivity)
     wish = Wish(goal, method, settings or {}, residual, heads, keep, round_to, sensitivity=curves, repair=repair)

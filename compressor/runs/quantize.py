@@ -134,7 +134,7 @@ class Quantizing(Run):
         assert isinstance(method, Unchanged)
         images, seed = some_images(opened.data), self.recipe.seed
         differences = check_onnx(small, before, opened.inputs, images=images, tolerance=ONNX_TOLERANCE)
-        stages.written(small, small, before, before, seed)
+        stages.written(small, opened.loaded.model, before, seed)
         ready = after.with_name("prepared.onnx")
         quantizer.prepare(before, ready)
         layers = quantizer.layers_of(ready, small)
@@ -155,7 +155,7 @@ class Quantizing(Run):
             raise VerificationFailed(
                 f"{first}\n{self.wish.name} is too imprecise for this network: keep layers in float32 with --keep PATTERN."
             ) from error
-        return differences, stages.written(small, small, before, after, seed, self.wish.name)
+        return differences, stages.written(small, opened.loaded.model, after, seed, self.wish.name)
 
     def _looked_at(self, data: Data | None) -> Batches | None:
         """Training images for calibration, without augmentation."""
@@ -178,9 +178,16 @@ class Quantizing(Run):
         return Made(remarks=remarks, frozen=[Frozen(layer, reason) for layer, reason in kept.items()])
 
     def _prove(
-        self, opened: Opened, small: nn.Module, method: Method, stages: Stages, history: list[Epoch], new: Path
+        self,
+        opened: Opened,
+        small: nn.Module,
+        method: Method,
+        stages: Stages,
+        history: list[Epoch],
+        new: Path,
+        journal: Journal,
     ) -> Report:
-        report = super()._prove(opened, small, method, stages, history, new)
+        report = super()._prove(opened, small, method, stages, history, new, journal)
         before, after = report.baseline, report.compressed
         files = [before, before, after]  # the float file is the original's
         rows = [

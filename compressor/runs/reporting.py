@@ -32,12 +32,12 @@ from compressor.version import __version__
 
 
 def profile(model: nn.Module, inputs: AnyInputs, onnx: Path, scores: Sequence[Score], latency: Sequence[Latency]) -> Profile:
-    """What `model` and its ONNX file cost."""
+    """What `model` and its ONNX file cost; the file may be missing."""
     return Profile(
         macs=count_macs(model, inputs),
         params=count_params(model),
         weight_bytes=weight_bytes(model),
-        size_bytes=onnx.stat().st_size,
+        size_bytes=onnx.stat().st_size if onnx.exists() else None,
         peak_activation_bytes=peak_activation_bytes(model, inputs),
         scores=list(scores),
         latency=list(latency),

@@ -12,8 +12,9 @@ import shlex
 import sys
 import tempfile
 import time
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from compressor.channels.verify import TOLERANCE
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.data import Data
-from compressor.errors import UsageError
+from compressor.errors import CompressError, DataError, OutputError, UsageError, first_line
 from compressor.methods.catalogue import Entry, blaming, catalogue
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import Inputs
@@ -36,6 +37,7 @@ from compressor.onnx.latency import compare_latency
 from compressor.report import (
     Epoch,
     Fidelity,
+    Latency,
     Profile,
     Report,
     Target,
@@ -78,6 +80,7 @@ class Order:
     force: bool = False  # replace an existing run
     resume: bool = False  # continue an interrupted run
     command: str | None = None  # the command line for the report; None: that of this process
+    onnx: bool = True  # whether to write model.onnx
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,10 @@ class Run(ABC):
         self.out, self.device_name, self.console = order.out, order.device, order.console
         self.force, self.resume = order.force, order.resume
         self.command = order.command or shlex.join(["compress", *sys.argv[1:]])
+        self.lost: dict[str, str] = {}  # ONNX file that could not be written -> why
         self._check()
+        if self.counts_bytes and not order.onnx:
+            raise UsageError("A target for size is the size of the ONNX file: omit --no-onnx, or give a target for params.")
 
     # What commands override -------------------------------------------------------------------------------------------
 
@@ -159,11 +165,11 @@ class Run(ABC):
     ) -> tuple[Differences, Fidelity | None]:
         """Write the ONNX file `after` of the compressed network, check and measure it; `before` is the original's.
 
-        Returns the differences of `check_onnx`, and the agreement with the original. Raises VerificationFailed.
+        Returns the differences of `check_onnx`, and the agreement with the original. Raises Infeasible or VerificationFailed.
         """
         export_onnx(small, opened.inputs, after)
         differences = check_onnx(small, after, opened.inputs, images=some_images(opened.data), tolerance=ONNX_TOLERANCE)
-        return differences, stages.written(opened.loaded.model, small, before, after, self.recipe.seed)
+        return differences, stages.written(small, opened.loaded.model, after, self.recipe.seed)
 
     @property
     def counts_bytes(self) -> bool:
@@ -185,6 +191,7 @@ class Run(ABC):
             **self.wishes,
             **self.images.settings,
             "input": None if self.inputs is None else [str(entry) for entry in self.inputs.each],
+            "onnx": None if self.order.onnx else False,
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
         }
 
@@ -259,13 +266,15 @@ class Run(ABC):
         opened = self._begin(journal)
         model, inputs = opened.loaded.model, opened.inputs
         self.task = self._task(opened, device)
-        export_original(opened, place)
+        with self._losing("original.onnx", journal):
+            if self.order.onnx:
+                export_original(opened, place)
         distributed.agreed(model.state_dict())  # random weights differ between processes
         method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, self.task, device, journal, place.stages, self._identity(opened))
         stages.original(model)
         small, history = self._compress(method, opened, stages, place, journal)
-        report = self._prove(opened, small, method, stages, history, place.new)
+        report = self._prove(opened, small, method, stages, history, place.new, journal)
         how = report.preprocessing
         plan = self._plan(opened).then(method.made().step)
         save_model(place.new, small, replace(plan, preprocessing=None if how is None else asdict(how)))
@@ -299,19 +308,56 @@ class Run(ABC):
             journal.event("resumed", epoch=len(training.history))
         return training.run(journal)
 
+    @contextmanager
+    def _losing(self, file: str, journal: Journal) -> Iterator[None]:
+        """Remember why an ONNX file could not be written, instead of raising: the network itself was verified without it.
+
+        Still raised is what has nothing to do with the network, and everything where the ONNX file is the result.
+        """
+        try:
+            yield
+        except (OutputError, DataError):
+            raise
+        except Exception as error:
+            if self.counts_bytes or self.rewrites:
+                raise
+            expected = isinstance(error, CompressError)
+            self.lost[file] = " ".join(str(error).split()) if expected else f"internal error: {first_line(error)}"
+            journal.event("no ONNX file", file=file, reason=self.lost[file], traceback=traceback.format_exc())
+            journal.say(f"{file} was not written: {self.lost[file]}")
+
     def _prove(
-        self, opened: Opened, small: nn.Module, method: Method, stages: Stages, history: list[Epoch], new: Path
+        self,
+        opened: Opened,
+        small: nn.Module,
+        method: Method,
+        stages: Stages,
+        history: list[Epoch],
+        new: Path,
+        journal: Journal,
     ) -> Report:
         """Export the compressed network to ONNX, check it, measure it, and report. Raises VerificationFailed."""
         inputs, model = opened.inputs, opened.loaded.model
-        before, after = new / "original.onnx", new / "model.onnx"
-        differences, fidelity = self._write(small, method, opened, stages, before, after)
-        how = reporting.described(opened, after)
-        made, as_costly = method.made(), _cost(small, inputs) == _cost(model, inputs)
-        same = made.difference is None and as_costly and not self.rewrites  # the same operators take the same time
-        times = [[], []] if same else compare_latency([before, after], inputs, seconds=2.0)
-        baseline = reporting.profile(model, inputs, before, stages.rows[0].scores, times[0])
-        compressed = reporting.profile(small, inputs, after, stages.rows[-1].scores, times[1])
+        before, after, measured = new / "original.onnx", new / "model.onnx", len(stages.rows)
+        as_costly = _cost(small, inputs) == _cost(model, inputs)
+        same = method.made().difference is None and as_costly and not self.rewrites  # the same operators take the same time
+        times: dict[Path, list[Latency]] = {}
+        differences, fidelity = Differences({}, ONNX_TOLERANCE), None
+        with self._losing(after.name, journal):
+            if self.order.onnx:
+                differences, fidelity = self._write(small, method, opened, stages, before, after)
+                reporting.described(opened, after)
+                if not same:
+                    files = [file for file in (before, after) if file.exists()]
+                    times = dict(zip(files, compare_latency(files, inputs, seconds=2.0), strict=True))
+        if not self.order.onnx or after.name in self.lost:
+            after.unlink(missing_ok=True)
+            del stages.rows[measured:]
+            differences, times = Differences({}, ONNX_TOLERANCE), {}
+            fidelity = stages.written(small, model, None, self.recipe.seed, "PyTorch")
+        made, how = method.made(), reporting.preprocessing(opened.data, opened.loaded.plan)
+        baseline = reporting.profile(model, inputs, before, stages.rows[0].scores, times.get(before, []))
+        compressed = reporting.profile(small, inputs, after, stages.rows[-1].scores, times.get(after, []))
         reporting.check_cost(compressed, made.planned)
         verification = Verification(made.difference, TOLERANCE, dict(differences), differences.tolerance)
         target = self._target(method, small, baseline, compressed)
@@ -336,7 +382,7 @@ class Run(ABC):
             frozen=reporting.frozen(made),
             fidelity=fidelity,
             verification=verification,
-            warnings=[*opened.notes, *reporting.warnings(made, target, change)],
+            warnings=[*opened.notes, *_told(self.lost), *reporting.warnings(made, target, change)],
             versions=reporting.versions(),
             device=reporting.device_name(stages.device),
             command=self.command,
@@ -346,6 +392,7 @@ class Run(ABC):
             teaching=self._teaching(history),
             preprocessing=how,
             task=self.task.name,
+            onnx_failure=self.lost.get(after.name),
         )
 
     def _begin(self, journal: Journal) -> Opened:
@@ -409,6 +456,12 @@ def export_original(opened: Opened, place: RunDirectory) -> None:
     """Write `place.original`, with the metadata of the compressed network's file, so that their sizes are comparable."""
     export_onnx(opened.loaded.model, opened.inputs, place.original)
     reporting.described(opened, place.original)
+
+
+def _told(lost: Mapping[str, str]) -> list[str]:
+    """Warnings on the ONNX files that could not be written."""
+    meaning = {"original.onnx": "the original's size and latency were not measured", "model.onnx": "there is no ONNX file"}
+    return [f"{meaning[file]}: {reason}" for file, reason in lost.items()]
 
 
 def _cost(model: nn.Module, inputs: Inputs) -> tuple[int, int]:

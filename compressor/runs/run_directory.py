@@ -52,7 +52,7 @@ class RunDirectory:
         self.log = self.state / "log.jsonl"
         self._lock = self.state / "lock"
         self._record = self.state / "config.toml"
-        self._complete = self.new / "complete"  # a marker: all results are in `new`
+        self._complete = self.new / "complete"  # a marker: all results are in `new`; it lists their names
 
     @property
     def is_finished(self) -> bool:
@@ -130,11 +130,13 @@ class RunDirectory:
             if not self.is_unpublished:
                 write_text(self.new / self._record.name, self.config)
                 write_whole(self.new / self.log.name, lambda unfinished: shutil.copyfile(self.log, unfinished))
-                self._complete.touch()
+                write_text(self._complete, "\n".join(name for name in RESULTS if (self.new / name).exists()))
                 sync(self.new)
             left = [name for name in RESULTS if (self.new / name).exists()]
-            for name in reversed(left):
-                (self.out / name).unlink(missing_ok=True)
+            made = self._complete.read_text(encoding="utf-8").split() or RESULTS  # an older version wrote no names
+            for name in reversed(RESULTS):
+                if name in left or name not in made:
+                    (self.out / name).unlink(missing_ok=True)
             for name in left:
                 (self.new / name).replace(self.out / name)
             sync(self.out)

@@ -19,7 +19,8 @@ from compressor.errors import UsageError
 from compressor.files import read_text, write_text
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.outputs import Predict, torch_predict
+from compressor.network.meta_device import evaluating
+from compressor.network.outputs import Predict, logits_of, torch_predict
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import Difference, Fidelity, Score, Stage, formatting
 from compressor.report.read import stage_from
@@ -81,16 +82,17 @@ class Stages:
         self._add(name, model, self._scores(torch_predict(model, self.device)), note)
 
     def written(
-        self, original: nn.Module, model: nn.Module, before: Path, after: Path, seed: int, name: str = "ONNX"
+        self, model: nn.Module, original: nn.Module, after: Path | None, seed: int, name: str = "ONNX"
     ) -> Fidelity | None:
-        """The stage `name`: the ONNX file `after` of the compressed `model`, and its agreement with the original.
+        """The stage `name`: the ONNX file `after` of the compressed `model`, and its agreement with the `original` network.
 
-        Without test images its agreement with the ONNX file of the original, `before`, on random inputs.
+        Without a file, `model` itself runs in PyTorch. Without test images both run on random inputs.
         """
-        ask = onnx_predict(after)
         if self.data is None:
+            ask = in_torch(model, self.inputs) if after is None else onnx_predict(after)
             self._add(name, model, [])
-            return on_random_inputs(self.task, onnx_predict(before), ask, self.inputs, seed)
+            return on_random_inputs(self.task, in_torch(original, self.inputs), ask, self.inputs, seed)
+        ask = torch_predict(model, self.device) if after is None else onnx_predict(after)
         meter, likeness = self.task.meter(), self.task.likeness()
         kept = iter(self._outputs)
         predict = torch_predict(original, self.device)
@@ -102,6 +104,7 @@ class Stages:
                 wanted = self.task.answers(predict, batch)
             likeness.update(outputs, wanted, batch.indices)
         self._add(name, model, meter.compute())
+        model.cpu()
         if self._before is not None:
             self.differences = meter.differences(self._before)
         return Fidelity(likeness.compute(), likeness.n, "test images")
@@ -146,3 +149,15 @@ def on_random_inputs(task: Task, original: Predict, small: Predict, inputs: Inpu
         indices = torch.arange(RANDOM_BATCH) + number * RANDOM_BATCH
         meter.update(small(*samples), original(*samples), indices)
     return Fidelity(meter.compute(), meter.n, "random inputs")
+
+
+def in_torch(model: nn.Module, inputs: Inputs) -> Predict:
+    """A function that takes all inputs and returns the logits on the CPU, in float32; `model` stays on its device."""
+
+    def predict(*samples: Tensor) -> Tensor:
+        weight = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
+        placed = [sample.to(weight) if sample.is_floating_point() else sample.to(weight.device) for sample in samples]
+        with evaluating(model), torch.inference_mode():
+            return logits_of(inputs.call(model, placed)).float().cpu()  # [n, classes]
+
+    return predict

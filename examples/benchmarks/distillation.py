@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compressor.tasks.metrics import accuracy
 from filelock import FileLock
 
 from compressor.checkpoint import load_model
@@ -38,7 +39,6 @@ from compressor.network.outputs import torch_predict
 from compressor.report import Epoch
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
-from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe

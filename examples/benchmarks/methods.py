@@ -22,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
 import resnet
+from compressor.tasks.metrics import accuracy
 
 from compressor.channels import analyse
 from compressor.checkpoint import load_model
@@ -33,7 +34,6 @@ from compressor.network.outputs import torch_predict
 from compressor.recovery.recalibrate import recalibrate
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
-from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_target
 from compressor.training.method import Job, Method, Progress
 from compressor.training.recipe import Recipe

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from compressor.tasks.metrics import accuracy
 
 from compressor.channels import analyse
 from compressor.checkpoint import build
@@ -21,7 +22,6 @@ from compressor.data import open_data
 from compressor.network.outputs import torch_predict
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
-from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe

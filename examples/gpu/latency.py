@@ -1,4 +1,4 @@
-"""Latency of a network before and after: pruned, factored, and both, at batch 1 and 32.
+"""Latency of a network before and after: pruned, factored, and both, at batch 1 and 32 (1 and 2 in a tiny run).
 
     python latency.py --work WORK "prepare resnet18"     compress it three times, and fill the cache of compiled kernels
     python latency.py --work WORK "time resnet18"        time what that left
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from rows import Value, emit
-from setting import Setting, Unavailable, measurement, parse
+from setting import DIGITS_NET, Setting, Unavailable, measurement, parse
 from torch import Tensor, nn
 
 from compressor.checkpoint import load
@@ -25,15 +25,17 @@ from compressor.onnx.latency import compare_latency
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2")
 VARIANTS = ("original", "pruned", "low rank", "both")
-BATCHES = (1, 32)
+BATCHES, TINY_BATCHES = (1, 32), (1, 2)
+TINY = "digitsnet"  # the network of a tiny run
 ENGINES = ("PyTorch eager", "ONNX Runtime", "PyTorch compiled")
-NAMES = (*(f"prepare {name}" for name in NETWORKS), *(f"time {name}" for name in NETWORKS))
+NAMES = tuple(f"{kind} {name}" for kind in ("prepare", "time") for name in (*NETWORKS, TINY))
 RUNS, SECONDS = 100, 4.0
 
 
-def timings(name: str) -> list[str]:
-    """The rows of a network."""
-    return [f"{name} batch {batch}, {engine}" for engine in ENGINES for batch in BATCHES]
+def timings(name: str) -> dict[str, tuple[str, int]]:
+    """The rows of a network: the engine and the batch of each, the slowest to begin last."""
+    batches = TINY_BATCHES if name == TINY else BATCHES
+    return {f"{name} batch {batch}, {engine}": (engine, batch) for engine in ENGINES for batch in batches}
 
 
 def key(variant: str) -> str:
@@ -45,16 +47,26 @@ def folder(setting: Setting, name: str, variant: str) -> Path:
     return setting.work / "latency" / name / variant.replace(" ", "-")
 
 
-def side(setting: Setting) -> int:
-    return 32 if setting.tiny else 224
+def file(setting: Setting, name: str, variant: str) -> Path:
+    """Of a variant, for ONNX Runtime."""
+    return folder(setting, name, variant).with_suffix(".onnx")
+
+
+def shape(name: str) -> tuple[int, int, int]:
+    return (1, 8, 8) if name == TINY else (3, 224, 224)
+
+
+def source(setting: Setting, name: str) -> tuple[str, str | None, dict[str, object]]:
+    """The original: a model, the code that builds it, and its arguments."""
+    return (str(setting.digits), DIGITS_NET, {"width": 8}) if name == TINY else (f"torchvision:{name}", None, {})
 
 
 def prepare(setting: Setting, name: str) -> dict[str, Value]:
     """Compress the network on the CPU, without data; then compile all variants once."""
-    shape, original = f"3x{side(setting)}x{side(setting)}", folder(setting, name, "original")
-    original.mkdir(parents=True, exist_ok=True)
-    model = f"torchvision:{name}"
-    common = ["--input", shape, "--device", "cpu", "--quiet", "--epochs", "0"]
+    model, arch, arguments = source(setting, name)
+    of_code = [*(["--arch", arch] if arch else []), *(f"--arch-arg={key}={value}" for key, value in arguments.items())]
+    network = [model, *of_code, "--input", "x".join(map(str, shape(name)))]
+    common = ["--device", "cpu", "--quiet", "--epochs", "0", "--no-onnx"]
 
     def compress(*arguments: object) -> None:
         status = app([str(argument) for argument in arguments], standalone_mode=False)
@@ -62,17 +74,19 @@ def prepare(setting: Setting, name: str) -> dict[str, Value]:
             raise RuntimeError(f"{arguments[0]}: exit status {status}")
 
     torch.manual_seed(0)
-    compress("export", model, "--input", shape, "--out", original / "model.onnx")
     pruned, lowrank, both = (folder(setting, name, variant) for variant in VARIANTS[1:])
-    compress("prune", model, "--rate", 0.5, "--out", pruned, *common)
-    compress("lowrank", model, "--rate", 0.3, "--out", lowrank, *common)
+    compress("prune", *network, "--rate", 0.5, "--out", pruned, *common)
+    compress("lowrank", *network, "--rate", 0.3, "--out", lowrank, *common)
     compress("lowrank", pruned, "--rate", 0.2, "--out", both, *common)
+    compress("export", *network, "--out", file(setting, name, "original"))
+    for variant in VARIANTS[1:]:
+        compress("export", folder(setting, name, variant), "--out", file(setting, name, variant))
     began = time.perf_counter()
     if setting.on_gpu:
         networks = variants(setting, name)
         for batch in BATCHES:
             for network in networks.values():
-                compiled(setting, network)(images(setting, batch))
+                compiled(setting, network)(images(setting, name, batch))
     return {"compiling_s": round(time.perf_counter() - began, 1)}
 
 
@@ -82,14 +96,14 @@ def variants(setting: Setting, name: str) -> dict[str, nn.Module]:
     if missing:
         raise Unavailable(f"not prepared: {', '.join(missing)}")
     dtype = torch.float16 if setting.on_gpu else torch.float32
-    sources = [f"torchvision:{name}", *(str(folder(setting, name, variant)) for variant in VARIANTS[1:])]
-    networks = [load(source).eval().to(setting.device, dtype, memory_format=torch.channels_last) for source in sources]
-    return dict(zip(VARIANTS, networks, strict=True))
+    networks = [load(*source(setting, name)), *(load(folder(setting, name, variant)) for variant in VARIANTS[1:])]
+    placed = [network.eval().to(setting.device, dtype, memory_format=torch.channels_last) for network in networks]
+    return dict(zip(VARIANTS, placed, strict=True))
 
 
-def images(setting: Setting, batch: int) -> Tensor:
+def images(setting: Setting, name: str, batch: int) -> Tensor:
     dtype = torch.float16 if setting.on_gpu else torch.float32
-    tensor = torch.rand(batch, 3, side(setting), side(setting), dtype=dtype, device=setting.device)
+    tensor = torch.rand(batch, *shape(name), dtype=dtype, device=setting.device)
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
@@ -99,9 +113,9 @@ def compiled(setting: Setting, network: nn.Module) -> Callable[[Tensor], Tensor]
     return torch.compile(network, mode="reduce-overhead", dynamic=False)
 
 
-def medians(setting: Setting, calls: dict[str, Callable[[Tensor], Tensor]], batch: int) -> dict[str, Value]:
+def medians(setting: Setting, name: str, calls: dict[str, Callable[[Tensor], Tensor]], batch: int) -> dict[str, Value]:
     """Milliseconds of each call, in turns; on a GPU, until the result is there."""
-    sample, times = images(setting, batch), {variant: list[float]() for variant in calls}
+    sample, times = images(setting, name, batch), {variant: list[float]() for variant in calls}
     with torch.inference_mode():
         for call in calls.values():
             for _ in range(1 if setting.tiny else 5):
@@ -121,12 +135,11 @@ def medians(setting: Setting, calls: dict[str, Callable[[Tensor], Tensor]], batc
 
 
 def on_onnx_runtime(setting: Setting, name: str, batch: int) -> dict[str, Value]:
-    files = [folder(setting, name, variant) / "model.onnx" for variant in VARIANTS]
+    files = [file(setting, name, variant) for variant in VARIANTS]
     provider = "cuda" if setting.on_gpu else "cpu"
-    shape = (3, side(setting), side(setting))
     try:
         found = compare_latency(
-            files, shape, batches=[batch], provider=provider, runs=3 if setting.tiny else RUNS, seconds=SECONDS
+            files, shape(name), batches=[batch], provider=provider, runs=3 if setting.tiny else RUNS, seconds=SECONDS
         )
     except UsageError as error:
         raise Unavailable(" ".join(str(error).split())) from None
@@ -137,25 +150,23 @@ def on_onnx_runtime(setting: Setting, name: str, batch: int) -> dict[str, Value]
 
 
 def time_all(setting: Setting, name: str) -> None:
-    """Emit the rows of a network, the slowest to begin last."""
+    """Emit the rows of a network."""
     try:
         networks = variants(setting, name)
     except Unavailable as error:
         for row in timings(name):
             emit(row, {}, 0.0, "unavailable", str(error))
         return
-    for engine in ENGINES:
-        for batch in (1, 2) if setting.tiny else BATCHES:
-            row = f"{name} batch {batch if not setting.tiny or batch == 1 else 32}, {engine}"
-            with measurement(row) as values:
-                setting.peak_mib()
-                if engine == "ONNX Runtime":
-                    values |= on_onnx_runtime(setting, name, batch)
-                elif engine == "PyTorch eager":
-                    values |= medians(setting, networks, batch)
-                else:
-                    values |= medians(setting, {key: compiled(setting, net) for key, net in networks.items()}, batch)
-                values["peak_mib"] = setting.peak_mib()
+    for row, (engine, batch) in timings(name).items():
+        with measurement(row) as values:
+            setting.peak_mib()
+            if engine == "ONNX Runtime":
+                values |= on_onnx_runtime(setting, name, batch)
+            elif engine == "PyTorch eager":
+                values |= medians(setting, name, networks, batch)
+            else:
+                values |= medians(setting, name, {key: compiled(setting, net) for key, net in networks.items()}, batch)
+            values["peak_mib"] = setting.peak_mib()
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Every command of `compress` on the GPU: each case is a run of seconds, in a process of its own.
 
-A case fails when its command does, and when the GPU computed something else than the CPU. `torch.compile` is no part of
+A case fails when its command does, and when the GPU computed something else than the CPU. An export to ONNX takes longer than
+most cases, and is the same on every device: those that are not about ONNX give `--no-onnx`. `torch.compile` is no part of
 `compress`; latency.py compiles what it leaves.
 """
 
@@ -65,10 +66,11 @@ def measured(report: Report) -> dict[str, Value]:
     return values
 
 
-def train(setting: Setting, out: Path, command: str, *further: object, images: bool = False, rate: float = 0.5):
+def train(setting: Setting, out: Path, command: str, *further: object, images: bool = False, rate=0.5, onnx=False):
     """One command that trains, on digits or on a ResNet-20's images, and what it reports."""
     model, options = (setting.resnet20, on_images(setting)) if images else (setting.digits, on_digits(setting))
     first = ["--teacher", model] if command == "distill" else [model, "--rate", rate]
+    first += [] if onnx else ["--no-onnx"]
     compress(command, *first, *options, "--epochs", 1 if images or setting.tiny else 2, "--out", out, *further)
     return measured(read_report(out))
 
@@ -174,7 +176,7 @@ def distill_hsakd(setting: Setting, out: Path) -> dict[str, Value]:
 def distill_mcl_okd(setting: Setting, out: Path) -> dict[str, Value]:
     """Its memory bank is on the GPU. Online distillation has no teacher."""
     options = [{"--arch": "--student-arch", "--arch-arg": "--student-arch-arg"}.get(str(o), o) for o in on_digits(setting)]
-    compress("distill", "--model", setting.digits, *options, "--method", "mcl_okd", "--epochs", 1, "--out", out)
+    compress("distill", "--model", setting.digits, *options, "--method", "mcl_okd", "--epochs", 1, "--no-onnx", "--out", out)
     return measured(read_report(out))
 
 
@@ -202,7 +204,7 @@ def sensitivity(setting: Setting, out: Path) -> dict[str, Value]:
 
 @case
 def compare(setting: Setting, out: Path) -> dict[str, Value]:
-    grid = ["--methods", "magnitude", "--rates", 0.5, "--epochs", 1, "--no-dense" if setting.tiny else "--dense"]
+    grid = ["--methods", "magnitude", "--rates", 0.5, "--epochs", 1, "--no-onnx", "--no-dense" if setting.tiny else "--dense"]
     compress("compare", setting.digits, *on_digits(setting), *grid, "--out", out)
     return {"runs": len(list(out.glob("*/report.json")))}
 
@@ -210,10 +212,12 @@ def compare(setting: Setting, out: Path) -> dict[str, Value]:
 @case
 def run_a_pipeline(setting: Setting, out: Path) -> dict[str, Value]:
     out.mkdir(parents=True)
+    factored = "" if setting.tiny else '[[steps]]\ndo = "lowrank"\nrate = 0.3\n'
     width = 'arch-arg = ["width=8"]\n' if setting.tiny else ""
     (out / "compress.toml").write_text(
         f'model = "{setting.digits}"\narch = "{DIGITS_NET}"\n{width}data = "digits"\ndevice = "{setting.device}"\nepochs = 1\n'
-        f'[run]\nout = "{out}/all"\n[[steps]]\ndo = "prune"\nrate = 0.3\n[[steps]]\ndo = "lowrank"\nrate = 0.3\n'
+        "onnx = false\n"  # but for the last step, which quantizes the file
+        f'[run]\nout = "{out}/all"\n[[steps]]\ndo = "prune"\nrate = 0.3\n{factored}'
         '[[steps]]\ndo = "quantize"\n[[steps]]\ndo = "check"\nbudget = ["macs<=90%"]\n'
     )
     compress("run", out / "compress.toml", "--quiet")
@@ -222,7 +226,7 @@ def run_a_pipeline(setting: Setting, out: Path) -> dict[str, Value]:
 
 @case
 def evaluate_and_export(setting: Setting, out: Path) -> dict[str, Value]:
-    train(setting, out / "run", "prune", "--method", "magnitude")
+    train(setting, out / "run", "prune", "--method", "magnitude", onnx=True)
     compress("inspect", out / "run")
     compress("eval", out / "run", "--data", "digits", "--device", setting.device)
     compress("export", out / "run", "--out", out / "again.onnx")
@@ -246,7 +250,7 @@ def same_result_as_the_cpu(setting: Setting, out: Path) -> dict[str, Value]:
     networks, kept = [], []
     for name, device in (("here", setting.device), ("there", "cpu")):
         options = ["--arch", DIGITS_NET, *arch_args(setting), "--data", "digits", "--device", device, "--quiet"]
-        compress("prune", setting.digits, *options, "--rate", 0.5, "--epochs", 0, "--out", out / name)
+        compress("prune", setting.digits, *options, "--rate", 0.5, "--epochs", 0, "--no-onnx", "--out", out / name)
         networks.append(load(out / name))
         kept.append(json.loads((out / name / "plan.json").read_text())["steps"])
     images = next(iter(open_data("digits").batches("test", batch_size=100, device=torch.device("cpu")))).inputs
@@ -266,7 +270,18 @@ def same_result_as_the_cpu(setting: Setting, out: Path) -> dict[str, Value]:
 def resume_after_a_kill(setting: Setting, out: Path) -> dict[str, Value]:
     """Killed after its first epoch and resumed, against the same run left alone: the same network, bit for bit on a CPU."""
     epochs = 3
-    arguments = ["prune", setting.digits, *on_digits(setting), "--rate", 0.5, "--method", "srfp", "--epochs", epochs]
+    arguments = [
+        "prune",
+        setting.digits,
+        *on_digits(setting),
+        "--rate",
+        0.5,
+        "--method",
+        "srfp",
+        "--epochs",
+        epochs,
+        "--no-onnx",
+    ]
     command = [sys.executable, "-m", "compressor", *map(str, arguments), "--out", str(out / "killed")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True)
     began = time.monotonic()
@@ -292,7 +307,8 @@ def resume_after_a_kill(setting: Setting, out: Path) -> dict[str, Value]:
 @case
 def one_process_of_several(setting: Setting, out: Path) -> dict[str, Value]:
     """`torchrun` with one process: NCCL on a GPU, Gloo on a CPU."""
-    arguments = ["prune", setting.digits, *on_digits(setting), "--rate", 0.5, "--method", "pgmpf", "--epochs", 1, "--out", out]
+    method = ["--rate", 0.5, "--method", "pgmpf", "--epochs", 1, "--no-onnx"]
+    arguments = ["prune", setting.digits, *on_digits(setting), *method, "--out", out]
     device = "cuda" if setting.on_gpu else "cpu"
     arguments = [device if argument == setting.device else argument for argument in arguments]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "compressor"]
@@ -321,7 +337,8 @@ def nccl(setting: Setting, out: Path) -> dict[str, Value]:
 @case
 def onnx_runtime_cuda(setting: Setting, out: Path) -> dict[str, Value]:
     """ONNX Runtime's CUDA provider, against PyTorch on the CPU."""
-    train(setting, out, "prune", "--method", "magnitude", "--epochs", 0)
+    need_gpu(setting)
+    train(setting, out, "prune", "--method", "magnitude", "--epochs", 0, onnx=True)
     images = next(iter(open_data("digits").batches("test", batch_size=64, device=torch.device("cpu")))).inputs
     try:
         predict = onnx_predict(out / "model.onnx", "cuda")
