@@ -295,12 +295,12 @@ def test_whole_images_and_masks_are_padded_at_the_right_and_bottom(streets: Path
 
 
 def test_images_are_resized_with_their_masks(streets: Path):
-    data = open_data(f"segmentation:{streets}", size=(9, 14), **PLAIN)
-    assert data.shape == (3, 9, 14)
+    data = open_data(f"segmentation:{streets}", size=(16, 64), **PLAIN)
+    assert data.shape == (3, 16, 64)
     batch = read(data, "test")[0]
-    expected = TF.resize(TF.pil_to_tensor(Image.open(streets / "test/images/cara.png")), [9, 14], antialias=True)
+    expected = TF.resize(TF.pil_to_tensor(Image.open(streets / "test/images/cara.png")), [16, 64], antialias=True)
     assert bytes_of(batch)[0].equal(expected)
-    by_pillow = Image.open(streets / "test/masks/cara.png").resize((14, 9), Image.Resampling.NEAREST)
+    by_pillow = Image.open(streets / "test/masks/cara.png").resize((64, 16), Image.Resampling.NEAREST)
     assert batch.targets[0].equal(TF.pil_to_tensor(by_pillow)[0].long())
 
 

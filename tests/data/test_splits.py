@@ -66,7 +66,7 @@ def test_a_share_of_groups_is_near_the_share_of_images():
         assert abs(taken.mean() - 0.2) < 0.02
         assert not set(groups.group[taken]) & set(groups.group[~taken])
     few = group(["a1", "a2", "b1"], "(.)")
-    for share in (0.01, 0.5):
+    for share in (0.01, 0.5, 1.0):
         assert choose_groups(few, share, 0, "").sum() in (1, 2), "one is taken, and one stays"
 
 
