@@ -67,7 +67,12 @@ PREPROCESSING: dict[str, Callable[[Any], Any]] = {
     "mean": lambda values: _numbers(values),
     "std": lambda values: _numbers(values),
     "classes": lambda values: [str(value) for value in values],
+    "fit": lambda value: _one_of(value, "cover", "stretch", "whole"),
+    "color": lambda value: _one_of(value, "rgb", "bgr", "grey"),
+    "max_value": lambda value: _positive(value),
+    "pad_to": lambda value: max(1, _natural(value)),
 }
+LATER = ("fit", "color", "max_value", "pad_to")  # entries that older plans have not
 
 
 @dataclass(frozen=True)
@@ -190,10 +195,22 @@ def _preprocessing(values: Any) -> dict[str, Any] | None:
     """The preprocessing of images; None if the plan has none. Raises ValueError, KeyError or TypeError."""
     if values is None:
         return None
-    found = {name: read(values[name]) for name, read in PREPROCESSING.items()}
+    found = {name: read(values[name]) for name, read in PREPROCESSING.items() if name in values or name not in LATER}
     if found["mode"] not in ("RGB", "L") or not 0 < found["crop"] <= 1 or len(found["size"]) != 2:
         raise ValueError("the preprocessing is not valid")
     return found
+
+
+def _one_of(value: Any, *known: str) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+    return str(value)
+
+
+def _positive(value: Any) -> float:
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"{value!r} is not positive")
+    return float(value)
 
 
 def _numbers(values: Any) -> list[float]:

@@ -25,6 +25,7 @@ from compressor.cli.quantize import quantize
 from compressor.cli.report import report
 from compressor.cli.run import run
 from compressor.cli.sensitivity import sensitivity
+from compressor.cli.verify import verify
 from compressor.training import distributed
 
 app.command(cls=Command)(demo)
@@ -40,6 +41,7 @@ app.command(cls=Command)(compare)
 app.command(cls=Command)(report)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(export)
+app.command(cls=Command)(verify)
 app.command(cls=Command)(methods)
 
 

@@ -32,7 +32,7 @@ def sensitivity(
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(help="Number of held-out images to evaluate on; 2000 by default, 64 random inputs without data.", min=1),
+        typer.Option(help="Number of held-out images to evaluate on; 2000 by default.", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed; the same one holds out the same images as `compress prune`.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Output directory; runs/MODEL-sensitivity by default.")] = None,

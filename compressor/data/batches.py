@@ -14,6 +14,7 @@ from torch import Tensor
 from compressor.errors import DataError, printable
 
 Split = Literal["train", "held_out", "test"]
+Fit = Literal["cover", "stretch", "whole", "own"]
 Kind = Literal["classes", "masks", "images", "nothing"]
 
 IGNORED = -100  # in masks: pixels without a class; PyTorch's default `ignore_index`
@@ -69,6 +70,8 @@ class Data(Protocol):
     counts:  the number of samples of each split, 0 if a stream does not tell its length
     indexed: whether samples have a position, and their number is known; False for streams and DataLoaders
     color:   the order of the channels given to a network: "rgb", "bgr" or "grey"
+    fit:     how images are brought to `shape`: "cover" (resized and cropped), "stretch" (resized), "whole" (not at all, so that
+             they have different sizes), or "own" (they are the user's, as they are)
     pad_to:  evaluation images are padded at the right and bottom to a multiple of this height and width
     """
 
@@ -96,6 +99,8 @@ class Data(Protocol):
     def max_value(self) -> float: ...
     @property
     def pad_to(self) -> int: ...
+    @property
+    def fit(self) -> Fit: ...
 
     def targets(self, split: Split) -> tuple[Tensor, Tensor]:
         """Indices [n] of all samples of a split, as in its batches, and their class numbers [n]. Raises DataError for data

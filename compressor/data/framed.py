@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compressor.data.batches import Batch, Kind, Split, check_batch_size, spaced
+from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, spaced
 from compressor.data.cutout import Cutout
 from compressor.data.pixels import Scale
 from compressor.data.readers import Reader, seed_from
@@ -78,6 +78,10 @@ class FramedImages:
     @property
     def std(self) -> tuple[float, ...]:
         return self.scale.std
+
+    @property
+    def fit(self) -> Fit:
+        return "cover"
 
     @property
     def color(self) -> str:

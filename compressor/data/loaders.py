@@ -24,7 +24,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from compressor.data.batches import Batch, Kind, Split, check_batch_size
+from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size
 from compressor.data.own import AsGiven, parsed
 from compressor.data.paired import told
 from compressor.data.pixels import Scale
@@ -268,6 +268,10 @@ class LoadedData:
     @property
     def std(self) -> tuple[float, ...]:
         return self.scale.std
+
+    @property
+    def fit(self) -> Fit:
+        return "own"
 
     @property
     def color(self) -> str:

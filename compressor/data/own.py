@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import default_collate
 
-from compressor.data.batches import IGNORED, Kind
+from compressor.data.batches import IGNORED, Fit, Kind
 from compressor.data.images import to_pixels, with_channels
 from compressor.data.pixels import Scale
 from compressor.data.preparation import Preparation
@@ -292,6 +292,10 @@ class AsGiven(Preparation):
     kind: Kind
     count: int
     title: str
+
+    @property
+    def fit(self) -> Fit:
+        return "own"
 
     def train(self, sample: Sample, seed: int) -> Sample:
         return sample

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
 
-from compressor.data.batches import Batch, Kind, Split, check_batch_size, spaced
+from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, spaced
 from compressor.data.framed import group_by_class, shuffled, split_up
 from compressor.data.pixels import Scale
 from compressor.data.preparation import TEST_SEED, Preparation
@@ -105,6 +105,10 @@ class PairedData:
     @property
     def std(self) -> tuple[float, ...]:
         return self.scale.std
+
+    @property
+    def fit(self) -> Fit:
+        return self.preparation.fit
 
     @property
     def color(self) -> str:

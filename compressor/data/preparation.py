@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor.data.batches import IGNORED
+from compressor.data.batches import IGNORED, Fit
 from compressor.data.pixels import Scale
 from compressor.data.readers import random_numbers, seed_from
 from compressor.data.samples import VOID, Sample, Size
@@ -25,6 +25,11 @@ SMALLEST, LARGEST = 0.5, 2.0  # scales of training images with masks: Chen et al
 
 class Preparation(ABC):
     """Prepares single samples, stacks them, and makes what a network takes of a stacked batch, on its device."""
+
+    @property
+    @abstractmethod
+    def fit(self) -> Fit:
+        """How images are brought to a size; see `Data`."""
 
     @abstractmethod
     def train(self, sample: Sample, seed: int) -> Sample:
@@ -58,6 +63,10 @@ class ForMasks(Preparation):
     crop: Size
     pad_to: int
     size: Size | None = None
+
+    @property
+    def fit(self) -> Fit:
+        return "whole" if self.size is None else "stretch"
 
     def train(self, sample: Sample, seed: int) -> Sample:
         from torchvision import tv_tensors
@@ -116,6 +125,10 @@ class ForImages(Preparation):
     pad_to: int
     ratio: int = 1
     sigma: float = 0.0
+
+    @property
+    def fit(self) -> Fit:
+        return "whole"
 
     def train(self, sample: Sample, seed: int) -> Sample:
         from torchvision import tv_tensors

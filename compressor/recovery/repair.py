@@ -46,6 +46,7 @@ RIDGES = (1.0, 0.1, 0.01, 1e-3)
 CHECKED = 4  # one of so many positions, those of the last images, is used to select the ridge
 ROWS = 1 << 15  # maximum number of positions that a layer is fitted to
 CHUNK = 1 << 24  # maximum number of values in the patches in memory
+MULTIPLE = 32  # pixels
 SILENT = 1e-3  # below this scale of a batch norm, its input hardly matters
 
 
@@ -80,7 +81,7 @@ def refit(
     fit into memory. A layer is fitted to at most `rows` positions, sampled at random, the same in each call. Without images
     nothing changes.
     """
-    images = [batch.inputs for batch in batches]
+    images = of_one_size([batch.inputs for batch in batches])
     last, before = last or {}, plain_layers(original)
     lost, layers = (
         [*that_lost_inputs(small, cut), *last],
@@ -96,6 +97,19 @@ def refit(
     fitting = _Fitting(small, original, targets, ridges)
     fitting.run(inputs, together)
     return Repaired(fitting.done, {name: why_left(name, layers) for name in lost if name not in fitting.done})
+
+
+def of_one_size(images: Sequence[Tensor]) -> list[Tensor]:
+    """Batches of images [n, channels, height, width], cropped at the bottom and right to the size that all have.
+
+    That is a multiple of `MULTIPLE` pixels, for networks that halve the resolution, if images are cropped at all.
+    """
+    sizes = {tensor.shape[2:] for tensor in images}
+    if len(sizes) < 2:
+        return list(images)
+    common = (min(side) for side in zip(*sizes, strict=True))
+    places = [slice(side // MULTIPLE * MULTIPLE or side) for side in common]
+    return [tensor[(slice(None), slice(None), *places)] for tensor in images]
 
 
 def why_left(name: str, layers: list[str]) -> str:

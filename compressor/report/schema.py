@@ -166,14 +166,22 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes an input of `model.onnx`: resized to cover `size` / `crop`, center-cropped to `size`, normalized."""
+    """How an image becomes an input of `model.onnx`: fitted to `size`, its channels ordered, scaled, normalized.
+
+    `fit` is "cover" (resized to cover `size` / `crop`, and center-cropped to `size`), "stretch" (resized to `size`), or "whole"
+    (not resized; `size` is that of one image for costs).
+    """
 
     size: list[int]  # height and width
     crop: float  # share of the resized image that is kept; an image that already has this size is not changed
     mode: str  # Pillow mode: RGB, or L for grey
-    mean: list[float]  # per channel, of pixels from 0 to 1
+    mean: list[float]  # per channel, of pixels from 0 to `max_value`
     std: list[float]
-    classes: list[str]  # class name of each output
+    classes: list[str]  # class name of each output; empty without classes
+    fit: str = "cover"
+    color: str = "rgb"  # order of the channels: rgb, bgr or grey
+    max_value: float = 1.0  # of white
+    pad_to: int = 1  # the last row and column are repeated at the bottom and right, up to a multiple of this
 
 
 @dataclass(frozen=True)
@@ -221,5 +229,7 @@ class Report:
     teaching: Teaching | None = None  # if a student was trained with a teacher
     preprocessing: Preprocessing | None = None  # if the run had data
     task: str = "classify"
+    output: str = "logits"  # what the first output of model.onnx is: logits, map (logits of pixels), image or output
+    files: dict[str, str] = field(default_factory=dict)  # name -> SHA-256 of each file that the run published with the report
     onnx_failure: str | None = None  # why there is no model.onnx, if one was requested
     version: int = VERSION

@@ -79,7 +79,7 @@ def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
             for name in NETWORK:
                 if (file := parts[-1].place / name).exists():
                     shutil.copyfile(file, place.new / name)
-            write_reports(report, place.new)
+            write_reports(replace(report, files=reporting.hashes(place.new)), place.new)
             journal.event("done", verdict=report.verdict)
         place.publish()
     return read_report(first.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from compressor.network.replacements import Chains
 from compressor.onnx.export import describe
 from compressor.report import Change, Frozen, Latency, Layer, Preprocessing, Profile, Score, Target, formatting
 from compressor.report.summary import FASTER
+from compressor.runs.run_directory import NETWORK
 from compressor.runs.sources import Opened
 from compressor.training import distributed
 from compressor.training.goal import WITHIN, Goal
@@ -171,10 +173,21 @@ def frozen(made: Made) -> list[Frozen]:
 
 def preprocessing(data: Data | None, plan: Plan | None) -> Preprocessing | None:
     """How images become inputs: as `data` reads them, or without data as in the run whose plan this is."""
-    if data is not None:
+    if data is not None and data.fit != "own":
         channels, *size = data.shape
-        crop = 1.0 if max(size) <= SMALL else CROP_SHARE
-        return Preprocessing(size, crop, "RGB" if channels == 3 else "L", list(data.mean), list(data.std), data.classes)
+        crop = 1.0 if max(size) <= SMALL or data.fit != "cover" else CROP_SHARE
+        return Preprocessing(
+            size,
+            crop,
+            "RGB" if channels == 3 else "L",
+            list(data.mean),
+            list(data.std),
+            data.classes,
+            data.fit,
+            data.color,
+            data.max_value,
+            data.pad_to,
+        )
     known = plan.preprocessing if plan is not None else None
     return None if known is None else Preprocessing(**known)
 
@@ -185,6 +198,16 @@ def described(opened: Opened, file: Path) -> Preprocessing | None:
     if how is not None:
         describe(file, {"preprocessing": json.dumps(asdict(how))})
     return how
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a network in `folder`, by name."""
+    found = {}
+    for name in NETWORK:
+        if (folder / name).exists():
+            with (folder / name).open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def warnings(made: Made, target: Target, change: Change) -> list[str]:

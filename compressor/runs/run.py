@@ -279,7 +279,8 @@ class Run(ABC):
         plan = self._plan(opened).then(method.made().step)
         save_model(place.new, small, replace(plan, preprocessing=None if how is None else asdict(how)))
         journal.event("done", verdict=report.verdict)
-        write_reports(replace(report, seconds=time.perf_counter() - began), place.new)
+        files = reporting.hashes(place.new)
+        write_reports(replace(report, files=files, seconds=time.perf_counter() - began), place.new)
 
     def _compress(
         self, method: Method, opened: Opened, stages: Stages, place: RunDirectory, journal: Journal
@@ -392,6 +393,7 @@ class Run(ABC):
             teaching=self._teaching(history),
             preprocessing=how,
             task=self.task.name,
+            output=self.task.output,
             onnx_failure=self.lost.get(after.name),
         )
 

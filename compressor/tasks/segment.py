@@ -30,6 +30,7 @@ class Segment(Task):
 
     name = "segment"
     kinds = ("masks",)
+    output = "map"
 
     classes: tuple[str, ...]
 
