@@ -5,6 +5,7 @@ The style is in page.css, the content in page.html.jinja, which escapes all text
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -22,13 +23,18 @@ if TYPE_CHECKING:
     from compressor.report.plots import Plot
 
 
-def to_html(report: Report, drawn: Mapping[str, Sequence[Plot]] | None = None) -> str:
-    """The whole page. `drawn`: its plots, if they exist already."""
+def to_html(report: Report, drawn: Mapping[str, Sequence[Plot]] | None = None, examples: bytes | None = None) -> str:
+    """The whole page. `drawn`: its plots, if they exist already; `examples`: a PNG file of test images."""
     from compressor.report.plots import plots  # matplotlib takes a second to import, and only the page needs it
 
     page = _environment().get_template("page.html.jinja")
     return page.render(
-        report=report, summary=summary, plots=drawn or plots(report), cards=_cards(report), feeding=feeding(report)
+        report=report,
+        summary=summary,
+        plots=drawn or plots(report),
+        cards=_cards(report),
+        feeding=feeding(report),
+        examples=None if examples is None else base64.b64encode(examples).decode("ascii"),
     )
 
 

@@ -17,6 +17,9 @@ from compressor.report.markdown import comparison_to_markdown, to_markdown
 from compressor.report.read import read_report, report_file, to_json
 from compressor.report.schema import Report
 
+EXAMPLES = "examples.png"
+LARGEST = 2**24  # bytes of this picture in a page
+
 
 def write_reports(report: Report, directory: Path) -> None:
     """Write report.json, report.md and report.html. Each file is written atomically.
@@ -26,9 +29,15 @@ def write_reports(report: Report, directory: Path) -> None:
     texts = {
         "report.json": to_json(report),
         "report.md": to_markdown(report),
-        "report.html": to_html(report),
+        "report.html": to_html(report, examples=_examples(directory)),
     }
     _write_all(texts, directory)
+
+
+def _examples(directory: Path) -> bytes | None:
+    """The picture of test images, if the run has one."""
+    path = directory / EXAMPLES
+    return path.read_bytes() if path.is_file() and path.stat().st_size <= LARGEST else None
 
 
 def write_pages(path: Path, directory: Path | None) -> tuple[Report, Path]:
@@ -44,7 +53,7 @@ def write_pages(path: Path, directory: Path | None) -> tuple[Report, Path]:
     if (directory / "report.json").exists() and not (directory / "report.json").samefile(report_file(path)):
         raise OutputError(f"{directory} contains the report of another run, whose page would be lost: use another --out.")
     sections = plots(report)
-    texts = {"report.md": to_markdown(report), "report.html": to_html(report, sections)}
+    texts = {"report.md": to_markdown(report), "report.html": to_html(report, sections, _examples(own))}
     _write_all(texts | {f"plots/{plot.name}.csv": plot.csv for found in sections.values() for plot in found}, directory)
     return report, directory
 

@@ -50,10 +50,14 @@ class _Recovery:
             self.keep_if_better("recalibrated", [anew], _statistics_of(images))
 
     def after_cutting(self, repair: bool) -> None:
-        bare = clone_network(self.small)
-        if images := self.recalibrated(self.small):
-            self.stages.add("recalibrated", self.small, note=_statistics_of(images))
-        repaired = self.repaired(bare) if repair and self.data.counts["held_out"] else []
+        bare, anew, decides = clone_network(self.small), clone_network(self.small), bool(self.data.counts["held_out"])
+        if images := self.recalibrated(anew):
+            if decides:
+                self.keep_if_better("recalibrated", [anew], _statistics_of(images))
+            else:
+                self.small.load_state_dict(anew.state_dict())
+                self.stages.add("recalibrated", self.small, note=_statistics_of(images))
+        repaired = self.repaired(bare) if repair and decides else []
         if repaired:
             self.keep_if_better("repaired", repaired, "least squares against the original's feature maps")
 

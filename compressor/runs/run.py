@@ -52,7 +52,7 @@ from compressor.report import (
 from compressor.runs import reporting
 from compressor.runs.journal import Journal
 from compressor.runs.recover_accuracy import recover
-from compressor.runs.run_directory import RunDirectory
+from compressor.runs.run_directory import EXAMPLES, RunDirectory
 from compressor.runs.settings import Setting, to_toml
 from compressor.runs.sources import Images, Opened, Source, device_errors, open_both, pick_device, task_of
 from compressor.runs.stages import Stages
@@ -279,6 +279,8 @@ class Run(ABC):
         plan = self._plan(opened).then(method.made().step)
         save_model(place.new, small, replace(plan, preprocessing=None if how is None else asdict(how)))
         journal.event("done", verdict=report.verdict)
+        if stages.strips is not None:
+            stages.strips.write(place.new / EXAMPLES)
         files = reporting.hashes(place.new)
         write_reports(replace(report, files=files, seconds=time.perf_counter() - began), place.new)
 

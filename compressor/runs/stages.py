@@ -25,6 +25,7 @@ from compressor.onnx.runtime import onnx_predict
 from compressor.report import Difference, Fidelity, Score, Stage, formatting
 from compressor.report.read import stage_from
 from compressor.runs.journal import Journal
+from compressor.runs.strips import Strips
 from compressor.tasks import Task
 from compressor.tasks.meter import Meter
 
@@ -52,6 +53,7 @@ class Stages:
         self.inputs, self.data, self.task, self.device = Inputs.of(inputs), data, task, device
         self.journal, self.file, self.identity = journal, file, identity
         self.rows: list[Stage] = []
+        self.strips = None if data is None else Strips(task, data)
         self.differences: dict[str, Difference] = {}  # of the scores, between the original and the last stage
         self._known = self._read()
         self._outputs: list[tuple[Tensor, Tensor]] = []  # of the original: indices and outputs of the first test batches
@@ -94,6 +96,7 @@ class Stages:
             return on_random_inputs(self.task, in_torch(original, self.inputs), ask, self.inputs, seed)
         ask = torch_predict(model, self.device) if after is None else onnx_predict(after)
         meter, likeness = self.task.meter(), self.task.likeness()
+        self.strips = Strips(self.task, self.data)
         kept = iter(self._outputs)
         predict = torch_predict(original, self.device)
         for batch in self.test():
@@ -103,6 +106,8 @@ class Stages:
             if indices is None or wanted is None or not indices.equal(batch.indices.cpu()):
                 wanted = self.task.answers(predict, batch)
             likeness.update(outputs, wanted, batch.indices)
+            if self.strips is not None:
+                self.strips.add(batch, wanted, outputs)
         self._add(name, model, meter.compute())
         model.cpu()
         if self._before is not None:

@@ -31,6 +31,7 @@ class Restore(Task):
     name = "restore"
     kinds = ("images",)
     output = "image"
+    enlarges = True
 
     max_value: float = 1.0
     scale: int = 1
@@ -58,6 +59,11 @@ class Restore(Task):
 
     def likeness(self) -> Meter:
         return RelativeError()
+
+    def picture(self, answers: Tensor, index: int) -> Tensor | None:
+        image = (answers[index].float() / self.max_value).clamp(0, 1)
+        image = image.flip(0) if self.bgr else image
+        return ((image if len(image) == 3 else image[:1].expand(3, -1, -1)) * 255).round().to(torch.uint8)
 
     def check(self, model: nn.Module, data: Data) -> None:
         channels, height, width = data.shape

@@ -17,6 +17,11 @@ from compressor.tasks.likeness import SamePixels, softened
 from compressor.tasks.meter import Measure, Meter
 from compressor.tasks.task import Task
 
+COLORS = (
+    (127, 127, 127), (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75),
+    (227, 119, 194), (188, 189, 34), (23, 190, 207), (174, 199, 232), (255, 187, 120), (152, 223, 138), (255, 152, 150),
+    (197, 176, 213), (196, 156, 148), (247, 182, 210), (219, 219, 141), (158, 218, 229), (57, 59, 121),
+)  # fmt: skip  # of classes in pictures
 AUXILIARY = 0.4  # weight of auxiliary heads' losses: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, section 3.3
 
 
@@ -56,6 +61,12 @@ class Segment(Task):
 
     def likeness(self) -> Meter:
         return SamePixels()
+
+    def picture(self, answers: Tensor, index: int) -> Tensor | None:
+        """Each class in a color of its own; pixels without a class are black."""
+        mask = answers[index].cpu()
+        colors = torch.tensor(COLORS, dtype=torch.uint8)[mask.clamp(min=0) % len(COLORS)]  # [h, w, 3]
+        return colors.masked_fill((mask == IGNORED)[..., None], 0).permute(2, 0, 1)
 
     def check(self, model: nn.Module, data: Data) -> None:
         with torch.no_grad():

@@ -28,6 +28,7 @@ class Task(ABC):
     kinds: ClassVar[tuple[str, ...]]  # of the targets of data that it is for: see `Data.kind`
     labels: ClassVar[bool] = True  # whether its loss is one of labels
     output: ClassVar[str] = "logits"  # of the main output, in an ONNX file
+    enlarges: ClassVar[bool] = False  # whether a part of each picture is shown enlarged
 
     def learning(self, model: nn.Module) -> AbstractContextManager[object]:
         """The mode in which `model` gives a loss without being trained: norms and dropout are fixed."""
@@ -68,6 +69,10 @@ class Task(ABC):
     @abstractmethod
     def likeness(self) -> Meter:
         """Of the agreement of two networks: compares the main outputs of one with those of the other."""
+
+    def picture(self, answers: Any, index: int) -> Tensor | None:
+        """One of the answers, or targets, as bytes [3, height, width] for people; None if there is nothing to look at."""
+        return None
 
     def trained_with(self, label_smoothing: float) -> Task:
         """This task, with the settings of a recipe that are part of the loss. Raises UsageError for one that does not apply."""
