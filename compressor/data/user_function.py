@@ -96,12 +96,6 @@ def _opened(parts: dict[Split, Any], classes: list[str] | None, title: str) -> S
                 f"{samples.title} have {told(samples.kind)}, but the training data {told(train.kind)}: "
                 "return the same kind in all."
             )
-        if samples.is_bytes != train.is_bytes:
-            one, other = ("are", "are not") if samples.is_bytes else ("are not", "are")
-            raise DataError(
-                f"The inputs of {samples.title} {one} bytes, but those of the training data {other}: return one or the "
-                "other in all."
-            )
     if train.kind in ("classes", "masks"):
         classes = classes or [str(name) for name in getattr(train.dataset, "classes", ())]
     if train.kind == "classes":
@@ -116,6 +110,13 @@ def _opened(parts: dict[Split, Any], classes: list[str] | None, title: str) -> S
     if train.kind == "masks":
         classes = classes or [str(number) for number in range(max(samples.largest() for samples in sets.values()) + 1)]
     if train.kind in ("masks", "images") or not all(map(_is_image, sets.values())):
+        for samples in sets.values():
+            if samples.is_bytes != train.is_bytes:
+                one, other = ("are", "are not") if samples.is_bytes else ("are not", "are")
+                raise DataError(
+                    f"The inputs of {samples.title} {one} bytes, but those of the training data {other}: return one or the "
+                    "other in all."
+                )
         return Own(sets, classes or [])
     images: dict[Split, Part[Images]] = {split: whole(OwnImages(samples)) for split, samples in sets.items()}
     return Source(
