@@ -148,7 +148,7 @@ WeightDecay = Annotated[
 ]
 Schedule = Annotated[
     Literal["cosine", "step"],
-    typer.Option(metavar="NAME", help="Learning rate schedule: cosine or step.", rich_help_panel=TRAINING),
+    typer.Option(metavar="NAME", help="Learning rate schedule: cosine, step or poly.", rich_help_panel=TRAINING),
 ]
 Milestones = Annotated[
     str, typer.Option(help="Fractions of training at which --schedule step decays.", rich_help_panel=TRAINING)
@@ -402,7 +402,8 @@ class Asked:
 
         `paper` gives the recipe of the papers, for images of this side in pixels.
         """
-        from compressor.training.recipe import Recipe
+        from compressor.data.specs import is_dense
+        from compressor.training.recipe import DENSE_BATCH, Recipe
 
         sources = {name: self.context.get_parameter_source(name) for name in self.options}
         given = {name: self.options[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
@@ -410,6 +411,8 @@ class Asked:
         if ready and images.spec is None:
             raise UsageError(f"--recipe {ready} needs images to train on: give --data.")
         start = Recipe(epochs=10 if images.spec else 0)
+        if images.spec and is_dense(images.spec):
+            start = dataclasses.replace(start, batch_size=DENSE_BATCH)
         if ready == "quick":
             start = Recipe.quick(given.get("epochs", 20))
         elif ready == "paper" and (data := images.open(channels=None, seed=0)):  # for the size of its images alone

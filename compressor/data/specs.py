@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -42,9 +43,7 @@ DENSE: dict[str, tuple[str, ...]] = {"segmentation": SEGMENTATION, **RESTORATION
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # for RGB images
 GREY_MEAN, GREY_STD = 0.449, 0.226  # mean over the three channels of ImageNet
 USUAL_SIZE = 224  # pixels; for images of different sizes
-USUAL_DENSE = 512  # pixels; the size of reference for images with masks of different sizes
 MOST_CROPPED = 512  # pixels; the largest side of training images with masks, unless it is given
-USUAL_RESTORED = 256  # the same of images to be restored
 RESTORED_CROP = 128  # pixels; the side of training images to be restored, unless it is given
 REDUCED_CROP = 192  # pixels; the same of targets that are larger than their inputs
 LOOKED_AT = 32  # images of each data set whose sizes are compared
@@ -199,7 +198,7 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
     notes = list(source.notes)
     parts = _parts(source, asked, notes)
     samples = _kept(parts, channels + 1, asked, notes)
-    size = asked.height_and_width or _reference(samples, notes, USUAL_DENSE)
+    size = asked.height_and_width or _reference(samples, notes)
     height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
     scale = _scale(asked, channels, notes)
     return PairedData(
@@ -224,7 +223,7 @@ def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wish
     notes = list(source.notes)
     parts = _parts(source, asked, notes)
     samples = _kept(parts, channels, asked, notes)
-    size = asked.height_and_width or _reference(samples, notes, USUAL_RESTORED)
+    size = asked.height_and_width or _reference(samples, notes)
     crop = asked.crop or min(RESTORED_CROP if ratio == 1 else max(16, REDUCED_CROP // ratio), *_smallest(samples))
     scale = _scale(asked, channels, notes, 0.0, 1.0)
     return PairedData(
@@ -255,7 +254,7 @@ def _own(source: Own, asked: Wishes) -> PairedData:
         wrapped = {id(samples): Prepared(samples, channels, len(source.classes)) for samples in sets.values()}
         prepared: dict[Split, Samples] = {split: wrapped[id(samples)] for split, samples in sets.items()}
         scale = _scale(asked, channels, notes, *((0.0, 1.0) if source.kind == "images" else ()))
-        size = asked.height_and_width or _reference(prepared, notes, USUAL_DENSE if source.kind == "masks" else USUAL_RESTORED)
+        size = asked.height_and_width or _reference(prepared, notes)
         if source.kind == "masks":
             height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
             preparation: Preparation = ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width)
@@ -369,14 +368,20 @@ def _spread(n: int) -> list[int]:
     return sorted({*torch.linspace(0, n - 1, LOOKED_AT).long().tolist()})
 
 
-def _reference(samples: Mapping[Split, Samples], notes: list[str], usual: int) -> Size:
-    """The size of one image for costs and export: that of all images if they have one, or else `usual`."""
+def _reference(samples: Mapping[Split, Samples], notes: list[str]) -> Size:
+    """The size of one image for costs and export: the most frequent one; of several, one of medium area."""
     sets = {id(each): each for each in samples.values()}.values()
-    found = {each.sizes(index)[0] for each in sets for index in _spread(len(each))}
-    if len(found) == 1:
-        return found.pop()
-    notes.append(f"The images have different sizes; costs are those of {usual}x{usual} pixels. A size can be given.")
-    return usual, usual
+    found = Counter(each.sizes(index)[0] for each in sets for index in _spread(len(each)))
+    areas = sorted(math.prod(size) for size in found.elements())
+    size = max(found, key=lambda size: (found[size], -abs(math.prod(size) - areas[len(areas) // 2])))
+    if len(found) > 1:
+        notes.append(f"The images have different sizes; costs are those of {size[1]}x{size[0]} pixels. A size can be given.")
+    return size
+
+
+def is_dense(spec: str) -> bool:
+    """Whether the data are images with masks, or to be restored, as far as the spec or the folder's layout tells."""
+    return _dense(spec)[0] is not None
 
 
 def _dense(spec: str) -> tuple[str | None, Path, dict[str, str]]:

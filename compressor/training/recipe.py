@@ -17,6 +17,9 @@ from torch import nn
 from compressor.data.images import SMALL
 from compressor.errors import UsageError
 
+DENSE_BATCH = 16  # usual batch size for images with masks, or to be restored: crops are larger than whole images elsewhere
+POWER = 0.9  # of a poly schedule
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -29,7 +32,7 @@ class Recipe:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9  # of SGD
     weight_decay: float | None = None  # None: 1e-4 for SGD, 0.05 for AdamW
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Literal["cosine", "step", "poly"] = "cosine"
     warmup: float = 0.0  # epochs of linear warm-up
     milestones: tuple[float, ...] = (0.5, 0.75)  # of a step schedule, as shares of the training
     gamma: float = 0.1  # factor of the learning rate at each milestone
@@ -132,6 +135,8 @@ class Recipe:
             return self.lr * (step + 1) / (warm + 1)
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, total - warm)))
+        if self.schedule == "poly":  # Chen et al., DeepLab, TPAMI 2018, arXiv 1606.00915, section 4.1
+            return self.lr * float((1 - (step - warm) / max(1.0, total - warm)) ** POWER)
         return self.lr * self.gamma ** sum(step >= round(share * total, 6) for share in self.milestones)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

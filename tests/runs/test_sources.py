@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.checkpoint import Loaded
 from compressor.errors import DataError, UsageError
 from compressor.network.inputs import Inputs
-from compressor.runs.sources import Images, Source, check_answers, open_both, pick_device
+from compressor.runs.sources import Images, Opened, Source, open_both, pick_device, task_of
 
 NET = Source("net.pt", "net.py:Net")
 GREY = Inputs.of((1, 8, 8))
@@ -56,7 +57,7 @@ def test_images_go_to_the_input_that_is_named_if_it_is_the_first(project: Path) 
     by_name = Inputs.of({"pixel_values": (1, 8, 8)})
     opened = open_both(source, Images("digits"), by_name)
     assert opened.inputs == by_name
-    check_answers(opened.loaded.model, opened.data)
+    assert task_of(opened, Images("digits"), torch.device("cpu")).name == "classify"
     with pytest.raises(UsageError, match=r"--input mask=1x1x8x8: .* passed as the first argument, .* calls pixel_values"):
         open_both(source, Images("digits"), Inputs.of({"mask": (1, 8, 8)}))
 
@@ -67,11 +68,29 @@ def test_images_alone_are_not_enough_for_several_inputs(project: Path) -> None:
 
 
 def test_a_network_for_other_classes_is_refused(project: Path) -> None:
-    data = Images("digits").open(1, seed=0)
-    wrong = nn.Sequential(nn.Flatten(), nn.Linear(64, 12))
+    data, cpu = Images("digits").open(1, seed=0), torch.device("cpu")
+    wrong = Loaded(nn.Sequential(nn.Flatten(), nn.Linear(64, 12)), "net.pt", "net.py:Net", {}, None, [])
     with pytest.raises(DataError, match="has 12 classes, but digits has 10"):
-        check_answers(wrong, data)
-    check_answers(wrong, None)
+        task_of(Opened(wrong, data, Inputs.of((1, 8, 8)), []), Images("digits"), cpu)
+    assert task_of(Opened(wrong, None, Inputs.of((1, 8, 8)), []), Images(), cpu).name == "classify"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("segment", "--task segment needs masks as targets, but digits has classes"),
+        ("clasify", r"--task clasify is not one of classify, segment, restore, imitate; did you mean 'classify'\?"),
+    ],
+)
+def test_a_task_that_does_not_fit_is_refused(project: Path, asked: str, told: str) -> None:
+    opened = open_both(NET, Images("digits"), None)
+    with pytest.raises(UsageError, match=told):
+        task_of(opened, Images("digits", task=asked), torch.device("cpu"))
+
+
+def test_a_classifier_may_imitate_itself(project: Path) -> None:
+    opened = open_both(NET, Images("digits"), None)
+    assert task_of(opened, Images("digits", task="imitate"), torch.device("cpu")).name == "imitate"
 
 
 def test_the_device_is_the_gpu_if_there_is_one() -> None:
