@@ -21,7 +21,6 @@ from compressor.data import open_data
 from compressor.network.outputs import torch_predict
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
-from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
@@ -61,12 +60,12 @@ def main() -> None:
         print(row.epoch, held_out, f"{row.seconds:.0f} s", file=sys.stderr, flush=True)
     network = method.model.to(memory_format=torch.contiguous_format).cpu().eval()
     torch.save(network.state_dict(), args.out)
-    reached = accuracy(torch_predict(network, device), data.batches("test", batch_size=250, device=device))
+    reached = Classify().measure(torch_predict(network, device), data.batches("test", batch_size=250, device=device))
     print(
         json.dumps(
             {
                 "command": shlex.join(["python", *sys.argv]),
-                "top1": reached.top1,
+                "top1": reached.headline(),
                 "n": reached.n,
                 "seconds": round(time.perf_counter() - began),
             }
