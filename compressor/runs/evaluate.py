@@ -1,4 +1,4 @@
-"""Cost, accuracy and latency of a model, for `compress eval`; nothing is changed."""
+"""Cost, scores and latency of a model, for `compress eval`; nothing is changed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Evaluation:
 
 
 def evaluate(source: Source, images: Images, asked: Inputs | None, device_name: str = "auto") -> Evaluation:
-    """Accuracy, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError."""
+    """Scores, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError."""
     device, path = pick_device(device_name), Path(source.model)
     if path.is_file() and kind_of(path) == "onnx":
         return _evaluate_onnx(path, images, asked)
