@@ -4,7 +4,7 @@
     ├── UsageError              2   wrong usage, or input that cannot be used
     │   ├── CheckpointError     2   the file is not a readable checkpoint, or does not fit its network
     │   ├── ArchitectureError   2   the code that builds the network was not found, or does not build one
-    │   ├── DataError           2   the images or labels are missing, unreadable or do not fit the network
+    │   ├── DataError           2   the images or targets are missing, unreadable or do not fit the network
     │   └── OutputError         2   the results cannot be written to the given place
     ├── Infeasible              3   the network cannot be compressed as requested
     ├── VerificationFailed      4   a check failed; nothing was published
@@ -52,7 +52,7 @@ class ArchitectureError(UsageError):
 
 
 class DataError(UsageError):
-    """The images or labels are missing, unreadable or do not fit the network."""
+    """The images or targets are missing, unreadable or do not fit the network."""
 
 
 class OutputError(UsageError):

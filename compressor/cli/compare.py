@@ -58,7 +58,7 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs without running them.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Compare finished runs: one table, and plots of accuracy against cost with their Pareto fronts.
+    """Compare finished runs: one table, and plots of scores against cost with their Pareto fronts.
 
     With --methods, prune one model with each of them on equal terms, and compare the results. Finished runs are kept. If a run
     fails the others continue; the exit status is then that of the failed run, the highest if there are several.

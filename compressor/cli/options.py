@@ -178,7 +178,7 @@ Augment = Annotated[
 ]
 Teacher = Annotated[
     Literal["self", "none"],
-    typer.Option(help="self: distil from the uncompressed network beside the labels.", rich_help_panel=TRAINING),
+    typer.Option(help="self: distil from the uncompressed network in addition to the task's loss.", rich_help_panel=TRAINING),
 ]
 
 

@@ -42,7 +42,7 @@ def sensitivity(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Sensitivity analysis: prune each group of coupled channels alone, and measure the loss of accuracy."""
+    """Sensitivity analysis: prune each group of coupled channels alone, and measure the loss of quality."""
     from compressor.methods import catalogue
 
     entry = catalogue.find(method, "prune")
@@ -71,7 +71,7 @@ def _shares(text: str) -> list[float]:
 
 
 def _show(found: Sensitivity, console: Console) -> None:
-    """The loss of accuracy or agreement at each rate, in points, the most sensitive group first."""
+    """The loss of the score or of agreement at each rate, in points, the most sensitive group first."""
     from compressor.report import formatting
 
     groups = found.groups

@@ -19,7 +19,7 @@ from compressor.errors import Infeasible, UsageError, did_you_mean
 from compressor.training.goal import UNIT, WITHIN, Curve, Goal, Quantity
 
 Scores = npt.NDArray[np.float64]
-UNMEASURED = 2.0  # above every loss of accuracy that can be measured
+UNMEASURED = 2.0  # above every loss of quality that can be measured
 TIE = 1e-6  # of channels with equal loss, those of the less pruned group come first
 
 
@@ -41,7 +41,7 @@ def uniform(channels: Channels, scores: Scores) -> Scores:
 
 
 def by_sensitivity(channels: Channels, scores: Scores, curves: Mapping[str, Curve]) -> Scores:
-    """Scores from sensitivity curves: the k-th weakest channel of a group gets the loss of accuracy measured at rate k/size.
+    """Scores from sensitivity curves: the k-th weakest channel of a group gets the loss of quality measured at rate k/size.
 
     Insensitive groups are pruned first. Within a group the order of `scores` is kept; groups without a curve come last.
     """

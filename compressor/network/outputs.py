@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 from compressor.errors import UsageError
 from compressor.network.meta_device import evaluating
 
-Predict = Callable[..., Tensor]  # images [n, channels, height, width], or all inputs -> logits [n, classes]
+Predict = Callable[..., Tensor]  # images [n, channels, height, width], or all inputs -> the main output
 
-MAIN = ("logits", "out")  # the names of the logits in Hugging Face and torchvision
+MAIN = ("logits", "out")  # the names of the main output in Hugging Face and torchvision
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -34,7 +34,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits, [n, classes] of a classifier: the output named `logits` or `out`, else the first tensor.
+    """The main output, of a classifier the logits [n, classes]: the output named `logits` or `out`, else the first tensor.
 
     Raises UsageError when there is no tensor.
     """
@@ -44,17 +44,17 @@ def logits_of(output: Any) -> Tensor:
     for tensor in (*called, *tensors_in(output)):
         if isinstance(tensor, Tensor):
             return tensor
-    raise UsageError(f"The network returns {type(output).__name__}, which contains no tensor: return the logits.")
+    raise UsageError(f"The network returns {type(output).__name__}, which contains no tensor: return its output.")
 
 
 def main_first(output: Any) -> list[Tensor]:
-    """All tensors in `output`, the logits first."""
+    """All tensors in `output`, the main output first."""
     main = logits_of(output)
     return [main, *(tensor for tensor in tensors_in(output) if tensor is not main)]
 
 
 def torch_predict(model: nn.Module, device: torch.device | str, amp: torch.dtype | None = None) -> Predict:
-    """A function that runs the model, which is moved to `device`, and returns its logits there, in float32.
+    """A function that runs the model, which is moved to `device`, and returns its main output there, in float32.
 
     `amp` is the type for PyTorch's autocast. Every call runs in eval mode and restores the mode of each module afterwards.
     """
@@ -64,6 +64,6 @@ def torch_predict(model: nn.Module, device: torch.device | str, amp: torch.dtype
     def predict(images: Tensor) -> Tensor:
         autocast = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
         with evaluating(model), torch.inference_mode(), autocast:
-            return logits_of(model(images.to(device))).float()  # [n, classes]
+            return logits_of(model(images.to(device))).float()
 
     return predict

@@ -92,14 +92,14 @@ def bound_run(session: Any, samples: Sequence[np.ndarray], provider: str) -> Cal
 
 
 def onnx_predict(path: Path, provider: str = "cpu", threads: int = 0) -> Predict:
-    """A function that runs the ONNX file at `path` in ONNX Runtime and returns its logits on the CPU, in float32."""
+    """A function that runs the ONNX file at `path` in ONNX Runtime and returns its main output on the CPU, in float32."""
     import torch
 
     session = open_session(path, provider, threads)
 
     def predict(*inputs: Tensor) -> Tensor:
         answers = run_session(session, [tensor.numpy(force=True) for tensor in inputs])
-        return torch.from_numpy(answers[0]).float()  # [n, classes]
+        return torch.from_numpy(answers[0]).float()
 
     return predict
 

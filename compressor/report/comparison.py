@@ -400,7 +400,7 @@ def _about_originals(comparison: Comparison) -> list[str]:
 def _about_scores(comparison: Comparison) -> list[str]:
     sets = comparison.test_sets
     if not sets:
-        return ["Accuracy was not measured: the runs had no --data."]
+        return ["Scores were not measured: the runs had no --data."]
     name, where = score_heading(comparison), "on each run's own test images"
     if len(sets) == 1:
         where = f"on the same test images in all runs ({formatting.images(sets[0].n)})"

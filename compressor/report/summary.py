@@ -154,7 +154,7 @@ def _score_verdict(baseline: Profile, compressed: Profile, differences: Mapping[
     """The headline score."""
     after = headline(compressed.scores)
     if after is None:
-        return "accuracy not measured (no data)"
+        return "scores not measured (no data)"
     before, n = named(baseline.scores, after.name, after.unit), formatting.images(after.n)
     if before is None:
         return f"{after.label} {formatting.score(after)} ({n}; the original was not measured)"
@@ -260,7 +260,7 @@ def score_rows(report: Report) -> list[Row]:
     """Every score, the headline first."""
     pairs = paired(report.baseline.scores, report.compressed.scores)
     found = [_score(before, after, report.change.scores) for before, after in pairs]
-    return found or [Row("Accuracy", "no data", NOT_MEASURED, NOT_MEASURED)]
+    return found or [Row("Scores", "no data", NOT_MEASURED, NOT_MEASURED)]
 
 
 def _score(before: Score | None, after: Score | None, differences: Mapping[str, Difference]) -> Row:
@@ -355,7 +355,7 @@ def stage_heading(report: Report) -> list[str]:
     size = ["ONNX file"] if any(stage.size_bytes is not None for stage in report.stages) else []
     latency = ["latency"] if _stage_setup(report) else []
     shown = stage_scores(report)
-    score = shown[0][1].label if shown else "accuracy"
+    score = shown[0][1].label if shown else "score"
     interval = " [95 %]" if any(formatting.interval(score) for _, score in shown) else ""
     return ["stage", "MACs", "parameters", *size, *latency, f"{score}{interval}", "n", "time", "note"]
 

@@ -1,4 +1,4 @@
-"""Cost, accuracy and latency of a model, for `compress eval`; nothing is changed."""
+"""Cost, scores and latency of a model, for `compress eval`; nothing is changed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Evaluation:
 def evaluate(
     source: Source, images: Images, asked: Inputs | None, device_name: str = "auto", *, as_onnx: bool = True
 ) -> Evaluation:
-    """Accuracy, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError.
+    """Scores, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError.
 
     Size and latency are those of the model's ONNX file, and are not measured without `as_onnx` or if it cannot be exported.
     """

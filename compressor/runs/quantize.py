@@ -41,7 +41,7 @@ from compressor.training.recipe import Recipe
 
 BITS = {"int8": 8, "fp16": 16}  # per weight, in place of 32
 TOLERANCE = {
-    "int8": torch.finfo(torch.float32).max,  # any finite output: accuracy and agreement measure the quality
+    "int8": torch.finfo(torch.float32).max,  # any finite output: scores and agreement measure the quality
     "fp16": 0.02,  # largest difference over largest output; one rounding is 0.0005, and those of all layers add up
 }
 LOOKED_AT = 8  # batch size of calibration: a larger one would only take more memory

@@ -1,6 +1,6 @@
-"""Sensitivity analysis: the loss of accuracy when one group of coupled channels alone is pruned, at several rates.
+"""Sensitivity analysis: the loss of quality when one group of coupled channels alone is pruned, at several rates.
 
-    for each group:  for each rate:  prune its weakest channels ──> verified network ──> predictions ──> a row
+    for each group:  for each rate:  prune its weakest channels ──> verified network ──> outputs ──> a row
 
 The weakest channels have the lowest scores of a pruning method. They are really removed, so that normalization layers see what
 they would see after pruning. Outputs are compared with the targets of held-out training images, never of test images, and with

@@ -89,7 +89,7 @@ def parse_target(text: str) -> Goal:
 
 @dataclass(frozen=True)
 class Curve:
-    """The sensitivity of a network to one channel group of `size` channels: accuracy lost, 0..1, at shares of it pruned.
+    """The sensitivity of a network to one channel group of `size` channels: quality lost, 0..1, at shares of it pruned.
 
     `rates` increase from 0. A loss that is smaller than one before it, as noise on few images, counts as that one.
     """

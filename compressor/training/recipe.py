@@ -43,7 +43,7 @@ class Recipe:
     label_smoothing: float = 0.0
     cutout: float = 0.0  # side of the square masked in each training image, as a share of the image's side
     augment: bool = True  # whether training images are augmented (random crops and flips)
-    teacher: Literal["self", "none"] = "self"  # distil from the original in addition to the labels, or not
+    teacher: Literal["self", "none"] = "self"  # distil from the original in addition to the task's loss, or not
     seed: int = 0
 
     @classmethod

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 import compressor
 from compressor.channels import Channels, analyse, apply
@@ -40,7 +41,6 @@ from compressor.runs.sources import Images, Source, open_both
 from compressor.tasks.classify import Classify
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job
-from compressor.training.train import top1
 
 RECALIBRATION_IMAGES, SEEDS = 2048, (0, 1, 2)
 SCALES = {
@@ -104,7 +104,8 @@ def gate(job: Job, seed: int) -> Scores:
     """Mean over batches of |dL/dm|."""
     batches = job.images.batches("train", batch_size=128, device=torch.device("cpu"), augment=False, limit=1024)
     places = gates(job.channels)
-    return np.sum([np.abs(gather(job.channels, terms, places)) for terms in first_order(job.model, job.task, batches)], axis=0)
+    found = first_order(job.model, job.objective, batches)
+    return np.sum([np.abs(gather(job.channels, terms, places)) for terms in found], axis=0)
 
 
 def measure(job: Job, channels: Channels, scores: Scores, data: Data) -> dict[str, float]:
@@ -114,7 +115,11 @@ def measure(job: Job, channels: Channels, scores: Scores, data: Data) -> dict[st
     device = torch.device("cpu")
     recalibrate(small, data.batches("train", batch_size=128, device=device, seed=99, augment=False, limit=RECALIBRATION_IMAGES))
     macs = channels.macs.total(mask) / channels.macs.total(channels.all_kept())
-    return {"macs": macs, "top1": top1(small, data.batches("held_out", batch_size=500, device=device))}
+    return {"macs": macs, "top1": top1(small, data)}
+
+
+def top1(model: nn.Module, data: Data) -> float:
+    return Classify().measured(model, data.batches("held_out", batch_size=500, device="cpu")).headline()
 
 
 def main() -> None:
@@ -131,7 +136,7 @@ def main() -> None:
     data, model = opened.data, opened.loaded.model.eval()
     channels = analyse(model, data.shape, options.residual)
     goal = parse_rate(options.rate)
-    original = top1(model, data.batches("held_out", batch_size=500, device="cpu"))
+    original = top1(model, data)
     print(f"original: {original:.2%} of {data.counts['held_out']} held-out images", flush=True)
     results = json.loads(options.out.read_text(encoding="utf-8"))["results"] if options.out.exists() else []
     done, known = {(row["criterion"], row["scale"]) for row in results}, {}

@@ -100,7 +100,7 @@ def row(arguments: argparse.Namespace, data: Data, name: str, seed: int) -> dict
     history = Training(method, data, recipe, CPU).run(Told())
     seconds = time.perf_counter() - between
     small = method.finish().float().eval()
-    reached = accuracy(torch_predict(small, CPU), data.batches("test", batch_size=250, device=CPU))
+    reached = Classify().measure(torch_predict(small, CPU), data.batches("test", batch_size=250, device=CPU))
     return {
         "start": arguments.start,
         "method": name,
@@ -109,7 +109,7 @@ def row(arguments: argparse.Namespace, data: Data, name: str, seed: int) -> dict
         "seed": seed,
         "images": data.counts["train"],
         "epochs": recipe.epochs,
-        "top1": reached.top1,
+        "top1": reached.headline(),
         "n": reached.n,
         "held_out": [held_out(epoch) for epoch in history],
         "losses": history[-1].losses,

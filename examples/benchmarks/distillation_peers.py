@@ -54,7 +54,6 @@ from compressor.network.outputs import torch_predict
 from compressor.report import Epoch
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
-from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job
 from compressor.training.recipe import Recipe
@@ -226,7 +225,7 @@ def farthest(one: nn.Module, other: nn.Module) -> float:
 
 
 def test(model: nn.Module, data: Data) -> float:
-    return accuracy(torch_predict(model.eval(), CPU), data.batches("test", batch_size=250, device=CPU)).top1
+    return Classify().measure(torch_predict(model.eval(), CPU), data.batches("test", batch_size=250, device=CPU)).headline()
 
 
 def row(name: str, teacher: nn.Module, data: Data, asked: argparse.Namespace, seed: int) -> dict[str, Any]:

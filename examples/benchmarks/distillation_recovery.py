@@ -40,11 +40,10 @@ from compressor.recovery.repair import refit
 from compressor.runs.journal import Journal
 from compressor.runs.recover_accuracy import RECALIBRATION_IMAGES, REPAIR_IMAGES
 from compressor.tasks.classify import Classify
-from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
-from compressor.training.train import Training, seed_all
+from compressor.training.train import Loss, Training, seed_all
 
 CPU = torch.device("cpu")
 ARCH = Path(__file__).parents[1] / "cifar/resnet.py"
@@ -68,7 +67,7 @@ def cut(model: nn.Module, data: Data) -> nn.Module:
 
 
 def test(model: nn.Module, data: Data) -> float:
-    return accuracy(torch_predict(model, CPU), data.batches("test", batch_size=250, device=CPU)).top1
+    return Classify().measure(torch_predict(model, CPU), data.batches("test", batch_size=250, device=CPU)).headline()
 
 
 def some(data: Data, images: int, seed: int) -> Data:
@@ -94,14 +93,14 @@ def pace(method: Method, data: Data) -> float:
     """Images per second of CPU time, without the first batches."""
     method.first()
     method.prepare()
-    training = Training(method, data, recipe(0), CPU)
+    training, loss = Training(method, data, recipe(0), CPU), Loss(method)
     method.train()
     began = time.process_time()
     for number, batch in enumerate(islice(data.batches("train", batch_size=BATCH, device=CPU), PILOT + 3)):
         if number == 3:
             began = time.process_time()
         (laid_out,) = training._laid_out([batch])
-        training._backward(laid_out, 1.0)
+        training._backward(loss, laid_out, 1.0)
     return PILOT * BATCH / (time.process_time() - began)
 
 

@@ -40,11 +40,11 @@ from compressor.recovery.recalibrate import recalibrate
 from compressor.runs import reporting
 from compressor.runs.journal import Journal
 from compressor.runs.recover_accuracy import RECALIBRATION_IMAGES
-from compressor.tasks.metrics import accuracy
+from compressor.tasks.classify import Classify
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job
 from compressor.training.recipe import Recipe
-from compressor.training.train import Training, classify, seed_all
+from compressor.training.train import Training, guide, seed_all
 
 NETWORKS = Path(__file__).resolve().parents[1] / "cifar" / "vgg.py"
 SHAPE = (3, 32, 32)
@@ -69,17 +69,17 @@ class Bench:
     def made(self, fewer: float, recipe: Recipe, settings: dict[str, Any]) -> Espace:
         """The network with `fewer` times fewer MACs, recalibrated. Raises Infeasible."""
         seed_all(0)
-        goal, task = parse_rate(1 - 1 / fewer), classify(recipe, self.model, CPU)
-        method = Espace(
-            Job(self.model, SHAPE, None, goal, task, macs=self.macs, images=self.data, clock=self.clock), **settings
-        )
+        goal, task = parse_rate(1 - 1 / fewer), Classify().trained_with(recipe.label_smoothing)
+        teacher = guide(recipe, task, self.model, CPU)
+        job = Job(self.model, SHAPE, None, goal, task, macs=self.macs, guide=teacher, images=self.data, clock=self.clock)
+        method = Espace(job, **settings)
         method.prepare()
         recalibrate(method.model, method.samples(RECALIBRATION_IMAGES))
         return method
 
     def top1(self, model: nn.Module) -> float:
         test = self.data.batches("test", batch_size=250, device=CPU)
-        return round(100 * accuracy(torch_predict(model, CPU), test).top1, 2)
+        return round(100 * Classify().measure(torch_predict(model, CPU), test).headline(), 2)
 
     def row(self, name: str, fewer: float, recipe: Recipe) -> dict[str, object]:
         """The results of one way to compress."""

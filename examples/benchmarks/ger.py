@@ -39,7 +39,7 @@ from compressor.tasks.classify import Classify
 from compressor.training.goal import parse_target
 from compressor.training.method import Job
 from compressor.training.recipe import Recipe
-from compressor.training.train import Training, top1
+from compressor.training.train import Training
 
 ARCH = f"{Path(__file__).resolve().parents[1] / 'cifar' / 'vgg.py'}:vgg8"
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ class Features:
     """Data with the output of the convolutions in place of images."""
 
     def __init__(self, data: Data, convolutions: nn.Module) -> None:
-        self.data = data
+        self.data, self.counts = data, data.counts
         parts = ("train", "held_out", "test")
         self.known = {part: Remembered(lambda images: [convolutions(images).flatten(1)], float("inf")) for part in parts}
 
@@ -81,7 +81,8 @@ class Bench:
 
     def top1(self, classifier: nn.Module, split: str) -> float:
         """In percent."""
-        return round(100 * top1(classifier, self.features.batches(split, batch_size=500, device=CPU)), 2)
+        hits = Classify().measured(classifier, self.features.batches(split, batch_size=500, device=CPU))
+        return round(100 * hits.headline(), 2)
 
     def factored(self, times: int, joint: bool = True) -> Ger:
         goal = parse_target(f"params<={sum(p.numel() for p in self.classifier.parameters()) / times:.0f}")

@@ -52,11 +52,10 @@ from compressor.recovery.repair import refit
 from compressor.runs.journal import Journal
 from compressor.runs.recover_accuracy import RECALIBRATION_IMAGES, REPAIR_IMAGES
 from compressor.tasks.classify import Classify
-from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate, parse_target
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
-from compressor.training.train import HELD_OUT_BATCH, Training, seed_all, top1
+from compressor.training.train import HELD_OUT_BATCH, Training, seed_all
 
 CPU = torch.device("cpu")
 ARCH = Path(__file__).parents[1] / "cifar/resnet.py"
@@ -131,11 +130,11 @@ def brought_to(params: int, factored: Callable[[float], nn.Module]) -> nn.Module
 
 
 def test(model: nn.Module, data: Data) -> float:
-    return accuracy(torch_predict(model, CPU), data.batches("test", batch_size=250, device=CPU)).top1
+    return Classify().measure(torch_predict(model, CPU), data.batches("test", batch_size=250, device=CPU)).headline()
 
 
 def held_out(model: nn.Module, data: Data) -> float:
-    return top1(model, data.batches("held_out", batch_size=HELD_OUT_BATCH, device=CPU)) or 0.0
+    return Classify().measured(model, data.batches("held_out", batch_size=HELD_OUT_BATCH, device=CPU)).headline()
 
 
 def fine_tuned(model: nn.Module, data: Data, images: int, epochs: int, seed: int) -> nn.Module:

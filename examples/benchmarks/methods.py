@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
 import resnet
@@ -37,7 +38,7 @@ from compressor.tasks.classify import Classify
 from compressor.training.goal import parse_target
 from compressor.training.method import Job, Method, Progress
 from compressor.training.recipe import Recipe
-from compressor.training.train import Training, seed_all, top1
+from compressor.training.train import Training, seed_all
 
 METHODS = "dense,hfp,sfp,asfp,asrfp,ghfp,pgmpf"
 CHOSEN = 2000  # held-out images, for the curves
@@ -127,13 +128,13 @@ def run(setting: dict[str, object], asked: argparse.Namespace, data: Data) -> di
     epochs = Training(method, data, recipe, CPU).run(Journal(None))
     small = method.finish().float().eval()
     kept = method.removed.mask if isinstance(method, FilterPruning) and method.removed is not None else channels.all_kept()
-    measured = accuracy(torch_predict(small, CPU), data.batches("test", batch_size=500, device=CPU)).top1
+    measured = test(small, data)
     recalibrate(small, data.batches("train", batch_size=128, device=CPU, augment=False, limit=2048))
     return {
         "macs_gone": 1 - channels.macs.total(kept) / channels.macs.total(channels.all_kept()),
         "params_gone": 1 - channels.params.total(kept) / channels.params.total(channels.all_kept()),
         "top1": measured,
-        "recalibrated": accuracy(torch_predict(small, CPU), data.batches("test", batch_size=500, device=CPU)).top1,
+        "recalibrated": test(small, data),
         "before": before,
         "after": [epoch.held_out and epoch.held_out.value for epoch in epochs],
         "losses": [epoch.losses["cross_entropy"] for epoch in epochs],
@@ -142,13 +143,17 @@ def run(setting: dict[str, object], asked: argparse.Namespace, data: Data) -> di
     }
 
 
-def watch(method: Method, data: Data) -> list[float | None]:
+def test(model: nn.Module, data: Data) -> float:
+    return Classify().measure(torch_predict(model, CPU), data.batches("test", batch_size=500, device=CPU)).headline()
+
+
+def watch(method: Method, data: Data) -> list[float]:
     """A list that collects the held-out accuracy before `end_epoch` of each epoch."""
-    seen: list[float | None] = []
+    seen: list[float] = []
     end_epoch = method.end_epoch
 
     def watched(progress: Progress) -> None:
-        seen.append(top1(method.model, data.batches("held_out", batch_size=500, device=CPU)))
+        seen.append(Classify().measured(method.model, data.batches("held_out", batch_size=500, device=CPU)).headline())
         end_epoch(progress)
 
     method.end_epoch = watched  # type: ignore[method-assign]

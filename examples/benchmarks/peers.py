@@ -45,11 +45,10 @@ from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
 from compressor.runs.journal import Journal
 from compressor.tasks.classify import Classify
-from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method
 from compressor.training.recipe import Recipe
-from compressor.training.train import Training, seed_all, top1
+from compressor.training.train import Training, seed_all
 
 CPU = torch.device("cpu")
 RESNET20 = Path(__file__).parents[1] / "cifar/resnet.py"
@@ -167,19 +166,17 @@ def compare(place: dict[str, object], asked: argparse.Namespace, data: Data, sid
 
 
 def test(model: nn.Module, data: Data) -> float:
-    return accuracy(torch_predict(model, CPU), data.batches("test", batch_size=500, device=CPU)).top1
+    return Classify().measure(torch_predict(model, CPU), data.batches("test", batch_size=500, device=CPU)).headline()
 
 
 def held_out(model: nn.Module, data: Data) -> float:
-    share = top1(model, data.batches("held_out", batch_size=500, device=CPU))
-    assert share is not None
-    return share
+    return Classify().measured(model, data.batches("held_out", batch_size=500, device=CPU)).headline()
 
 
 def fine_tune(model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None = None) -> None:
     """Train `model` in place, with the training loop of this package."""
     channels = analyse(model, data.shape)
-    method = Method(Job(model, data.shape, channels, parse_rate(0.5), Classify(teacher=teacher)))
+    method = Method(Job(model, data.shape, channels, parse_rate(0.5), Classify(), guide=teacher))
     seed_all(recipe.seed)
     Training(method, data, recipe, CPU).run(Journal(None))
     model.load_state_dict(method.model.state_dict())

@@ -38,7 +38,7 @@ from compressor.onnx.latency import compare_latency
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import read_report
 from compressor.runs.quantize import LOOKED_AT
-from compressor.tasks.metrics import accuracy, fidelity
+from compressor.tasks.classify import Classify
 from compressor.training.recipe import Recipe
 
 ARCH = Path(__file__).parents[1] / "cifar/resnet.py"
@@ -150,10 +150,15 @@ def main() -> None:
 
     def row(name: str, part: Any) -> Row:
         ask, of_float = (onnx_predict(files[which], threads=1) for which in (name, "float32"))
-        found = accuracy(ask, data.batches(part, batch_size=250, device="cpu"))
-        close = fidelity(of_float, ask, data.batches(part, batch_size=250, device="cpu"), part)
-        told = {"top1": found.top1, "low": found.low, "high": found.high, "n": found.n}
-        answers = {"agreement": close.agreement, "mean_kl": close.mean_kl}
+        task = Classify()
+        hits, likeness = task.meter(), task.likeness()
+        for batch in data.batches(part, batch_size=250, device="cpu"):
+            outputs = task.answers(ask, batch)
+            task.score(hits, outputs, batch)
+            likeness.update(outputs, task.answers(of_float, batch), batch.indices)
+        found, (agreement, kl) = hits.compute()[0], likeness.compute(intervals=False)
+        told = {"top1": found.value, "low": found.low, "high": found.high, "n": found.n}
+        answers = {"agreement": agreement.value, "mean_kl": kl.value}
         return {"name": name, "size_bytes": files[name].stat().st_size, **told, **answers, "ms": times[name]}
 
     reports = {name: read_report(arguments.work / name) for name in CUTS}

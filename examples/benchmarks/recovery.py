@@ -48,7 +48,6 @@ from compressor.network.outputs import torch_predict
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
 from compressor.tasks.classify import Classify
-from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate, parse_target
 from compressor.training.method import Job
 
@@ -96,7 +95,7 @@ def repairs(model: nn.Module, cut: Verified, batches: list[Batch]) -> dict[str, 
 
 def top1(model: nn.Module, test: list[Batch]) -> float:
     """In percent."""
-    return round(100 * accuracy(torch_predict(model, DEVICE), test).top1, 2)
+    return round(100 * Classify().measure(torch_predict(model, DEVICE), test).headline(), 2)
 
 
 def recover(model: nn.Module, cut: Verified, data: Data, test: list[Batch], seeds: list[int], images: int) -> Found:

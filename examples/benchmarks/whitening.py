@@ -39,7 +39,6 @@ from compressor.network.unpack_attention import unpacked
 from compressor.recovery.recalibrate import recalibrate
 from compressor.runs.recover_accuracy import RECALIBRATION_IMAGES
 from compressor.tasks.classify import Classify
-from compressor.tasks.metrics import accuracy
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job
 
@@ -96,7 +95,7 @@ def error(original: nn.Module, chains: Mapping[str, nn.Module], batches: Iterabl
 
 
 def top1(model: nn.Module, test: Batches) -> float:
-    return round(100 * accuracy(torch_predict(model, CPU), test).top1, 2)
+    return round(100 * Classify().measure(torch_predict(model, CPU), test).headline(), 2)
 
 
 def rows(file: Path, data: Data, rates: list[float]) -> Iterator[dict[str, object]]:

@@ -212,7 +212,7 @@ def reload(small: nn.Module, cut: Cut, entry: Entry, progress: Progress) -> None
     """Write weights and plan, load them in a new process, and compare outputs."""
     folder = tempfile.mkdtemp()
     with progress.step("reload"), ProcessPoolExecutor(1, SPAWN) as fresh:
-        save_model(Path(folder), small, Plan(entry.arch, {}, entry.inputs, cut))
+        save_model(Path(folder), small, Plan(entry.arch, {}, entry.inputs, (cut,)))
         torch.testing.assert_close(fresh.submit(reloaded_answers, folder, entry).result(), answers(small, entry))
 
 

@@ -61,12 +61,12 @@ def main() -> None:
         print(row.epoch, held_out, f"{row.seconds:.0f} s", file=sys.stderr, flush=True)
     network = method.model.to(memory_format=torch.contiguous_format).cpu().eval()
     torch.save(network.state_dict(), args.out)
-    reached = accuracy(torch_predict(network, device), data.batches("test", batch_size=250, device=device))
+    reached = Classify().measure(torch_predict(network, device), data.batches("test", batch_size=250, device=device))
     print(
         json.dumps(
             {
                 "command": shlex.join(["python", *sys.argv]),
-                "top1": reached.top1,
+                "top1": reached.headline(),
                 "n": reached.n,
                 "seconds": round(time.perf_counter() - began),
             }

@@ -129,7 +129,7 @@ def test_without_images_there_is_a_table_of_costs_and_no_plot(tmp_path: Path) ->
     comparison = collect({"a-0.5-seed0": example.without_data()})
     write_comparison(comparison, tmp_path)
     assert not [*tmp_path.glob("*.svg")] and accuracy_and_cost(comparison) == []
-    assert notes(comparison)[-1] == "Accuracy was not measured: the runs had no --data."
+    assert notes(comparison)[-1] == "Scores were not measured: the runs had no --data."
     Page((tmp_path / "comparison.html").read_text(encoding="utf-8"))
 
 

@@ -118,7 +118,7 @@ def test_a_failed_check_shows_red() -> None:
 
 def test_without_data_the_page_says_so() -> None:
     text = Page(to_html(example.without_data())).text
-    assert "accuracy not measured (no data)" in text
+    assert "scores not measured (no data)" in text
     assert "without data" in text
     assert "Training" not in text
 

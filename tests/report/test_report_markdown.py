@@ -90,6 +90,6 @@ def test_the_users_text_is_shown_as_it_is() -> None:
 
 def test_nothing_measured_is_no_error() -> None:
     text = to_markdown(example.bare())
-    assert "accuracy not measured (no data)" in text
+    assert "scores not measured (no data)" in text
     assert "No checks were run." in text
     assert "### Stages" not in text

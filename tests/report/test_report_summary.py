@@ -52,7 +52,7 @@ def test_no_gain_is_said_plainly(median: float, words: str) -> None:
 
 def test_what_was_not_measured_is_said_plainly() -> None:
     after = replace(AFTER, scores=[], latency=[])
-    assert verdict(BEFORE, after, GOOD).endswith("accuracy not measured (no data), latency not measured, checks passed")
+    assert verdict(BEFORE, after, GOOD).endswith("scores not measured (no data), latency not measured, checks passed")
 
 
 def test_an_original_that_was_not_measured_is_no_zero() -> None:

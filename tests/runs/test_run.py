@@ -171,7 +171,7 @@ def test_a_limit_is_met_and_a_layer_kept(project: Path) -> None:
     assert report.compressed.params == 1800  # eleven of conv1's sixteen channels
     assert next(layer for layer in report.layers if layer.name == "stem.0").shape_after[0] == 8
     assert ("stem.0", "excluded by --keep stem.*") in [(row.name, row.reason) for row in report.frozen]
-    assert "report.html" in result.stdout and "accuracy not measured" in result.stdout
+    assert "report.html" in result.stdout and "scores not measured" in result.stdout
 
 
 def test_a_file_size_is_met_with_rounded_widths(project: Path) -> None:

@@ -104,7 +104,7 @@ class Teacher(Frozen):
         return bool(self.known.rows)
 
     def logits(self, batch: Batch) -> Tensor:
-        """[n, classes], computed once per image if images are the same in every epoch."""
+        """Its main output, of a classifier [n, classes], computed once per image if images are the same in every epoch."""
         (logits,) = self.known(batch)
         return logits  # type: ignore[no-any-return]
 
@@ -149,7 +149,7 @@ class Distillation(Method):
         return {name: self.weights[name] * term() for name, term in terms.items() if self.weights[name]}
 
     def labels(self, answer: Answer, batch: Batch) -> Tensor:
-        """The cross-entropy with the labels, including that of auxiliary classifiers."""
+        """The loss of the task: of a classifier the cross-entropy with the labels, including that of auxiliary classifiers."""
         return total(self.job.task.loss(answer.output, batch).values())
 
     def taught(self) -> Teacher:

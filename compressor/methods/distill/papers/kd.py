@@ -9,6 +9,9 @@ Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015, arX
 The weights 0.1 and 0.9 and T = 4 are customary for CIFAR-100 since Tian et al., ICLR 2020, arXiv 1910.10699. The second paper
 standardises each row of logits to mean 0 and standard deviation 1 before dividing it by T, so that the student need not match
 the scale of the teacher's logits; it uses T = 2 and a weight of 9.
+
+Beyond the papers, other networks than classifiers have the loss of their task in place of CE, and in place of the divergence
+what their task compares outputs by: the divergence of each pixel, or for images the mean squared error, which has no T.
 """
 
 from torch import Tensor

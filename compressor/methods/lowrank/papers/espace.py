@@ -10,7 +10,7 @@ arXiv 1504.08362. The impact of a position (y, x) of the output u of a layer is 
 
 The positions with the largest impact are computed, the same for all images and channels; every other position copies the
 nearest of them. Perforation rates are selected greedily: each step lowers the number of positions of the layer with the
-smallest (loss - loss with all positions) / (cost with all positions - cost). The loss is that of the labels, on training
+smallest (loss - loss with all positions) / (cost with all positions - cost). The loss is that of the task, on training
 images; the cost of a layer is its latency in ONNX Runtime if measured, else its multiply-adds.
 
 Everything else is an interpretation:

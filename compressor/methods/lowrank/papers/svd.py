@@ -11,9 +11,9 @@ Section 2.4: the ranks of all layers are selected jointly, so that the product o
 
 Beyond the paper, a layer can also be decomposed into k x 1 and 1 x k filters (Tai et al., ICLR 2016, arXiv 1511.06067), which
 is cheaper at the same rank, or by a reduction of its input channels. Each decomposition is tried in each layer alone, at half
-the cost of the layer, and the one that changes the output of the network least is used (KL divergence on training images,
-without labels). This divergence also weights the errors of the layers in the rank selection. Without images, the errors of the
-weights are used.
+the cost of the layer, and the one that changes the output of the network least is used (of a classifier, by KL divergence; on
+training images, without labels). This change also weights the errors of the layers in the rank selection. Without images, the
+errors of the weights are used.
 
 Unlike the paper: by default the weighted sum of the layer errors is minimised instead of maximising the product of the
 energies, and there is no asymmetric reconstruction. Instead, the last layer of each chain is re-estimated by least squares,

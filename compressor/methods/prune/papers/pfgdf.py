@@ -21,6 +21,7 @@ With `automatic=true` each layer has its own z, found by the accuracy on held-ou
 
 Interpretation: after the last layer the tolerance is doubled, and the search continues at the first layer, until the goal is
 met. The held-out images select the filters, so the held-out accuracy is biased upwards afterwards; the test accuracy is not.
+Other networks than classifiers have the headline score of their task in place of the accuracy.
 Unlike the paper: the network is not fine-tuned after each layer, but once at the end.
 """
 
@@ -41,10 +42,10 @@ class PFGDF(OneShot):
     """Prunes the filters whose L1 norm lies outside an interval around the mean of their layer, then fine-tunes.
 
     keep: filters to keep: centre (near the mean), tails (far from it) or upper (not far below it)
-    automatic: find the interval of each layer by the accuracy on held-out images, which are then required
-    tolerance: initial tolerance of the search: loss of held-out accuracy as a fraction, 0.01 is one percentage point
+    automatic: find the interval of each layer by the headline score on held-out images, which are then required
+    tolerance: initial tolerance of the search: loss of the held-out score, 0.01 is one point of a score in per cent
     step: step of the search for the interval, in standard deviations
-    images: number of held-out images to measure the accuracy on
+    images: number of held-out images to measure the score on
     """
 
     paper = "Xu et al., 2020 (arXiv 2006.12963)"
