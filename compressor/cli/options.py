@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json as json_
+import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,14 @@ Input = Annotated[
         help="Input shape without data, for example 3x224x224. Repeatable, for networks of several inputs. "
         "NAME=1x3x224x224 is a keyword argument, with the batch dimension. Token ids: NAME=1x16:int64.",
     ),
+]
+Constant = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Constant argument of forward, for example scale=2. Repeatable."),
+]
+InputRange = Annotated[
+    str | None,
+    typer.Option(metavar="LOW,HIGH", help="Range of input values, for checks without data: 0,1. Normal noise by default."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Output directory; runs/MODEL-METHOD by default.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing run.")]
@@ -160,6 +169,8 @@ READING: dict[str, Option] = {
     "arch": (Arch, None),
     "arch_arg": (ArchArg, None),
     "input_": (Input, None),
+    "input_range": (InputRange, None),
+    "constant": (Constant, None),
     "key": (Key, None),
     "ema": (Ema, False),
     "trust_pickle": (Trust, False),
@@ -296,7 +307,34 @@ class Asked:
         from compressor.runs.sources import Source
 
         arch, arch_arg, key, ema, trust = (self.options[name] for name in ("arch", "arch_arg", "key", "ema", "trust_pickle"))
-        return Source(model, arch, parse_arch_args(arch_arg or []), key, ema, trust)
+        return Source(
+            model,
+            arch,
+            parse_arch_args(arch_arg or []),
+            key,
+            ema,
+            trust,
+            constants=self.constants,
+            input_range=self.input_range,
+        )
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Of forward. Raises UsageError."""
+        from compressor.checkpoint import parse_arch_args
+        from compressor.network.constants import checked
+
+        return dict(checked(parse_arch_args(self.options["constant"] or [], "--constant", "scale=2")))
+
+    @property
+    def input_range(self) -> tuple[float, float] | None:
+        """Raises UsageError."""
+        if (text := self.options["input_range"]) is None:
+            return None
+        found = numbers("--input-range", text, "write LOW,HIGH, as in 0,1")
+        if len(found) != 2 or not (all(map(math.isfinite, found)) and found[0] < found[1]):
+            raise UsageError(f"--input-range {text!r} is not a range: write LOW,HIGH with LOW below HIGH, as in 0,1.")
+        return found[0], found[1]
 
     @property
     def images(self) -> Images:

@@ -29,7 +29,7 @@ from compressor.report import Epoch, Fidelity, Profile, Report, Target
 from compressor.report.summary import FASTER
 from compressor.runs import reporting
 from compressor.runs.journal import Journal
-from compressor.runs.run import ONNX_TOLERANCE, Order, Run, some_images
+from compressor.runs.run import ONNX_TOLERANCE, Order, Run
 from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
@@ -132,7 +132,7 @@ class Quantizing(Run):
     ) -> tuple[Differences, Fidelity | None]:
         """Both the float32 file and the quantized one are checked against PyTorch, each with its own tolerance."""
         assert isinstance(method, Unchanged)
-        images, seed = some_images(opened.data), self.recipe.seed
+        images, seed = opened.inputs.images, self.recipe.seed
         differences = check_onnx(small, before, opened.inputs, images=images, tolerance=ONNX_TOLERANCE)
         stages.written(small, opened.loaded.model, before, seed)
         ready = after.with_name("prepared.onnx")

@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.channels.verify import TOLERANCE
+from compressor.checkpoint import Loaded
 from compressor.checkpoint.plan import Plan, save_model
-from compressor.data import Data
 from compressor.errors import CompressError, DataError, OutputError, UsageError, first_line
 from compressor.methods.catalogue import Entry, blaming
 from compressor.network.cost import count_macs, count_params
@@ -62,7 +62,6 @@ from compressor.training.recipe import Recipe
 from compressor.training.train import Precision, Training
 
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime against torch, both in float32
-CHECKED_IMAGES = 16  # test images on which the ONNX file is compared with the network, besides random ones
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class Run(ABC):
 
     def _plan(self, opened: Opened) -> Plan:
         """How the network to compress is built, and what was done to it before."""
-        return opened.loaded.plan or Plan(opened.loaded.arch, opened.loaded.arch_args, opened.inputs)
+        return with_range(opened.loaded, opened.inputs)
 
     def _identity(self, opened: Opened) -> str | None:
         """The hash that identifies the networks of this run; None if they come from no file."""
@@ -166,7 +165,7 @@ class Run(ABC):
         Returns the differences of `check_onnx`, and the agreement with the original. Raises Infeasible or VerificationFailed.
         """
         export_onnx(small, opened.inputs, after)
-        differences = check_onnx(small, after, opened.inputs, images=some_images(opened.data), tolerance=ONNX_TOLERANCE)
+        differences = check_onnx(small, after, opened.inputs, images=opened.inputs.images, tolerance=ONNX_TOLERANCE)
         return differences, stages.written(small, opened.loaded.model, after, self.recipe.seed)
 
     @property
@@ -410,6 +409,13 @@ class Run(ABC):
         return opened
 
 
+def with_range(loaded: Loaded, inputs: Inputs) -> Plan:
+    """The plan of a network, with the range of the values of its inputs."""
+    plan = loaded.plan or Plan(loaded.arch, loaded.arch_args, inputs)
+    own = inputs if plan.inputs is None else Inputs.of(plan.inputs)
+    return replace(plan, inputs=replace(own, range=inputs.range, images=None))
+
+
 def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None = None) -> None:
     """Raise UsageError when a method lacks the images or epochs that it needs. `instead` names a method that needs none."""
     if entry.trains and (epochs == 0 or spec is None):
@@ -438,13 +444,6 @@ def _told(lost: Mapping[str, str]) -> list[str]:
 
 def _cost(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
     return count_macs(model, inputs), count_params(model)
-
-
-def some_images(data: Data | None) -> Tensor | None:
-    """Test images [n, channels, height, width] on the CPU."""
-    if data is None:
-        return None
-    return next(iter(data.batches("test", batch_size=CHECKED_IMAGES, device="cpu", limit=CHECKED_IMAGES))).images
 
 
 def _in_one(setting: Setting) -> str | float | int | bool | None:

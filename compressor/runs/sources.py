@@ -9,16 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.checkpoint import Loaded, from_code, load_model
 from compressor.data import Data, check_classes, open_data
 from compressor.errors import UsageError, first_line, printable
+from compressor.network.constants import bind
 from compressor.network.inputs import Inputs
 from compressor.network.outputs import logits_of
 from compressor.runs.settings import Setting
 
 USUAL = 224  # pixels, if no size is given
+CHECKED_IMAGES = 16  # on which networks are compared
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Source:
     ema: bool = False
     trust_pickle: bool = False
     code: bool = False  # whether `model` is the code that builds it, not a file
+    constants: Mapping[str, object] = field(default_factory=dict)  # of its forward
+    input_range: tuple[float, float] | None = None  # of the values of its inputs, for random samples
 
     @property
     def is_named(self) -> bool:
@@ -47,9 +51,17 @@ class Source:
             "arch_arg": [f"{name}={value!r}" for name, value in self.arch_args.items()] or None,
             "key": self.key,
             "ema": self.ema or None,
+            "constant": [f"{name}={value}" for name, value in self.constants.items()] or None,
+            "input_range": None if self.input_range is None else ",".join(f"{limit:g}" for limit in self.input_range),
         }
 
     def load(self) -> Loaded:
+        """The network with its constants. Raises a CompressError."""
+        loaded = self._load()
+        bind(loaded.model, self.constants)
+        return loaded
+
+    def _load(self) -> Loaded:
         if self.code:
             return from_code(self.model, self.arch_args)
         return load_model(
@@ -110,13 +122,25 @@ def open_both(source: Source, images: Images, asked: Inputs | None, seed: int = 
     loaded = source.load()
     data = images.open(_channels(loaded.model), seed)
     notes = [printable(note) for note in (*loaded.notes, *(data.notes if data is not None else []))]
+    span = next(
+        (span for span in (source.input_range, *(known.range for known in (asked, loaded.inputs) if known)) if span), None
+    )
     if data is not None:
-        return Opened(loaded, data, _for_images(data, asked, loaded), notes)
-    inputs = asked or loaded.inputs
-    if inputs is None:
-        inputs = Inputs.of((_channels(loaded.model) or 3, USUAL, USUAL))
+        inputs = _for_images(data, asked, loaded)
+        return Opened(loaded, data, replace(inputs, range=span, images=some_images(data)), notes)
+    known = asked or loaded.inputs
+    inputs = known or Inputs.of((_channels(loaded.model) or 3, USUAL, USUAL))
+    if known is None:
         notes.append(f"images are assumed to be {inputs}: give --input or --data if they are not")
-    return Opened(loaded, None, inputs, notes)
+    return Opened(loaded, None, replace(inputs, range=span), notes)
+
+
+def some_images(data: Data) -> Tensor:
+    """Images for the checks, [n, channels, height, width] on the CPU: held-out ones, or training images if none are."""
+    held_out = bool(data.counts.get("held_out"))
+    return next(
+        iter(data.batches("held_out" if held_out else "train", batch_size=CHECKED_IMAGES, device="cpu", limit=CHECKED_IMAGES))
+    ).images
 
 
 def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:
