@@ -22,6 +22,7 @@ from compressor.training import distributed
 
 if TYPE_CHECKING:
     from compressor.network.inputs import Inputs
+    from compressor.onnx.form import WishedForm
     from compressor.report import Comparison, Report
     from compressor.runs.run import Order, Run
     from compressor.runs.sources import Images, Source
@@ -72,6 +73,17 @@ Out = Annotated[Path | None, typer.Option(help="Output directory; runs/MODEL-MET
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 Onnx = Annotated[bool, typer.Option(help="Export to ONNX, beside the network for PyTorch.")]
+Dynamic = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIDES",
+        help="Open sides of images in the ONNX file: height,width, or none. By default both, where the output is a map.",
+    ),
+]
+OnnxBatch = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Fixed batch size of the ONNX file; any by default, or 1 where that is not possible."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout, and everything else to stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
@@ -212,8 +224,9 @@ PLACE: dict[str, Option] = {
     "resume": (Resume, False),
     **OUTPUT,
 }
-RUN: dict[str, Option] = PLACE | {"dry_run": (DryRun, False)}
 ONNX: dict[str, Option] = {"onnx": (Onnx, True)}
+RUN: dict[str, Option] = PLACE | {"dry_run": (DryRun, False)}
+FORM: dict[str, Option] = {"dynamic": (Dynamic, None), "onnx_batch": (OnnxBatch, None)}
 
 
 def methods_of(family: str) -> Callable[[str], list[tuple[str, str]]]:
@@ -357,6 +370,13 @@ class Asked:
         return Inputs(tuple(map(Input.parse, texts)))
 
     @property
+    def form(self) -> WishedForm:
+        """Of the ONNX files. Raises UsageError."""
+        from compressor.onnx.form import WishedForm
+
+        return WishedForm.parse(self.options["dynamic"], self.options["onnx_batch"])
+
+    @property
     def console(self) -> Console | None:
         """Where a command prints its progress: nowhere if quiet, or standard error when standard output is for JSON."""
         return None if self.options["quiet"] or not distributed.speaks() else Console(stderr=self.options["json"])
@@ -406,6 +426,7 @@ class Asked:
             force=self.options["force"],
             resume=self.options.get("resume", False),
             onnx=self.options.get("onnx", True),
+            form=self.form,
         )
 
     def show(self, run: Run) -> None:

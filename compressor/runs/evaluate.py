@@ -16,13 +16,13 @@ from compressor.errors import Infeasible, UsageError, VerificationFailed, printa
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import WHOLE, Input, Inputs
 from compressor.network.outputs import Predict, torch_predict
-from compressor.onnx.export import export_onnx
+from compressor.onnx.export import export_verified
 from compressor.onnx.latency import latency
 from compressor.onnx.runtime import onnx_predict, open_session
 from compressor.report import Accuracy, Latency, formatting
+from compressor.runs.evaluation_batch import evaluation_batch
 from compressor.runs.reporting import described
 from compressor.runs.sources import Images, Source, device_errors, open_both, pick_device
-from compressor.runs.stages import EVALUATION_BATCH
 from compressor.tasks import metrics
 
 
@@ -54,12 +54,13 @@ def evaluate(
         return _evaluate_onnx(path, images, asked)
     opened = open_both(source, images, asked)
     model, inputs, data = opened.loaded.model, opened.inputs, opened.data
+    notes = opened.notes
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         macs, failure = count_macs(model, inputs), None
         try:
             if as_onnx:
-                export_onnx(model, inputs, file)
+                notes = [*notes, *export_verified(model, inputs, file).notes]
                 described(opened, file)
         except (Infeasible, VerificationFailed) as error:
             failure = " ".join(str(error).split())
@@ -75,7 +76,7 @@ def evaluate(
             onnx=_accuracy(onnx_predict(file), data, torch.device("cpu")) if exported else None,
             torch=on_device,
             latency=latency(file, inputs, seconds=2.0) if exported else [],
-            notes=opened.notes,
+            notes=notes,
             onnx_failure=failure,
         )
 
@@ -118,5 +119,7 @@ def _accuracy(predict: Predict, data: Data | None, device: torch.device) -> Accu
     """On the test images. Raises DataError when the network does not predict the number of classes of `data`."""
     if data is None:
         return None
-    check_classes(data, predict(torch.zeros(1, *data.shape)).shape[-1])
-    return metrics.accuracy(predict, data.batches("test", batch_size=EVALUATION_BATCH, device=device))
+    answer = predict(torch.zeros(1, *data.shape))
+    check_classes(data, answer.shape[-1])
+    size = evaluation_batch(math.prod(data.shape), answer.numel())
+    return metrics.accuracy(predict, data.batches("test", batch_size=size, device=device))

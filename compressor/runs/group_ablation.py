@@ -16,9 +16,9 @@ from compressor.errors import DataError, UsageError
 from compressor.methods.widths import Scores
 from compressor.network.inputs import Inputs
 from compressor.network.outputs import logits_of
+from compressor.runs.evaluation_batch import batch_for
 from compressor.runs.sensitivity_table import Row
 from compressor.runs.sources import Opened
-from compressor.runs.stages import EVALUATION_BATCH
 from compressor.tasks import metrics
 
 HELD_OUT_IMAGES, RANDOM_INPUTS = 2000, 64
@@ -50,7 +50,8 @@ class Sample:
             raise DataError(
                 f"{data.spec} has no held-out images, and test images must not be used: have it return held-out images."
             )
-        read = list(data.batches("held_out", batch_size=EVALUATION_BATCH, device=device, limit=count or HELD_OUT_IMAGES))
+        size = batch_for(opened.loaded.model.to(device), opened.inputs)
+        read = list(data.batches("held_out", batch_size=size, device=device, limit=count or HELD_OUT_IMAGES))
         return Sample([[batch.images] for batch in read], torch.cat([batch.targets for batch in read]).cpu(), "held-out images")
 
     @property

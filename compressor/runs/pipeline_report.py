@@ -32,11 +32,12 @@ from compressor.report import (
     write_reports,
 )
 from compressor.runs import reporting
+from compressor.runs.evaluation_batch import batch_for
 from compressor.runs.journal import Journal
 from compressor.runs.run import Run, export_original
 from compressor.runs.run_directory import NETWORK, RunDirectory
 from compressor.runs.sources import Opened, open_both
-from compressor.runs.stages import EVALUATION_BATCH, in_torch, on_random_images
+from compressor.runs.stages import in_torch, on_random_images
 from compressor.tasks import metrics
 
 
@@ -71,7 +72,7 @@ def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
             opened = open_both(first.source, first.images, first.inputs, first.recipe.seed)
             with suppress(Infeasible, VerificationFailed):  # the reports of the steps tell the reason
                 if any(part.file.exists() for part in parts):
-                    export_original(opened, place)
+                    export_original(opened, place, first.order.form)
             report = _report(parts, first, opened, place.original)
             for name in NETWORK:
                 if (file := parts[-1].place / name).exists():
@@ -194,5 +195,6 @@ def _fidelity(file: Path, opened: Opened, seed: int) -> Fidelity | None:
     before, after = in_torch(opened.loaded.model, opened.inputs), onnx_predict(file)
     if opened.data is None:
         return on_random_images(before, after, opened.inputs, seed)
-    images = opened.data.batches("test", batch_size=EVALUATION_BATCH, device="cpu")
+    size = batch_for(opened.loaded.model, opened.inputs)
+    images = opened.data.batches("test", batch_size=size, device="cpu")
     return metrics.fidelity(before, after, images, "test images")

@@ -16,7 +16,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from compressor.errors import CompressError, DataError, OutputError, UsageError,
 from compressor.methods.catalogue import Entry, blaming
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import Inputs
-from compressor.onnx.export import Differences, check_onnx, export_onnx
+from compressor.onnx.export import Differences, Exported, export_verified
+from compressor.onnx.form import WishedForm
 from compressor.onnx.latency import compare_latency
 from compressor.report import (
     Epoch,
@@ -79,6 +80,7 @@ class Order:
     resume: bool = False  # continue an interrupted run
     command: str | None = None  # the command line for the report; None: that of this process
     onnx: bool = True  # whether to write model.onnx
+    form: WishedForm = field(default_factory=WishedForm)  # of the ONNX files
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Run(ABC):
         self.out, self.device_name, self.console = order.out, order.device, order.console
         self.force, self.resume = order.force, order.resume
         self.command = order.command or shlex.join(["compress", *sys.argv[1:]])
+        self.exported: dict[str, Exported] = {}  # ONNX file -> its form
         self.lost: dict[str, str] = {}  # ONNX file that could not be written -> why
         self._check()
         if self.counts_bytes and not order.onnx:
@@ -164,9 +167,9 @@ class Run(ABC):
 
         Returns the differences of `check_onnx`, and the agreement with the original. Raises Infeasible or VerificationFailed.
         """
-        export_onnx(small, opened.inputs, after)
-        differences = check_onnx(small, after, opened.inputs, images=opened.inputs.images, tolerance=ONNX_TOLERANCE)
-        return differences, stages.written(small, opened.loaded.model, after, self.recipe.seed)
+        exported = export_verified(small, opened.inputs, after, self.order.form, tolerance=ONNX_TOLERANCE)
+        self.exported[after.name] = exported
+        return exported.differences, stages.written(small, opened.loaded.model, after, self.recipe.seed)
 
     @property
     def counts_bytes(self) -> bool:
@@ -189,6 +192,8 @@ class Run(ABC):
             **self.images.settings,
             "input": None if self.inputs is None else [str(entry) for entry in self.inputs.each],
             "onnx": None if self.order.onnx else False,
+            "dynamic": str(self.order.form) or None,
+            "onnx_batch": self.order.form.batch,
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
         }
 
@@ -249,7 +254,7 @@ class Run(ABC):
             place = RunDirectory(Path(folder), "")
             place.new.mkdir(parents=True)
             if self.counts_bytes:
-                export_original(opened, place)
+                export_original(opened, place, self.order.form)
             yield place
 
     def _make(self, place: RunDirectory, journal: Journal) -> None:
@@ -261,7 +266,8 @@ class Run(ABC):
         model, inputs = opened.loaded.model, opened.inputs
         with self._losing("original.onnx", journal):
             if self.order.onnx:
-                export_original(opened, place)
+                exported = export_original(opened, place, self.order.form, checked=self.rewrites)
+                self.exported[place.original.name] = exported
         distributed.agreed(model.state_dict())  # random weights differ between processes
         method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, device, journal, place.stages, self._identity(opened))
@@ -375,7 +381,7 @@ class Run(ABC):
             frozen=reporting.frozen(made),
             fidelity=fidelity,
             verification=verification,
-            warnings=[*opened.notes, *_told(self.lost), *reporting.warnings(made, target, change)],
+            warnings=[*opened.notes, *_told(self.lost), *self._narrower, *reporting.warnings(made, target, change)],
             versions=reporting.versions(),
             device=reporting.device_name(stages.device),
             command=self.command,
@@ -386,6 +392,11 @@ class Run(ABC):
             preprocessing=how,
             onnx_failure=self.lost.get(after.name),
         )
+
+    @property
+    def _narrower(self) -> list[str]:
+        """What the ONNX file does not allow."""
+        return self.exported["model.onnx"].notes if "model.onnx" in self.exported else []
 
     def _begin(self, journal: Journal) -> Opened:
         """The model and its images, checked to fit."""
@@ -430,10 +441,12 @@ def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None
         raise UsageError(f"--epochs {epochs} needs images to train on: give --data, or --epochs 0.")
 
 
-def export_original(opened: Opened, place: RunDirectory) -> None:
+def export_original(opened: Opened, place: RunDirectory, wish: WishedForm, *, checked: bool = False) -> Exported:
     """Write `place.original`, with the metadata of the compressed network's file, so that their sizes are comparable."""
-    export_onnx(opened.loaded.model, opened.inputs, place.original)
+    model, inputs = opened.loaded.model, opened.inputs
+    exported = export_verified(model, inputs, place.original, wish, checked=checked, tolerance=ONNX_TOLERANCE)
     reporting.described(opened, place.original)
+    return exported
 
 
 def _told(lost: Mapping[str, str]) -> list[str]:

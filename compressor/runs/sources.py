@@ -122,9 +122,8 @@ def open_both(source: Source, images: Images, asked: Inputs | None, seed: int = 
     loaded = source.load()
     data = images.open(_channels(loaded.model), seed)
     notes = [printable(note) for note in (*loaded.notes, *(data.notes if data is not None else []))]
-    span = next(
-        (span for span in (source.input_range, *(known.range for known in (asked, loaded.inputs) if known)) if span), None
-    )
+    spans = [source.input_range, *(known.range for known in (asked, loaded.inputs) if known is not None)]
+    span = next((span for span in spans if span is not None), None)
     if data is not None:
         inputs = _for_images(data, asked, loaded)
         return Opened(loaded, data, replace(inputs, range=span, images=some_images(data)), notes)

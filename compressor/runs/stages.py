@@ -24,10 +24,9 @@ from compressor.network.outputs import Predict, logits_of, torch_predict
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import Accuracy, Fidelity, Stage, formatting
 from compressor.report.read import stage_from
+from compressor.runs.evaluation_batch import MOST, batch_for
 from compressor.runs.journal import Journal
 from compressor.tasks import metrics
-
-EVALUATION_BATCH = 250
 
 
 class Stages:
@@ -47,6 +46,7 @@ class Stages:
     ) -> None:
         self.inputs, self.data, self.device = Inputs.of(inputs), data, device
         self.journal, self.file, self.identity = journal, file, identity
+        self.batch = MOST  # images that are evaluated at a time
         self.rows: list[Stage] = []
         self._known = self._read()
         self._original: list[Tensor] = []  # the original's logits for each batch of test images
@@ -57,6 +57,7 @@ class Stages:
         if self.data is None:
             self._add("original", model, None)
             return
+        self.batch = batch_for(model, self.inputs)
         predict = _remembering(torch_predict(model, self.device), self._original)
         self._add("original", model, metrics.accuracy(predict, self.test()))
 
@@ -78,7 +79,7 @@ class Stages:
         not one row per image.
         """
         if self.data is None:
-            ask = in_torch(model, self.inputs) if after is None else onnx_predict(after)
+            ask = in_torch(model, self.inputs) if after is None else onnx_predict(after, names=self.inputs.names)
             self._add(name, model, None)
             return on_random_images(in_torch(original, self.inputs), ask, self.inputs, seed)
         ask, answers = torch_predict(model, self.device) if after is None else onnx_predict(after), list[Tensor]()
@@ -89,7 +90,7 @@ class Stages:
     def test(self) -> Batches:
         """All test images, in order."""
         assert self.data is not None
-        return self.data.batches("test", batch_size=EVALUATION_BATCH, device=self.device)
+        return self.data.batches("test", batch_size=self.batch, device=self.device)
 
     def _add(self, name: str, model: nn.Module, accuracy: Accuracy | None, note: str = "") -> None:
         macs, params = count_macs(model, self.inputs), count_params(model)
