@@ -32,7 +32,7 @@ FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:NAME or package.module:NAM
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
-def parse_arch_args(pairs: Sequence[str]) -> dict[str, object]:
+def parse_arch_args(pairs: Sequence[str], option: str = "--arch-arg", example: str = "num_classes=10") -> dict[str, object]:
     """`["num_classes=10", "bias=false"]` -> `{"num_classes": 10, "bias": False}`.
 
     A value is a number, true, false, null, a Python literal, or else a string. Raises UsageError for anything but `name=value`.
@@ -41,7 +41,7 @@ def parse_arch_args(pairs: Sequence[str]) -> dict[str, object]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip().isidentifier():
-            raise UsageError(f"--arch-arg {pair!r} is not of the form name=value; write for example --arch-arg num_classes=10.")
+            raise UsageError(f"{option} {pair!r} is not of the form name=value; write for example {option} {example}.")
         args[name.strip()] = _value(text.strip())
     return args
 

@@ -6,6 +6,8 @@
     arch        the code that builds the original network, and `arch_args` for it
     input_shape [channels, height, width] of one image; other inputs are a list of {name, shape, dtype}
     preprocessing  of images (size, crop, mode, mean, std, classes), if known
+    input_range [low, high] of the values of random inputs, if it was given
+    constants   of `forward`, by name, if there are any
     steps       the changes to the original, in order. Either channels were pruned:
         counts      module -> its attributes that count channels, after pruning (`in_channels`, `num_features`, ...)
         scatter     module -> {kept, width, dim}: a narrow output is scattered into a zero tensor at the indices `kept`
@@ -41,6 +43,7 @@ from compressor.checkpoint.file_formats import in_one_line
 from compressor.checkpoint.fit_weights import ORDINARY
 from compressor.errors import ArchitectureError, CheckpointError, printable
 from compressor.files import read_text, write_text, write_whole
+from compressor.network.constants import Constant, bind, checked, constants_of
 from compressor.network.cost import count_macs
 from compressor.network.inputs import AnyInputs, Input, Inputs
 from compressor.network.replacements import Chains, make, replaced
@@ -84,6 +87,7 @@ class Plan:
     inputs: AnyInputs | None = None
     steps: tuple[Step, ...] = ()
     preprocessing: Mapping[str, Any] | None = None  # of images, if known: see PREPROCESSING
+    constants: Mapping[str, Constant] = field(default_factory=dict)  # of `forward`
 
     def then(self, step: Step) -> Plan:
         """This plan with another step appended, unless that is empty."""
@@ -112,6 +116,8 @@ def to_json(plan: Plan) -> str:
             "arch_args": plan.arch_args,
             "input_shape": None if plan.inputs is None else _written(Inputs.of(plan.inputs)),
             **({} if plan.preprocessing is None else {"preprocessing": dict(plan.preprocessing)}),
+            **({} if plan.inputs is None or (span := Inputs.of(plan.inputs).range) is None else {"input_range": span}),
+            **({"constants": dict(plan.constants)} if plan.constants else {}),
             "steps": [written(step) for step in plan.steps],
             "indices": {name: places for places, name in indices.items()},
         },
@@ -145,15 +151,16 @@ def from_json(text: str, where: str) -> Plan:
     try:
         indices = {str(name): _places(places) for name, places in data["indices"].items()}
         steps = tuple(_step(step, indices) for step in data["steps"])
-        inputs = None if data["input_shape"] is None else _inputs(data["input_shape"])
+        inputs = None if data["input_shape"] is None else _inputs(data["input_shape"], data.get("input_range"))
         arch, arch_args = str(data["arch"]), dict(data["arch_args"])
         preprocessing = _preprocessing(data.get("preprocessing"))
+        constants = checked(dict(data.get("constants", {})))
         _check_chains(step for step in steps if isinstance(step, Chains))
     except Exception as error:  # untrusted file: on any error, it is not a valid plan
         raise wrong(in_one_line(error)) from None
     if not arch.isprintable():
         raise wrong(f"{arch[:40]!r} is not a valid architecture name")
-    return Plan(arch, arch_args, inputs, steps, preprocessing)
+    return Plan(arch, arch_args, inputs, steps, preprocessing, constants)
 
 
 def _step(data: dict[str, Any], indices: Mapping[str, list[int]]) -> Step:
@@ -223,12 +230,12 @@ def _numbers(values: Any) -> list[float]:
 def _written(inputs: Inputs) -> list[Any]:
     """A single image as its three sizes, as in earlier plans; other inputs with names and types."""
     first = inputs.each[0]
-    if inputs == Inputs.of(first.shape) and len(first.shape) == 3:
+    if inputs.each == Inputs.of(first.shape).each and len(first.shape) == 3:
         return list(first.shape)
     return [asdict(entry) for entry in inputs.each]
 
 
-def _inputs(values: list[Any]) -> Inputs:
+def _inputs(values: list[Any], span: Any) -> Inputs:
     if all(isinstance(entry, dict) for entry in values):
         inputs = Inputs(tuple(Input(tuple(entry["shape"]), entry["name"], entry["dtype"]) for entry in values))
     else:
@@ -236,7 +243,10 @@ def _inputs(values: list[Any]) -> Inputs:
         inputs = Inputs.of((channels, height, width))
     if inputs.numbers > LARGEST_INPUT:
         raise ValueError(f"its inputs have more than {LARGEST_INPUT:,} values")
-    return inputs
+    if span is None:
+        return inputs
+    low, high = _numbers(span)
+    return replace(inputs, range=(low, high))
 
 
 def _counts(changed: dict[str, Any]) -> dict[str, Count]:
@@ -254,7 +264,9 @@ def _spread(row: dict[str, Any]) -> Spread:
 
 
 def save_model(directory: Path, model: nn.Module, plan: Plan) -> None:
-    """Write `model.safetensors` and `plan.json`. A shared tensor is written once, under its first name."""
+    """Write `model.safetensors` and `plan.json`, with the constants of `model`. A shared tensor is written once, under its
+    first name.
+    """
     first: dict[int, str] = {}
     weights: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -262,12 +274,13 @@ def save_model(directory: Path, model: nn.Module, plan: Plan) -> None:
             weights[name] = tensor.detach().cpu().contiguous()
     packed = save(weights, metadata={"format": "pt"})
     write_whole(directory / "model.safetensors", lambda path: path.write_bytes(packed))
-    write_text(directory / "plan.json", to_json(plan))
+    write_text(directory / "plan.json", to_json(replace(plan, constants=constants_of(model))))
 
 
 def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
     """Turn the original network (its weights do not matter) into the compressed one, in place. Raises CheckpointError."""
     try:
+        bind(model, plan.constants)
         for step in plan.steps:
             _take(step, model)
         tensors: dict[str, Tensor] = {

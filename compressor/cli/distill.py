@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from compressor.errors import UsageError
 LESSON, MADE = "Teacher and student", "A student pruned from the teacher"
 
 
-@options.command(options.DATA, options.RECIPE, options.SEED, options.READING, options.ONNX, options.RUN)
+@options.command(options.DATA, options.RECIPE, options.SEED, options.READING, options.ONNX, options.FORM, options.RUN)
 def distill(
     context: typer.Context,
     teacher_: Annotated[
@@ -108,8 +109,10 @@ def distill(
     from compressor.runs.distill import Distilling, Wish, first_network, parse_goal, student_source
     from compressor.training.recipe import Recipe
 
-    given = student_source(student, student_arch, parse_arch_args(student_arch_arg or []), trust_pickle)
     asked = options.Asked(context)
+    given = student_source(student, student_arch, parse_arch_args(student_arch_arg or []), trust_pickle)
+    if given is not None and teacher_ is None:
+        given = replace(given, constants=asked.constants, input_range=asked.input_range)
     first = first_network(None if teacher_ is None else asked.source(teacher_), given)
     recipe = asked.recipe(Recipe.mutual if teacher_ is None else Recipe.taught)
     chosen, teachers = tuple(taps or ()), tuple(teacher_taps or ())

@@ -11,7 +11,7 @@ from compressor.cli import options
 from compressor.errors import OutputError
 
 
-@options.command(options.READING)
+@options.command(options.READING, options.FORM)
 def export(
     context: typer.Context,
     model: options.Model,
@@ -26,7 +26,7 @@ def export(
     from compressor.runs.export import export_checked
 
     asked = options.Asked(context)
-    made = export_checked(asked.source(model), asked.inputs, out)
+    made = export_checked(asked.source(model), asked.inputs, out, asked.form)
     if quiet:
         return
     print(f"{out}: {made.arch}, {formatting.inputs(made.inputs)}, {formatting.size(out.stat().st_size)}")
@@ -35,3 +35,4 @@ def export(
     if made.differences:
         worst = max(made.differences.values())
         print(f"ONNX Runtime matches PyTorch at batch {', '.join(made.differences)} (largest difference {worst:.1e})")
+        print(f"The file takes {made.form}.")

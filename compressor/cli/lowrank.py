@@ -11,7 +11,9 @@ from compressor.cli import options
 FACTOR = "What to factor"
 
 
-@options.command(options.DATA, options.RECIPE, options.TAUGHT, options.SEED, options.READING, options.ONNX, options.RUN)
+@options.command(
+    options.DATA, options.RECIPE, options.TAUGHT, options.SEED, options.READING, options.ONNX, options.FORM, options.RUN
+)
 def lowrank(
     context: typer.Context,
     model: options.Model,

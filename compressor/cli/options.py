@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import json as json_
+import math
 import re
 import sys
 import traceback
@@ -23,6 +24,7 @@ from compressor.training import distributed
 
 if TYPE_CHECKING:
     from compressor.network.inputs import Inputs
+    from compressor.onnx.form import WishedForm
     from compressor.report import Comparison, Report
     from compressor.runs.run import Order, Run
     from compressor.runs.sources import Images, Source
@@ -88,10 +90,29 @@ Input = Annotated[
         "NAME=1x3x224x224 is a keyword argument, with the batch dimension. Token ids: NAME=1x16:int64.",
     ),
 ]
+Constant = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Constant argument of forward, for example scale=2. Repeatable."),
+]
+InputRange = Annotated[
+    str | None,
+    typer.Option(metavar="LOW,HIGH", help="Range of input values, for checks without data: 0,1. Normal noise by default."),
+]
 Out = Annotated[Path | None, typer.Option(help="Output directory; runs/MODEL-METHOD by default.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 Onnx = Annotated[bool, typer.Option(help="Export to ONNX, beside the network for PyTorch.")]
+Dynamic = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIDES",
+        help="Open sides of images in the ONNX file: height,width, or none. By default both, where the output is a map.",
+    ),
+]
+OnnxBatch = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Fixed batch size of the ONNX file; any by default, or 1 where that is not possible."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout, and everything else to stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
@@ -189,6 +210,8 @@ READING: dict[str, Option] = {
     "arch": (Arch, None),
     "arch_arg": (ArchArg, None),
     "input_": (Input, None),
+    "input_range": (InputRange, None),
+    "constant": (Constant, None),
     "key": (Key, None),
     "ema": (Ema, False),
     "trust_pickle": (Trust, False),
@@ -236,8 +259,9 @@ PLACE: dict[str, Option] = {
     "resume": (Resume, False),
     **OUTPUT,
 }
-RUN: dict[str, Option] = PLACE | {"dry_run": (DryRun, False)}
 ONNX: dict[str, Option] = {"onnx": (Onnx, True)}
+RUN: dict[str, Option] = PLACE | {"dry_run": (DryRun, False)}
+FORM: dict[str, Option] = {"dynamic": (Dynamic, None), "onnx_batch": (OnnxBatch, None)}
 
 
 def methods_of(family: str) -> Callable[[str], list[tuple[str, str]]]:
@@ -351,7 +375,34 @@ class Asked:
         from compressor.runs.sources import Source
 
         arch, arch_arg, key, ema, trust = (self.options[name] for name in ("arch", "arch_arg", "key", "ema", "trust_pickle"))
-        return Source(model, arch, parse_arch_args(arch_arg or []), key, ema, trust)
+        return Source(
+            model,
+            arch,
+            parse_arch_args(arch_arg or []),
+            key,
+            ema,
+            trust,
+            constants=self.constants,
+            input_range=self.input_range,
+        )
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Of forward. Raises UsageError."""
+        from compressor.checkpoint import parse_arch_args
+        from compressor.network.constants import checked
+
+        return dict(checked(parse_arch_args(self.options["constant"] or [], "--constant", "scale=2")))
+
+    @property
+    def input_range(self) -> tuple[float, float] | None:
+        """Raises UsageError."""
+        if (text := self.options["input_range"]) is None:
+            return None
+        found = numbers("--input-range", text, "write LOW,HIGH, as in 0,1")
+        if len(found) != 2 or not (all(map(math.isfinite, found)) and found[0] < found[1]):
+            raise UsageError(f"--input-range {text!r} is not a range: write LOW,HIGH with LOW below HIGH, as in 0,1.")
+        return found[0], found[1]
 
     @property
     def images(self) -> Images:
@@ -384,6 +435,13 @@ class Asked:
         from compressor.network.inputs import Input, Inputs
 
         return Inputs(tuple(map(Input.parse, texts)))
+
+    @property
+    def form(self) -> WishedForm:
+        """Of the ONNX files. Raises UsageError."""
+        from compressor.onnx.form import WishedForm
+
+        return WishedForm.parse(self.options["dynamic"], self.options["onnx_batch"])
 
     @property
     def console(self) -> Console | None:
@@ -438,6 +496,7 @@ class Asked:
             force=self.options["force"],
             resume=self.options.get("resume", False),
             onnx=self.options.get("onnx", True),
+            form=self.form,
         )
 
     def show(self, run: Run) -> None:

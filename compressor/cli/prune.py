@@ -13,7 +13,9 @@ from compressor.errors import UsageError
 CUT = "What to cut"
 
 
-@options.command(options.DATA, options.RECIPE, options.TAUGHT, options.SEED, options.READING, options.ONNX, options.RUN)
+@options.command(
+    options.DATA, options.RECIPE, options.TAUGHT, options.SEED, options.READING, options.ONNX, options.FORM, options.RUN
+)
 def prune(
     context: typer.Context,
     model: options.Model,

@@ -12,13 +12,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import UsageError
+
+Range = tuple[float, float]
 
 WHOLE = ("int64", "int32", "bool")  # types of integer inputs: token ids, positions, masks
 _WRITTEN = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(?:[xX]\d+)*)(?::(?P<dtype>\w+))?")
@@ -61,17 +63,20 @@ class Input:
             )
         return Input(sizes, found["name"], found["dtype"])
 
-    def random(self, n: int, generator: torch.Generator, like: Tensor, unit: bool = False) -> Tensor:
+    def random(self, n: int, generator: torch.Generator, like: Tensor, span: Range | None = None) -> Tensor:
         """[n, *shape] of normal noise, of the type and device of `like`. Integers are 0 or 1, valid for any vocabulary or mask.
 
-        With `unit` the noise is uniform from 0 to 1, like pixels. The values are the same on every device, except on `meta`,
-        which has none.
+        With `span` the noise is uniform between its limits. The values are the same on every device, except on `meta`, which
+        has none.
         """
         dtype = like.dtype if self.dtype is None else getattr(torch, self.dtype)
         if like.is_meta:  # sampling there would import torch's compiler, which takes seconds
             return torch.empty(n, *self.shape, dtype=dtype, device="meta")
         if self.dtype is None:
-            return (torch.rand if unit else torch.randn)(n, *self.shape, generator=generator).to(like)
+            if span is None:
+                return torch.randn(n, *self.shape, generator=generator).to(like)
+            low, high = span
+            return (low + (high - low) * torch.rand(n, *self.shape, generator=generator)).to(like)
         return torch.randint(2, (n, *self.shape), generator=generator).to(like.device, dtype)
 
     def __str__(self) -> str:
@@ -83,11 +88,16 @@ class Input:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All inputs of a network. Raises UsageError when two have the same name."""
+    """All inputs of a network, and what samples of them are like. Raises UsageError when two have the same name."""
 
     each: tuple[Input, ...]
+    range: Range | None = None  # of the values of random samples; None: normal noise
+    images: Tensor | None = field(default=None, compare=False, repr=False)  # real samples of the only input, [n, *shape]
 
     def __post_init__(self) -> None:
+        if self.range is not None and not (all(map(math.isfinite, self.range)) and self.range[0] < self.range[1]):
+            low, high = self.range
+            raise UsageError(f"{low:g},{high:g} is not a range of input values: write LOW,HIGH, as in 0,1.")
         if len(set(self.names)) < len(self.each) or not self.each:
             found = str(self) or "none"
             raise UsageError(f"A network needs at least one input, and input names must differ; found {found}.")
@@ -120,14 +130,17 @@ class Inputs:
         return Inputs(tuple(Input(tuple(shape)) for shape in shapes))
 
     def random(self, n: int, seed: int = 0, like: nn.Module | None = None, unit: bool = False) -> list[Tensor]:
-        """`n` random samples of each input, with the device and floating-point type of the weights of `like`.
+        """`n` samples of each input, with the device and floating-point type of the weights of `like`.
 
-        They are normal noise; with `unit`, uniform noise from 0 to 1.
+        They are real images if there are some, else uniform noise in `range` if it is given, else normal noise; with `unit`
+        uniform noise from 0 to 1. The same seed gives the same samples.
         """
         weights = (p for p in like.parameters() if p.is_floating_point()) if like is not None else iter(())
         weight = next(weights, torch.empty(0))
-        generator = torch.Generator().manual_seed(seed)
-        return [entry.random(n, generator, weight, unit) for entry in self.each]
+        if self.images is not None and not weight.is_meta:
+            return [self.images[torch.arange(seed, seed + n) % len(self.images)].to(weight)]
+        generator, span = torch.Generator().manual_seed(seed), self.range or ((0.0, 1.0) if unit else None)
+        return [entry.random(n, generator, weight, span) for entry in self.each]
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """Positional and keyword arguments of `forward`; `tensors` has one tensor for each input."""

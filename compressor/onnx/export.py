@@ -1,9 +1,12 @@
 """Export a network as one ONNX file, and verify that its outputs equal those of the PyTorch module.
 
 `export_onnx` uses PyTorch's exporter, which traces one forward pass, folds batch norms into the convolutions before them
-and keeps the batch size dynamic. `check_onnx` runs the file in ONNX Runtime and the module in PyTorch, on the same images
-and with several batch sizes: a batch size that the network's code has fixed shows only when another is tried.
+and keeps the dimensions dynamic that the form of the file opens. `check_onnx` runs the file in ONNX Runtime and the module
+in PyTorch, on the same images and with several batch sizes and sizes of images: a size that the network's code has fixed shows
+only when another is tried. `export_verified` does both, for the most open form in which the file is right.
 """
+
+from __future__ import annotations
 
 import contextlib
 import io
@@ -11,6 +14,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,8 @@ from compressor.network.copying import clone_network
 from compressor.network.cost import weight_bytes
 from compressor.network.inputs import AnyInputs, Inputs
 from compressor.network.outputs import main_first
-from compressor.onnx.runtime import open_session, run_session
+from compressor.onnx.form import SIDES, ExportForm, WishedForm, candidates, why
+from compressor.onnx.runtime import fixed_batch, open_session, run_session
 from compressor.onnx.sink_fills import sink_fills
 from compressor.version import __version__
 
@@ -35,11 +40,53 @@ MULTIPLE = 4.0  # of PyTorch's own rounding error, float32 against float64
 MOST_ROUNDING = 1e-3  # from a larger one on, a comparison proves little
 
 
-def export_onnx(model: nn.Module, inputs: AnyInputs, path: Path) -> None:
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written: its form, its differences from PyTorch, and `notes`, sentences on what it does not allow."""
+
+    form: ExportForm
+    differences: Differences
+    notes: list[str]
+
+
+def export_verified(
+    model: nn.Module,
+    inputs: AnyInputs,
+    path: Path,
+    wish: WishedForm | None = None,
+    *,
+    checked: bool = True,
+    tolerance: float = 1e-4,
+) -> Exported:
+    """Write `model` to `path` in the most open form that can be written and, if it is `checked`, equals PyTorch.
+
+    Raises Infeasible or VerificationFailed, that of the most open form, when there is none.
+    """
+    inputs = Inputs.of(inputs)
+    failed: list[tuple[ExportForm, Exception]] = []
+    for form, other in candidates(_inference_copy(model), inputs, wish or WishedForm()):
+        differences = Differences({}, tolerance)
+        try:
+            export_onnx(model, inputs, path, form, other)
+            if checked:
+                images = inputs.images
+                differences = check_onnx(model, path, inputs, images=images, form=form, other=other, tolerance=tolerance)
+        except (Infeasible, VerificationFailed) as error:
+            failed.append((form, error))
+            continue
+        notes = [f"the ONNX file takes {form} only; with {failed[0][0]}: {why(failed[0][1])}"] if failed else []
+        return Exported(form, differences, notes)
+    raise failed[0][1]
+
+
+def export_onnx(
+    model: nn.Module, inputs: AnyInputs, path: Path, form: ExportForm | None = None, other: Inputs | None = None
+) -> None:
     """Write `model` to `path`, in eval mode and float32. The model itself is not changed.
 
     The input is `images` [batch, channels, height, width] with any batch size, or the inputs are named as in `Inputs.names`.
-    The output is `logits`, or `output0`, `output1`, ... if the network returns several tensors, the logits first.
+    The output is `logits`, or `output0`, `output1`, ... if the network returns several tensors, the logits first. `form` opens
+    other dimensions; `other` are inputs of another size, if height or width are open.
     Batch norms that follow a convolution are folded into it.
     Raises Infeasible when the network cannot be written as ONNX, VerificationFailed when the exported file is not valid,
     and OutputError when it cannot be written to disk.
@@ -48,7 +95,7 @@ def export_onnx(model: nn.Module, inputs: AnyInputs, path: Path) -> None:
     if weight_bytes(network) > LARGEST:
         size = weight_bytes(network) / 1e9
         raise Infeasible(f"An ONNX file holds at most 2.1 GB, but the network's weights take {size:.1f} GB: compress it more.")
-    proto = _convert(network, Inputs.of(inputs))
+    proto = _convert(network, other or Inputs.of(inputs), form or ExportForm())
 
     def write(unfinished: Path) -> None:
         onnx.save_model(proto, unfinished)
@@ -89,36 +136,49 @@ def check_onnx(
     *,
     batch_sizes: Sequence[int] = (1, 2, 3),
     images: Tensor | None = None,
+    form: ExportForm | None = None,
+    other: Inputs | None = None,
     tolerance: float = 1e-4,
     seed: int = 0,
 ) -> Differences:
     """Compare the outputs of ONNX Runtime (the file at `path`) and PyTorch (`model`) for the same images on the CPU.
 
-    The images are normal noise, one batch of each size, and `images` [n, channels, height, width] if given. Where the network
-    amplifies rounding errors on such noise, as those for image restoration do, the check is made on uniform noise from 0 to 1.
-    A network for which PyTorch's own float32 and float64 results differ by more than the tolerance may differ MULTIPLE times as
-    much. Returns the largest difference over the largest output, by batch size; that of `images` is called "images".
-    Raises VerificationFailed when one is above `tolerance`, an output is NaN, or the batch size is not dynamic.
+    The images are samples of `inputs`, one batch of each size, and `images` [n, channels, height, width] if given. Where the
+    network amplifies rounding errors on normal noise, as in image restoration, the check is made on noise from 0 to 1. A
+    network for which PyTorch's own float32 and float64 results differ by more than the tolerance may differ MULTIPLE times as
+    much. A file of a fixed batch size is run at that size alone. If height or width are open, it is also run on `other`, inputs
+    of another size, at two batch sizes.
+    Returns the largest difference over the largest output, by batch size; that of `images` is called "images".
+    Raises VerificationFailed when one is above `tolerance`, an output is NaN, or a dimension that `form` opens is fixed.
     """
-    session, inputs = open_session(path), Inputs.of(inputs)
-    fixed = {entry.shape[0] for entry in session.get_inputs() if isinstance(entry.shape[0], int)}
-    if fixed:
-        size = min(fixed)
-        raise VerificationFailed(f"{path} has a fixed batch size of {size}: export it again with a dynamic batch size.")
+    session, inputs, form = open_session(path), Inputs.of(inputs), form or ExportForm()
+    size = fixed_batch(session)
+    if size != form.batch:
+        found = "any batch size" if size is None else f"a fixed batch size of {size}"
+        wanted = "a dynamic batch size" if form.batch is None else f"a batch size of {form.batch}"
+        raise VerificationFailed(f"{path} has {found}: export it again with {wanted}.")
+    if form.batch is not None:
+        batch_sizes = (form.batch,)
     network = _Flat(_inference_copy(model), inputs)
     samples = {str(n): inputs.random(n, seed=seed + n) for n in batch_sizes}
+    if other is not None and form.sides:
+        _, height, width = other.each[0].shape
+        samples |= {f"{n} of {height} x {width}": other.random(n, seed=seed + n) for n in batch_sizes[:2]}
     if images is not None:
         samples["images"] = [images.detach().cpu().float()]
     differences = Differences({name: _compared(session, path, network, batch) for name, batch in samples.items()}, tolerance)
-    if any(_rounding(network, samples[name]) > tolerance for name in differences.large if name != "images"):
-        for name, n in ((str(n), n) for n in batch_sizes):
+    is_noise = inputs.images is None and inputs.range is None
+    if is_noise and any(_rounding(network, samples[name]) > tolerance for name in differences.large if name != "images"):
+        for name in [name for name in samples if name != "images"]:
+            n, of = len(samples[name][0]), inputs if name.isdecimal() else other
+            assert of is not None  # it is what the samples of another size are from
             del differences[name]
-            samples[f"{name} ({UNIT})"] = batch = inputs.random(n, seed=seed + n, unit=True)
+            samples[f"{name} ({UNIT})"] = batch = of.random(n, seed=seed + n, unit=True)
             differences[f"{name} ({UNIT})"] = _compared(session, path, network, batch)
     own = [gap for name in differences.large if (gap := _rounding(network, samples[name])) <= MOST_ROUNDING]
     differences.tolerance = max(tolerance, *(MULTIPLE * gap for gap in own), 0.0)
     for name in differences.large:
-        told = f"a batch of {len(samples[name][0])} images" + (f" ({UNIT})" if UNIT in name else "")
+        told = f"a batch of {len(samples[name][0])} images{''.join(name.partition(' ')[1:])}"
         raise VerificationFailed(
             f"{path} differs from PyTorch by {differences[name]:.2g} of the largest output for {told}; "
             f"at most {differences.tolerance:.1g} is allowed.\nIs it the ONNX file of another network?"
@@ -126,12 +186,13 @@ def check_onnx(
     return differences
 
 
-def _compared(session: Any, path: Path, network: nn.Module, samples: Sequence[Tensor]) -> float:
+def _compared(session: Any, path: Path, network: _Flat, samples: Sequence[Tensor]) -> float:
     """The largest difference between ONNX Runtime and PyTorch. Raises VerificationFailed if ONNX Runtime fails."""
     with torch.inference_mode():
         expected = network(*samples)
     try:
-        found = [torch.from_numpy(array) for array in run_session(session, [sample.numpy() for sample in samples])]
+        by_name = {name: sample.numpy() for name, sample in zip(network.inputs.names, samples, strict=True)}
+        found = [torch.from_numpy(array) for array in run_session(session, by_name)]
     except UsageError as error:
         raise VerificationFailed(f"{path} fails for a batch of {len(samples[0])} images.\n{first_line(error)}") from error
     return _difference(expected, found)
@@ -166,8 +227,10 @@ class _Flat(nn.Module):
         return main_first(self.inputs.call(self.network, samples))
 
 
-def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
-    samples = inputs.random(2)  # the exporter would treat a batch of one as a constant
+def _convert(network: nn.Module, inputs: Inputs, form: ExportForm) -> onnx.ModelProto:
+    samples = inputs.random(form.batch or 2)  # the exporter would treat an open batch of one as a constant
+    dims = {0: "batch"} if form.batch is None else {}
+    dims |= {2 + SIDES.index(side): side for side in form.sides}
     try:
         with quiet():
             program = torch.onnx.export(
@@ -176,19 +239,17 @@ def _convert(network: nn.Module, inputs: Inputs) -> onnx.ModelProto:
                 dynamo=True,
                 verbose=False,
                 input_names=inputs.names,
-                dynamic_shapes=(tuple({0: "batch"} for _ in samples),),
+                dynamic_shapes=(tuple(dict(dims) for _ in samples),) if dims else None,
             )
     except Exception as error:
-        raise Infeasible(
-            f"PyTorch's exporter cannot write this network as ONNX with a dynamic batch size.\n{first_line(error)}"
-        ) from error
+        raise Infeasible(f"PyTorch's exporter cannot write this network as ONNX with {form}.\n{first_line(error)}") from error
     assert program is not None  # it is None only for the old exporter
     if sink_fills(program.model):
         with quiet():
             program.optimize()  # batch norms may now directly follow their convolutions
     graph = program.model.graph
-    for i, output in enumerate(graph.outputs):
-        output.name = f"output{i}" if len(graph.outputs) > 1 else "logits"
+    for output, name in zip(graph.outputs, form.outputs(len(graph.outputs)), strict=True):
+        output.name = name
     for weight in list(graph.initializers.values()):
         weight.name = str(weight.name).removeprefix("network.")  # as in the state dict
     # The exporter stores a source location for each node: not needed here, and larger than a small layer.

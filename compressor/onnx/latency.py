@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compressor.errors import UsageError
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.onnx.runtime import bound_run, open_session
+from compressor.onnx.runtime import bound_run, fixed_batch, open_session
 from compressor.report.schema import Latency
 
 
@@ -53,9 +54,14 @@ def compare_latency(
     """For each file, the latency of one batch of each size in ONNX Runtime; the runs of all files are interleaved.
 
     Each file has `runs` runs for a batch size, or as many (at least five) as fit into `seconds`. Warm-up takes at most `warmup`
-    runs and a quarter of that time. On "cuda" the images are on the GPU before the timing starts.
+    runs and a quarter of that time. On "cuda" the images are on the GPU before the timing starts. Files with a fixed batch size
+    are timed at that size alone. Raises UsageError when they have different ones.
     """
     sessions = [open_session(path, provider, threads) for path in paths]
+    fixed = {size for session in sessions if (size := fixed_batch(session)) is not None}
+    if len(fixed) > 1:
+        raise UsageError(f"Files with the fixed batch sizes {', '.join(map(str, sorted(fixed)))} cannot be timed together.")
+    batches = list(fixed) or batches
     by_batch = []
     for batch in batches:
         samples = [tensor.numpy() for tensor in Inputs.of(inputs).random(batch)]

@@ -143,7 +143,7 @@ def to_int8(
         lambda out: quantize_static(
             file,
             out,
-            Reader(proto.graph.input[0].name, images),
+            Reader(proto.graph.input[0].name, images, fixed_batch_of(proto)),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             op_types_to_quantize=[*WEIGHTED] if transformer else None,
@@ -157,11 +157,19 @@ def to_int8(
     )
 
 
-class Reader:
-    """Passes calibration images to ONNX Runtime, batch by batch: a `CalibrationDataReader`."""
+def fixed_batch_of(proto: onnx.ModelProto) -> int | None:
+    """The batch size that the network was exported for; None if it takes any."""
+    return proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
 
-    def __init__(self, name: str, images: Batches) -> None:
-        self.name, self.images = name, images
+
+class Reader:
+    """Passes calibration images to ONNX Runtime, batch by batch: a `CalibrationDataReader`.
+
+    If the batch size is `fixed`, `images` has batches of that size, and the last one is filled up with its last image.
+    """
+
+    def __init__(self, name: str, images: Batches, fixed: int | None = None) -> None:
+        self.name, self.images, self.fixed = name, images, fixed
         self._left, self._now = iter(images), 0
 
     def __len__(self) -> int:
@@ -175,7 +183,10 @@ class Reader:
         if not self._now:
             return None
         self._now -= 1
-        return {self.name: next(self._left).inputs.numpy()}  # [n, channels, height, width]
+        batch: npt.NDArray[np.float32] = next(self._left).inputs.numpy()  # [n, channels, height, width]
+        if self.fixed is not None:
+            batch = batch[np.minimum(np.arange(self.fixed), len(batch) - 1)]
+        return {self.name: batch}
 
 
 def to_fp16(file: Path, into: Path, keep: Sequence[str] = ()) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,62 +64,94 @@ def open_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
     return session
 
 
-def run_session(session: Any, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """All outputs, for one array [n, ...] per input in the file's order. Raises UsageError when the network rejects them."""
-    feed = _feed(session, samples)
-    with _named(samples):
-        outputs: list[np.ndarray] = session.run(None, feed)
+Samples = Sequence[np.ndarray] | Mapping[str, np.ndarray]  # an array [n, ...] for each input: in the file's order, or by name
+
+
+def fixed_batch(session: Any) -> int | None:
+    """The batch size that the network was exported for; None if it takes any."""
+    sizes = {entry.shape[0] for entry in session.get_inputs() if entry.shape and isinstance(entry.shape[0], int)}
+    return min(sizes, default=None)
+
+
+def run_session(session: Any, samples: Samples) -> list[np.ndarray]:
+    """All outputs for `samples`, in several runs if the batch size of the network is fixed.
+
+    Raises UsageError when the network rejects them.
+    """
+    feed, size = _feed(session, samples), fixed_batch(session)
+    n = len(next(iter(feed.values())))
+    if size is None or size == n:
+        return _run(session, feed)
+    parts = []
+    for first in range(0, n, size):
+        chosen = np.minimum(np.arange(first, first + size), n - 1)  # the last image fills up the last batch
+        parts.append(_run(session, {name: array[chosen] for name, array in feed.items()}))
+    if any(part.shape[:1] != (size,) for part in parts[0]):
+        raise UsageError(f"The ONNX network has a fixed batch size of {size} and outputs that are not one row per image.")
+    return [np.concatenate(outputs)[:n] for outputs in zip(*parts, strict=True)]
+
+
+def _run(session: Any, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    with _named(feed):
+        outputs: list[np.ndarray] = session.run(None, dict(feed))
     return outputs
 
 
-def bound_run(session: Any, samples: Sequence[np.ndarray], provider: str) -> Callable[[], None]:
+def bound_run(session: Any, samples: Samples, provider: str) -> Callable[[], None]:
     """A function that runs the network on `samples` and waits for the result; inputs and outputs stay on the provider.
 
     So a latency does not include copies between CPU and GPU.
     """
-    binding = session.io_binding()
-    for name, array in _feed(session, samples).items():
+    binding, feed = session.io_binding(), _feed(session, samples)
+    for name, array in feed.items():
         binding.bind_ortvalue_input(name, _onnxruntime().OrtValue.ortvalue_from_numpy(array, provider, 0))
     for output in session.get_outputs():
         binding.bind_output(output.name, provider)
 
     def run() -> None:
-        with _named(samples):
+        with _named(feed):
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
     return run
 
 
-def onnx_predict(path: Path, provider: str = "cpu", threads: int = 0) -> Predict:
-    """A function that runs the ONNX file at `path` in ONNX Runtime and returns its main output on the CPU, in float32."""
+def onnx_predict(path: Path, provider: str = "cpu", threads: int = 0, names: Sequence[str] | None = None) -> Predict:
+    """A function that runs the ONNX file at `path` in ONNX Runtime and returns its main output on the CPU, in float32.
+
+    It takes the inputs called `names`, by default those of the file in its order, for any number of images.
+    """
     import torch
 
     session = open_session(path, provider, threads)
 
     def predict(*inputs: Tensor) -> Tensor:
-        answers = run_session(session, [tensor.numpy(force=True) for tensor in inputs])
+        arrays = [tensor.numpy(force=True) for tensor in inputs]
+        answers = run_session(session, arrays if names is None else dict(zip(names, arrays, strict=True)))
         return torch.from_numpy(answers[0]).float()
 
     return predict
 
 
-def _feed(session: Any, samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def _feed(session: Any, samples: Samples) -> dict[str, np.ndarray]:
     """Input name -> array, cast to the type of the input."""
     inputs = session.get_inputs()
+    names = ", ".join(entry.name for entry in inputs)
     if len(inputs) != len(samples):
-        names = ", ".join(entry.name for entry in inputs)
         raise UsageError(f"The ONNX network takes {len(inputs)} inputs ({names}), but got {len(samples)}.")
-    pairs = zip(inputs, samples, strict=True)
-    return {entry.name: array.astype(_INPUT_TYPES[entry.type], copy=False) for entry, array in pairs}
+    if not isinstance(samples, Mapping):
+        samples = {entry.name: array for entry, array in zip(inputs, samples, strict=True)}
+    if other := [name for name in samples if name not in {entry.name for entry in inputs}]:
+        raise UsageError(f"The ONNX network takes {names}, but got {', '.join(other)}.")
+    return {entry.name: samples[entry.name].astype(_INPUT_TYPES[entry.type], copy=False) for entry in inputs}
 
 
 @contextlib.contextmanager
-def _named(samples: Sequence[np.ndarray]) -> Iterator[None]:
+def _named(feed: Mapping[str, np.ndarray]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        shapes = ", ".join("x".join(map(str, array.shape)) for array in samples)
+        shapes = ", ".join("x".join(map(str, array.shape)) for array in feed.values())
         raise UsageError(f"The ONNX network does not run on inputs of {shapes}.\n{first_line(error)}") from error
 
 

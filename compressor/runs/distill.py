@@ -27,6 +27,7 @@ from compressor.methods.catalogue import Entry, Value
 from compressor.methods.distill.branches import fresh
 from compressor.methods.distill.teaching import Distillation, Frozen, Teacher
 from compressor.methods.prune.filters import FilterPruning
+from compressor.network.constants import bind, takes
 from compressor.network.copying import clone_network
 from compressor.network.cost import count_macs
 from compressor.network.inputs import AnyInputs, Inputs
@@ -34,7 +35,7 @@ from compressor.network.outputs import logits_of
 from compressor.report import Epoch, Profile, Report, Target, Teaching
 from compressor.runs import prune, reporting
 from compressor.runs.journal import Journal
-from compressor.runs.run import Order, Run, check_needs
+from compressor.runs.run import Order, Run, check_needs, with_range
 from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
@@ -181,6 +182,9 @@ class Distilling(Run):
             source = replace(source, arch_args={**source.arch_args, "num_classes": classes})
         try:
             loaded = source.load()
+            known = takes(loaded.model)
+            shared = {name: value for name, value in self.source.constants.items() if known is None or name in known}
+            bind(loaded.model, {**shared, **source.constants})
             count_macs(loaded.model, opened.inputs)
         except CompressError as error:
             told = str(error).replace("--arch", "--student-arch")
@@ -271,7 +275,7 @@ class Distilling(Run):
 
     def _plan(self, opened: Opened) -> Plan:
         loaded = self.student or opened.loaded
-        return loaded.plan or Plan(loaded.arch, loaded.arch_args, opened.inputs)
+        return with_range(loaded, opened.inputs)
 
     def _target(self, method: Method, small: nn.Module, baseline: Profile, compressed: Profile) -> Target:
         if not isinstance(method, FilterPruning):

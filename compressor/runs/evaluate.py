@@ -17,13 +17,13 @@ from compressor.errors import Infeasible, UsageError, VerificationFailed, printa
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import WHOLE, Input, Inputs
 from compressor.network.outputs import Predict, torch_predict
-from compressor.onnx.export import export_onnx
+from compressor.onnx.export import export_verified
 from compressor.onnx.latency import latency
 from compressor.onnx.runtime import onnx_predict, open_session
 from compressor.report import Latency, Score, formatting
+from compressor.runs.evaluation_batch import MOST, batch_for
 from compressor.runs.reporting import described
 from compressor.runs.sources import Images, Source, device_errors, open_both, pick_device, task_of
-from compressor.runs.stages import EVALUATION_BATCH
 from compressor.tasks import Task
 from compressor.tasks.find import find_task
 
@@ -56,28 +56,29 @@ def evaluate(
         return _evaluate_onnx(path, images, asked)
     opened = open_both(source, images, asked)
     model, inputs, data = opened.loaded.model, opened.inputs, opened.data
+    notes, together = opened.notes, batch_for(model, inputs)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         macs, task, failure = count_macs(model, inputs), task_of(opened, images, device), None
         try:
             if as_onnx:
-                export_onnx(model, inputs, file)
+                notes = [*notes, *export_verified(model, inputs, file).notes]
                 described(opened, file)
         except (Infeasible, VerificationFailed) as error:
             failure = " ".join(str(error).split())
         exported = as_onnx and failure is None
         with device_errors():
-            on_device = _scores(task, torch_predict(model, device), data, device)
+            on_device = _scores(task, torch_predict(model, device), data, device, together)
         return Evaluation(
             model=source.model,
             inputs=inputs.shapes,
             macs=macs,
             params=count_params(model),
             size_bytes=file.stat().st_size if exported else None,
-            onnx=_scores(task, onnx_predict(file), data, device) if exported else [],
+            onnx=_scores(task, onnx_predict(file), data, device, together) if exported else [],
             torch=on_device,
             latency=latency(file, inputs, seconds=2.0) if exported else [],
-            notes=opened.notes,
+            notes=notes,
             onnx_failure=failure,
         )
 
@@ -116,11 +117,11 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
     )
 
 
-def _scores(task: Task, predict: Predict, data: Data | None, device: torch.device) -> list[Score]:
+def _scores(task: Task, predict: Predict, data: Data | None, device: torch.device, size: int = MOST) -> list[Score]:
     """On the test images; none without targets to compare with."""
     if data is None or not task.labels:
         return []
-    return task.measure(predict, data.batches("test", batch_size=EVALUATION_BATCH, device=device)).compute()
+    return task.measure(predict, data.batches("test", batch_size=size, device=device)).compute()
 
 
 def _scores_of_file(path: Path, images: Images, data: Data | None) -> list[Score]:
@@ -130,7 +131,7 @@ def _scores_of_file(path: Path, images: Images, data: Data | None) -> list[Score
     network = OnnxNetwork(path)
     task = find_task(images.task, network, Inputs.of(data.shape), data, torch.device("cpu"))
     task.check(network, data)
-    return _scores(task, onnx_predict(path), data, torch.device("cpu"))
+    return _scores(task, network.predict, data, torch.device("cpu"), batch_for(network, Inputs.of(data.shape)))
 
 
 class OnnxNetwork(nn.Module):

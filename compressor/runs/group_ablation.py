@@ -16,9 +16,9 @@ from compressor.errors import DataError
 from compressor.methods.widths import Scores
 from compressor.network.inputs import Inputs
 from compressor.network.outputs import torch_predict
+from compressor.runs.evaluation_batch import batch_for
 from compressor.runs.sensitivity_table import Row
 from compressor.runs.sources import Opened
-from compressor.runs.stages import EVALUATION_BATCH
 from compressor.tasks import Task
 
 HELD_OUT_IMAGES = 2000
@@ -46,7 +46,8 @@ class Sample:
                 f"{data.spec} has no held-out images, and test images must not be used: have it return held-out images."
             )
         predict, batches, outputs, size = torch_predict(model, device), list[Batch](), list[Tensor](), 0
-        for batch in data.batches("held_out", batch_size=EVALUATION_BATCH, device=device, limit=count or HELD_OUT_IMAGES):
+        together = batch_for(model, opened.inputs)
+        for batch in data.batches("held_out", batch_size=together, device=device, limit=count or HELD_OUT_IMAGES):
             answers = task.answers(predict, batch).cpu()
             if batches and (size := size + answers.nbytes) > MOST:
                 break

@@ -35,11 +35,12 @@ from compressor.report import (
     write_reports,
 )
 from compressor.runs import reporting
+from compressor.runs.evaluation_batch import batch_for
 from compressor.runs.journal import Journal
 from compressor.runs.run import Run, export_original
 from compressor.runs.run_directory import NETWORK, RunDirectory
 from compressor.runs.sources import Opened, open_both, task_of
-from compressor.runs.stages import EVALUATION_BATCH, in_torch, on_random_inputs
+from compressor.runs.stages import in_torch, on_random_inputs
 from compressor.tasks import Task
 
 
@@ -74,7 +75,7 @@ def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
             opened = open_both(first.source, first.images, first.inputs, first.recipe.seed)
             with suppress(Infeasible, VerificationFailed):  # the reports of the steps tell the reason
                 if any(part.file.exists() for part in parts):
-                    export_original(opened, place)
+                    export_original(opened, place, first.order.form)
             report = _report(parts, first, opened, place.original)
             for name in NETWORK:
                 if (file := parts[-1].place / name).exists():
@@ -199,7 +200,8 @@ def _agreement(task: Task, file: Path, opened: Opened, seed: int) -> tuple[Fidel
     if opened.data is None:
         return on_random_inputs(task, before, after, opened.inputs, seed), {}
     first, last, likeness = task.meter(), task.meter(), task.likeness()
-    for batch in opened.data.batches("test", batch_size=EVALUATION_BATCH, device="cpu"):
+    size = batch_for(opened.loaded.model, opened.inputs)
+    for batch in opened.data.batches("test", batch_size=size, device="cpu"):
         wanted, ours = task.answers(before, batch), task.answers(after, batch)
         task.score(first, wanted, batch)
         task.score(last, ours, batch)

@@ -30,7 +30,7 @@ from compressor.report.schema import headline
 from compressor.report.summary import FASTER
 from compressor.runs import reporting
 from compressor.runs.journal import Journal
-from compressor.runs.run import ONNX_TOLERANCE, Order, Run, some_images
+from compressor.runs.run import Order, Run
 from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting
 from compressor.runs.sources import Images, Opened, Source
@@ -132,8 +132,8 @@ class Quantizing(Run):
     ) -> tuple[Differences, Fidelity | None]:
         """Both the float32 file and the quantized one are checked against PyTorch, each with its own tolerance."""
         assert isinstance(method, Unchanged)
-        images, seed = some_images(opened.data), self.recipe.seed
-        differences = check_onnx(small, before, opened.inputs, images=images, tolerance=ONNX_TOLERANCE)
+        images, seed, original = opened.inputs.images, self.recipe.seed, self.exported[before.name]
+        self.exported[after.name] = original
         stages.written(small, opened.loaded.model, before, seed)
         ready = after.with_name("prepared.onnx")
         quantizer.prepare(before, ready)
@@ -144,25 +144,25 @@ class Quantizing(Run):
         if self.wish.to == "fp16":
             quantizer.to_fp16(ready, after, keep)
         else:
-            looked_at, wish = self._looked_at(opened.data), self.wish
+            looked_at, wish = self._looked_at(opened.data, original.form.batch), self.wish
             quantizer.to_int8(ready, after, looked_at, keep, ranges=wish.ranges, reduce_range=wish.reduce_range)
         ready.unlink()
         quantizer.check_opens(after)
         try:
-            check_onnx(small, after, opened.inputs, images=images, tolerance=TOLERANCE[self.wish.to])
+            check_onnx(small, after, opened.inputs, images=images, form=original.form, tolerance=TOLERANCE[self.wish.to])
         except VerificationFailed as error:
             first, *_ = str(error).splitlines()
             raise VerificationFailed(
                 f"{first}\n{self.wish.name} is too imprecise for this network: keep layers in float32 with --keep PATTERN."
             ) from error
-        return differences, stages.written(small, opened.loaded.model, after, seed, self.wish.name)
+        return original.differences, stages.written(small, opened.loaded.model, after, seed, self.wish.name)
 
-    def _looked_at(self, data: Data | None) -> Batches | None:
+    def _looked_at(self, data: Data | None, fixed: int | None) -> Batches | None:
         """Training images for calibration, without augmentation."""
         if data is None:
             return None
         seed, limit = self.recipe.seed, self.wish.calibrate
-        return data.batches("train", batch_size=LOOKED_AT, device="cpu", augment=False, seed=seed, limit=limit)
+        return data.batches("train", batch_size=fixed or LOOKED_AT, device="cpu", augment=False, seed=seed, limit=limit)
 
     def _told(self, layers: Mapping[str, Sequence[NodeProto]], kept: Mapping[str, str], data: Data | None) -> Made:
         """The precision of each layer. Raises Infeasible when no layer is quantized."""
@@ -194,7 +194,7 @@ class Quantizing(Run):
             replace(row, size_bytes=of.size_bytes, latency=of.latency) for row, of in zip(report.stages, files, strict=True)
         ]
         share = quantizer.share_of(new / "model.onnx", self.wish.to)
-        return replace(report, stages=rows, warnings=[*opened.notes, *self._warnings(report, share)])
+        return replace(report, stages=rows, warnings=[*opened.notes, *self._narrower, *self._warnings(report, share)])
 
     def _warnings(self, report: Report, share: float) -> list[str]:
         """Warnings for the report; `share` is the quantized share of the file."""

@@ -16,23 +16,24 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.channels.verify import TOLERANCE
+from compressor.checkpoint import Loaded
 from compressor.checkpoint.plan import Plan, save_model
-from compressor.data import Data
 from compressor.errors import CompressError, DataError, OutputError, UsageError, first_line
 from compressor.methods.catalogue import Entry, blaming, catalogue
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import Inputs
-from compressor.onnx.export import Differences, check_onnx, export_onnx
+from compressor.onnx.export import Differences, Exported, export_verified
+from compressor.onnx.form import WishedForm
 from compressor.onnx.latency import compare_latency
 from compressor.report import (
     Epoch,
@@ -63,7 +64,6 @@ from compressor.training.recipe import Recipe
 from compressor.training.train import Precision, Training
 
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime against torch, both in float32
-CHECKED_IMAGES = 16  # test images on which the ONNX file is compared with the network, besides random ones
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Order:
     resume: bool = False  # continue an interrupted run
     command: str | None = None  # the command line for the report; None: that of this process
     onnx: bool = True  # whether to write model.onnx
+    form: WishedForm = field(default_factory=WishedForm)  # of the ONNX files
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Run(ABC):
         self.out, self.device_name, self.console = order.out, order.device, order.console
         self.force, self.resume = order.force, order.resume
         self.command = order.command or shlex.join(["compress", *sys.argv[1:]])
+        self.exported: dict[str, Exported] = {}  # ONNX file -> its form
         self.lost: dict[str, str] = {}  # ONNX file that could not be written -> why
         self._check()
         if self.counts_bytes and not order.onnx:
@@ -146,7 +148,7 @@ class Run(ABC):
 
     def _plan(self, opened: Opened) -> Plan:
         """How the network to compress is built, and what was done to it before."""
-        return opened.loaded.plan or Plan(opened.loaded.arch, opened.loaded.arch_args, opened.inputs)
+        return with_range(opened.loaded, opened.inputs)
 
     def _identity(self, opened: Opened) -> str | None:
         """The hash that identifies the networks of this run; None if they come from no file."""
@@ -167,9 +169,9 @@ class Run(ABC):
 
         Returns the differences of `check_onnx`, and the agreement with the original. Raises Infeasible or VerificationFailed.
         """
-        export_onnx(small, opened.inputs, after)
-        differences = check_onnx(small, after, opened.inputs, images=some_images(opened.data), tolerance=ONNX_TOLERANCE)
-        return differences, stages.written(small, opened.loaded.model, after, self.recipe.seed)
+        exported = export_verified(small, opened.inputs, after, self.order.form, tolerance=ONNX_TOLERANCE)
+        self.exported[after.name] = exported
+        return exported.differences, stages.written(small, opened.loaded.model, after, self.recipe.seed)
 
     @property
     def counts_bytes(self) -> bool:
@@ -192,6 +194,8 @@ class Run(ABC):
             **self.images.settings,
             "input": None if self.inputs is None else [str(entry) for entry in self.inputs.each],
             "onnx": None if self.order.onnx else False,
+            "dynamic": str(self.order.form) or None,
+            "onnx_batch": self.order.form.batch,
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
         }
 
@@ -255,7 +259,7 @@ class Run(ABC):
             place = RunDirectory(Path(folder), "")
             place.new.mkdir(parents=True)
             if self.counts_bytes:
-                export_original(opened, place)
+                export_original(opened, place, self.order.form)
             yield place
 
     def _make(self, place: RunDirectory, journal: Journal) -> None:
@@ -268,7 +272,8 @@ class Run(ABC):
         self.task = self._task(opened, device)
         with self._losing("original.onnx", journal):
             if self.order.onnx:
-                export_original(opened, place)
+                exported = export_original(opened, place, self.order.form, checked=self.rewrites)
+                self.exported[place.original.name] = exported
         distributed.agreed(model.state_dict())  # random weights differ between processes
         method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, self.task, device, journal, place.stages, self._identity(opened))
@@ -385,7 +390,7 @@ class Run(ABC):
             frozen=reporting.frozen(made),
             fidelity=fidelity,
             verification=verification,
-            warnings=[*opened.notes, *_told(self.lost), *reporting.warnings(made, target, change)],
+            warnings=[*opened.notes, *_told(self.lost), *self._narrower, *reporting.warnings(made, target, change)],
             versions=reporting.versions(),
             device=reporting.device_name(stages.device),
             command=self.command,
@@ -398,6 +403,11 @@ class Run(ABC):
             output=self.task.output,
             onnx_failure=self.lost.get(after.name),
         )
+
+    @property
+    def _narrower(self) -> list[str]:
+        """What the ONNX file does not allow."""
+        return self.exported["model.onnx"].notes if "model.onnx" in self.exported else []
 
     def _begin(self, journal: Journal) -> Opened:
         """The model and its images, checked to fit."""
@@ -424,6 +434,13 @@ class Run(ABC):
         for note in opened.notes:
             journal.say(f"  {note}")
         return opened
+
+
+def with_range(loaded: Loaded, inputs: Inputs) -> Plan:
+    """The plan of a network, with the range of the values of its inputs."""
+    plan = loaded.plan or Plan(loaded.arch, loaded.arch_args, inputs)
+    own = inputs if plan.inputs is None else Inputs.of(plan.inputs)
+    return replace(plan, inputs=replace(own, range=inputs.range, images=None))
 
 
 def check_needs(entry: Entry, epochs: int, spec: str | None, instead: str | None = None) -> None:
@@ -456,10 +473,12 @@ def check_fits(entry: Entry | None, task: Task) -> None:
         )
 
 
-def export_original(opened: Opened, place: RunDirectory) -> None:
+def export_original(opened: Opened, place: RunDirectory, wish: WishedForm, *, checked: bool = False) -> Exported:
     """Write `place.original`, with the metadata of the compressed network's file, so that their sizes are comparable."""
-    export_onnx(opened.loaded.model, opened.inputs, place.original)
+    model, inputs = opened.loaded.model, opened.inputs
+    exported = export_verified(model, inputs, place.original, wish, checked=checked, tolerance=ONNX_TOLERANCE)
     reporting.described(opened, place.original)
+    return exported
 
 
 def _told(lost: Mapping[str, str]) -> list[str]:
@@ -470,14 +489,6 @@ def _told(lost: Mapping[str, str]) -> list[str]:
 
 def _cost(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
     return count_macs(model, inputs), count_params(model)
-
-
-def some_images(data: Data | None) -> Tensor | None:
-    """Test images [n, channels, height, width] on the CPU."""
-    if data is None:
-        return None
-    images: Tensor = next(iter(data.batches("test", batch_size=CHECKED_IMAGES, device="cpu", limit=CHECKED_IMAGES))).inputs
-    return images
 
 
 def _in_one(setting: Setting) -> str | float | int | bool | None:

@@ -7,20 +7,24 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from compressor.checkpoint import Loaded, from_code, load_model
-from compressor.data import Data, open_data
+from compressor.data import Data, Split, open_data
 from compressor.errors import UsageError, first_line, printable
-from compressor.network.inputs import Inputs
+from compressor.network.constants import bind
+from compressor.network.inputs import Input, Inputs
 from compressor.network.meta_device import evaluating
 from compressor.runs.settings import Setting
 from compressor.tasks import Task
 from compressor.tasks.find import find_task
 
 USUAL = 224  # pixels, if no size is given
+CHECKED_IMAGES = 16  # on which networks are compared
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Source:
     ema: bool = False
     trust_pickle: bool = False
     code: bool = False  # whether `model` is the code that builds it, not a file
+    constants: Mapping[str, object] = field(default_factory=dict)  # of its forward
+    input_range: tuple[float, float] | None = None  # of the values of its inputs, for random samples
 
     @property
     def is_named(self) -> bool:
@@ -49,9 +55,17 @@ class Source:
             "arch_arg": [f"{name}={value!r}" for name, value in self.arch_args.items()] or None,
             "key": self.key,
             "ema": self.ema or None,
+            "constant": [f"{name}={value}" for name, value in self.constants.items()] or None,
+            "input_range": None if self.input_range is None else ",".join(f"{limit:g}" for limit in self.input_range),
         }
 
     def load(self) -> Loaded:
+        """The network with its constants. Raises a CompressError."""
+        loaded = self._load()
+        bind(loaded.model, self.constants)
+        return loaded
+
+    def _load(self) -> Loaded:
         if self.code:
             return from_code(self.model, self.arch_args)
         return load_model(
@@ -134,13 +148,44 @@ def open_both(source: Source, images: Images, asked: Inputs | None, seed: int = 
     loaded = source.load()
     data = images.open(_channels(loaded.model), seed)
     notes = [printable(note) for note in (*loaded.notes, *(data.notes if data is not None else []))]
+    spans = [source.input_range, *(known.range for known in (asked, loaded.inputs) if known is not None)]
+    span = next((span for span in spans if span is not None), None)
     if data is not None:
-        return Opened(loaded, data, _for_images(data, asked, loaded), notes)
-    inputs = asked or loaded.inputs
-    if inputs is None:
-        inputs = Inputs.of((_channels(loaded.model) or 3, USUAL, USUAL))
+        inputs = _for_images(data, asked, loaded)
+        return Opened(loaded, data, replace(inputs, range=span, images=some_images(data)), notes)
+    known = asked or loaded.inputs
+    inputs = known or Inputs.of((_channels(loaded.model) or 3, USUAL, USUAL))
+    if known is None:
         notes.append(f"images are assumed to be {inputs}: give --input or --data if they are not")
-    return Opened(loaded, None, inputs, notes)
+    return Opened(loaded, None, replace(inputs, range=span), notes)
+
+
+def some_inputs(data: Data) -> Any:
+    """Inputs for the checks, of a few samples on the CPU: held-out ones, or training samples if none are."""
+    held_out = bool(data.counts.get("held_out"))
+    split: Split = "held_out" if held_out else "train"
+    return next(iter(data.batches(split, batch_size=CHECKED_IMAGES, device="cpu", augment=False, limit=CHECKED_IMAGES))).inputs
+
+
+def some_images(data: Data) -> Tensor | None:
+    """The same as images [n, channels, height, width] of the data's shape; None for inputs that are no single tensor."""
+    images: Any = some_inputs(data)
+    if not isinstance(images, Tensor):
+        return None
+    if images.dim() == 4 and images.shape[1:] != data.shape:  # whole images, of different sizes
+        images = interpolate(images, data.shape[1:], mode="bilinear", align_corners=False)
+    found: Tensor = images
+    return found
+
+
+def _of_samples(samples: Any) -> Inputs:
+    """The inputs of a network that is called with such samples."""
+    named = samples.items() if isinstance(samples, Mapping) else ((None, tensor) for tensor in samples)
+
+    def kind(tensor: Tensor) -> str | None:
+        return None if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+
+    return Inputs(tuple(Input(tuple(tensor.shape[1:]), name, kind(tensor)) for name, tensor in named))
 
 
 def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:

@@ -24,12 +24,12 @@ from compressor.network.outputs import Predict, logits_of, torch_predict
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import Difference, Fidelity, Score, Stage, formatting
 from compressor.report.read import stage_from
+from compressor.runs.evaluation_batch import MOST, batch_for
 from compressor.runs.journal import Journal
 from compressor.runs.strips import Strips
 from compressor.tasks import Task
 from compressor.tasks.meter import Meter
 
-EVALUATION_BATCH = 250
 KEPT = 2**28  # bytes of outputs of the original that are kept
 RANDOM_BATCHES, RANDOM_BATCH = 8, 8  # without data
 
@@ -52,6 +52,7 @@ class Stages:
     ) -> None:
         self.inputs, self.data, self.task, self.device = Inputs.of(inputs), data, task, device
         self.journal, self.file, self.identity = journal, file, identity
+        self.batch = MOST  # images that are evaluated at a time
         self.rows: list[Stage] = []
         self.strips = None if data is None else Strips(task, data)
         self.differences: dict[str, Difference] = {}  # of the scores, between the original and the last stage
@@ -65,6 +66,7 @@ class Stages:
         if self.data is None:
             self._add("original", model, [])
             return
+        self.batch = batch_for(model, self.inputs)
         predict = torch_predict(model, self.device)
         self._before = self.task.meter()
         size = 0
@@ -91,7 +93,7 @@ class Stages:
         Without a file, `model` itself runs in PyTorch. Without test images both run on random inputs.
         """
         if self.data is None:
-            ask = in_torch(model, self.inputs) if after is None else onnx_predict(after)
+            ask = in_torch(model, self.inputs) if after is None else onnx_predict(after, names=self.inputs.names)
             self._add(name, model, [])
             return on_random_inputs(self.task, in_torch(original, self.inputs), ask, self.inputs, seed)
         ask = torch_predict(model, self.device) if after is None else onnx_predict(after)
@@ -117,7 +119,7 @@ class Stages:
     def test(self) -> Batches:
         """All test images, in order."""
         assert self.data is not None
-        return self.data.batches("test", batch_size=EVALUATION_BATCH, device=self.device)
+        return self.data.batches("test", batch_size=self.batch, device=self.device)
 
     def _scores(self, predict: Predict) -> list[Score]:
         return [] if self.data is None else self.task.measure(predict, self.test()).compute()

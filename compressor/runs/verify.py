@@ -25,10 +25,9 @@ from compressor.network.outputs import torch_predict
 from compressor.onnx.export import check_onnx
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import Report, Score, formatting, read_report
+from compressor.runs.evaluation_batch import batch_for
 from compressor.runs.reporting import hashes
-from compressor.runs.run import some_images
 from compressor.runs.sources import Images, Opened, Source, device_errors, open_both, pick_device, task_of
-from compressor.runs.stages import EVALUATION_BATCH
 
 CONFIG = "config.toml"
 IMAGES_OFF = 2  # images of a share whose prediction may differ on another processor
@@ -120,7 +119,7 @@ def _onnx(opened: Opened, file: Path, report: Report) -> Check:
     quantized = any(stage.name in ("INT8", "FP16") for stage in report.stages)
     tolerance = torch.finfo(torch.float32).max if quantized else max(report.verification.onnx_tolerance, 1e-4)
     try:
-        found = check_onnx(opened.loaded.model, file, opened.inputs, images=some_images(opened.data), tolerance=tolerance)
+        found = check_onnx(opened.loaded.model, file, opened.inputs, tolerance=tolerance)
     except (VerificationFailed, UsageError) as error:
         return Check("ONNX", False, _line(error))
     worst = max(found.values())
@@ -140,7 +139,10 @@ def _scores(opened: Opened, images: Images, file: Path | None, report: Report, d
             yield Check("scores", None, "the data have no labels, and the original network is not part of the run")
             return
         predict = torch_predict(opened.loaded.model, device) if file is None else onnx_predict(file)
-        found = task.measure(predict, opened.data.batches("test", batch_size=EVALUATION_BATCH, device=device)).compute()
+        size = batch_for(opened.loaded.model, opened.inputs)
+        found = task.measure(predict, opened.data.batches("test", batch_size=size, device=device)).compute()
+            predict, opened.data.batches("test", batch_size=batch_for(opened.loaded.model, opened.inputs), device=device)
+        ).compute()
     for score in found:
         if score.name in told:
             yield _compared(score, told[score.name])

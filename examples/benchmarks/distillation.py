@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compressor.tasks.metrics import accuracy
 from filelock import FileLock
 
 from compressor.checkpoint import load_model

@@ -23,7 +23,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cifar"))
 import resnet
-from compressor.tasks.metrics import accuracy
 
 from compressor.channels import analyse
 from compressor.checkpoint import load_model

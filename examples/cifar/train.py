@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import torch
-from compressor.tasks.metrics import accuracy
 
 from compressor.channels import analyse
 from compressor.checkpoint import build

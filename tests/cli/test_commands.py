@@ -133,14 +133,14 @@ def test_a_file_is_replaced_only_with_force_and_a_wrong_one_never_written(
     arguments = ("export", *NET, "--input", "1x8x8", "--out", out)
     result = compress(*arguments)
     assert result.exit_code == 2 and "exists: --force replaces it" in result.stderr
-    real = compressor.runs.export.export_onnx
+    real = compressor.onnx.export.export_onnx
 
-    def wrong(model: torch.nn.Module, shape: tuple[int, int, int], path: Path) -> None:
+    def wrong(model: torch.nn.Module, shape: tuple[int, int, int], path: Path, *form: object) -> None:
         other = make_net()
-        real(other, shape, path)
+        real(other, shape, path, *form)
 
     with monkeypatch.context() as patched:
-        patched.setattr(compressor.runs.export, "export_onnx", wrong)
+        patched.setattr(compressor.onnx.export, "export_onnx", wrong)
         result = compress(*arguments, "--force")
     assert result.exit_code == 4 and "differs from PyTorch by" in result.stderr
     assert out.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a.onnx"]

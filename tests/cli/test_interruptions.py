@@ -53,7 +53,7 @@ def test_a_run_that_was_interrupted_after_its_training_does_not_train_again(
     project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("compressor.runs.run.check_onnx", interrupt_at(1, print))
+        patched.setattr("compressor.onnx.export.check_onnx", interrupt_at(1, print))
         assert prune(*TRAINED, "--out", "a").exit_code == 130
     asked = []
     with monkeypatch.context() as patched:

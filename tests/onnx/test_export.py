@@ -288,7 +288,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_an_invalid_file_is_not_published(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def to_nonsense(network: nn.Module, shape: object) -> onnx.ModelProto:
+    def to_nonsense(*_: object) -> onnx.ModelProto:
         text = '<ir_version: 8, opset_import: ["" : 18]> net (float[n] images) => (float[n] y) { y = Lost(absent) }'
         return onnx.parser.parse_model(text)
 

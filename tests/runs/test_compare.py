@@ -169,7 +169,7 @@ def test_a_run_that_was_interrupted_in_training_is_resumed(project: Path, monkey
         "a",
     )
     with monkeypatch.context() as patched:
-        patched.setattr("compressor.runs.run.check_onnx", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("compressor.onnx.export.check_onnx", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert compress(*arguments).exit_code == 130
     assert compress(*arguments, "--dry-run").stdout == "magnitude-0.5-seed0: interrupted\n"
     result = compress(*arguments)

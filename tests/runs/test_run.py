@@ -283,14 +283,14 @@ def test_a_wrong_cut_is_not_published(project: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_wrong_onnx_file_is_not_published_but_the_network_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(model: nn.Module, shape: tuple[int, int, int], path: Path) -> None:
+    def wrong(model: nn.Module, shape: tuple[int, int, int], path: Path, *form: object) -> None:
         for parameter in model.parameters():
             parameter.data.mul_(1.001)
-        export_onnx(model, shape, path)
+        export_onnx(model, shape, path, *form)
         for parameter in model.parameters():
             parameter.data.div_(1.001)
 
-    monkeypatch.setattr("compressor.runs.run.export_onnx", wrong)
+    monkeypatch.setattr("compressor.onnx.export.export_onnx", wrong)
     (project / "a").mkdir()
     (project / "a" / "notes.txt").write_text("mine")
     result = prune("--rate", "0.5", "--input", "1x8x8", "--out", "a", "--force")

@@ -1,0 +1,25 @@
+"""How many images are evaluated at a time: as many as are fast, and as fit into memory with their outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from compressor.network.inputs import Inputs
+from compressor.network.meta_device import evaluating
+from compressor.network.outputs import main_first
+
+MOST = 250
+VALUES = 2**26  # of the inputs and outputs of one batch: 256 MiB in float32
+
+
+def evaluation_batch(inputs: int, outputs: int) -> int:
+    """The batch size for images of so many values each, with so many values of output."""
+    return max(1, min(MOST, VALUES // (inputs + outputs)))
+
+
+def batch_for(model: nn.Module, inputs: Inputs) -> int:
+    """The batch size for `model`, found by running it once."""
+    with evaluating(model), torch.inference_mode():
+        outputs = main_first(inputs.call(model, inputs.random(1, like=model)))
+    return evaluation_batch(inputs.numbers, sum(output.numel() for output in outputs))
