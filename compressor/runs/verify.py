@@ -141,8 +141,6 @@ def _scores(opened: Opened, images: Images, file: Path | None, report: Report, d
         predict = torch_predict(opened.loaded.model, device) if file is None else onnx_predict(file)
         size = batch_for(opened.loaded.model, opened.inputs)
         found = task.measure(predict, opened.data.batches("test", batch_size=size, device=device)).compute()
-            predict, opened.data.batches("test", batch_size=batch_for(opened.loaded.model, opened.inputs), device=device)
-        ).compute()
     for score in found:
         if score.name in told:
             yield _compared(score, told[score.name])
