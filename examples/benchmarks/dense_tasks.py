@@ -4,7 +4,7 @@
 
 ESPNet on CamVid (mIoU over 11 classes of all 233 test images), IMDN x2 (Y-PSNR on Set5) and DnCNN at a noise of 25 (grey, on
 CBSD68). Each case is one command of `compress`; its stages say what remains after cutting, repairing and fine-tuning. Training
-and repair read CamVid's training part, and for IMDN CBSD68 and COCO128's images, shrunk by two; for DnCNN, whose test images are
+and repair read the training part of CamVid, and for IMDN CBSD68 and the images of COCO128, shrunk by two; for DnCNN, tested on
 CBSD68, the others. DATA holds the unpacked folders camvid, coco128 and superres. A case whose report exists is not run again;
 results/dense_tasks.json gets a row for each.
 """
