@@ -168,7 +168,7 @@ WeightDecay = Annotated[
     ),
 ]
 Schedule = Annotated[
-    Literal["cosine", "step"],
+    Literal["cosine", "step", "poly"],
     typer.Option(metavar="NAME", help="Learning rate schedule: cosine, step or poly.", rich_help_panel=TRAINING),
 ]
 Milestones = Annotated[
@@ -441,7 +441,7 @@ class Asked:
         """Of the ONNX files. Raises UsageError."""
         from compressor.onnx.form import WishedForm
 
-        return WishedForm.parse(self.options["dynamic"], self.options["onnx_batch"])
+        return WishedForm.parse(self.options.get("dynamic"), self.options.get("onnx_batch"))
 
     @property
     def console(self) -> Console | None:

@@ -28,10 +28,11 @@ class ExportForm:
 
     batch: int | None = None
     sides: tuple[str, ...] = ()
+    output: str = "logits"  # the name of a single output
 
     def outputs(self, count: int) -> list[str]:
         """The names of so many outputs."""
-        return ["logits"] if count == 1 else [f"output{i}" for i in range(count)]
+        return [self.output] if count == 1 else [f"output{i}" for i in range(count)]
 
     def __str__(self) -> str:
         batch = "any batch size" if self.batch is None else f"a batch size of {self.batch}"
@@ -44,6 +45,7 @@ class WishedForm:
 
     sides: tuple[str, ...] | None = None
     batch: int | None = None
+    output: str = "logits"
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:
@@ -79,7 +81,7 @@ def candidates(network: nn.Module, inputs: Inputs, wish: WishedForm) -> list[tup
     if not wish.sides:
         openings.append(((), None))
     batches = [None, 1] if wish.batch is None else [wish.batch]
-    return [(ExportForm(batch, opened), another) for batch in batches for opened, another in openings]
+    return [(ExportForm(batch, opened, wish.output), another) for batch in batches for opened, another in openings]
 
 
 def other_size(network: nn.Module, inputs: Inputs, sides: tuple[str, ...], maps_alone: bool = True) -> Inputs | None:

@@ -23,18 +23,25 @@ def feeding(report: Report) -> str:
 
 def _imports(how: Preprocessing) -> list[str]:
     """Imports, and the class names."""
+    modules = ["import numpy as np", "import onnxruntime", "from PIL import Image"]
+    if not how.classes:
+        return modules
     few = len(how.classes) <= MOST_CLASSES
     classes = repr(how.classes) if few else 'json.load(open("report.json"))["preprocessing"]["classes"]'
-    modules = ["import numpy as np", "import onnxruntime", "from PIL import Image"]
     return [*([] if few else ["import json", ""]), *modules, "", f"classes = {classes}"]
 
 
 def _image(how: Preprocessing) -> list[str]:
-    """Load, resize and crop the image."""
+    """Load the image, and fit it to a size."""
     height, width = how.size
+    lines = [f'image = Image.open("image.jpg").convert("{how.mode}")']
+    if how.fit == "stretch":
+        return [*lines, f"image = image.resize(({width}, {height}), Image.Resampling.BILINEAR)"]
+    if how.fit == "whole":
+        return lines
     share = "" if math.isclose(how.crop, 1) else f" / {how.crop:g}"
     return [
-        f'image = Image.open("image.jpg").convert("{how.mode}")',
+        *lines,
         f"if image.size != ({width}, {height}):",
         f"    scale = max({width} / image.width, {height} / image.height){share}",
         "    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)",
@@ -44,22 +51,36 @@ def _image(how: Preprocessing) -> list[str]:
 
 
 def _array(how: Preprocessing) -> list[str]:
-    """Normalise it into a batch of one image."""
+    """Order, scale, normalise and pad it, as a batch of one image."""
     mean, std = ([round(value, 6) for value in values] for values in (how.mean, how.std))
-    order = "pixels.transpose(2, 0, 1)[None]" if how.mode == "RGB" else "pixels[None, None]"
-    if how.mode == "L":
-        return [f"pixels = (np.asarray(image) / 255 - {mean[0]}) / {std[0]}", f"batch = {order}.astype(np.float32)"]
-    return [
-        f"pixels = (np.asarray(image) / 255 - {mean}) / {std}",
-        f"batch = {order}.astype(np.float32)  # [1, 3, {how.size[0]}, {how.size[1]}]",
-    ]
+    grey = how.mode == "L"
+    scaled = "np.asarray(image)" + ("[:, :, ::-1]" if how.color == "bgr" else "")
+    if how.max_value != 255:
+        scaled += " / 255" + ("" if how.max_value == 1 else f" * {how.max_value:g}")
+    if any(mean) or any(value != 1 for value in std):
+        scaled = f"({scaled} - {mean[0] if grey else mean}) / {std[0] if grey else std}"
+    lines = [f"pixels = {scaled}"]
+    if how.pad_to > 1:
+        sides = f"(0, -image.height % {how.pad_to}), (0, -image.width % {how.pad_to})"
+        lines.append(f'pixels = np.pad(pixels, [{sides}{"" if grey else ", (0, 0)"}], "edge")')
+    size = "height, width" if how.fit == "whole" else f"{how.size[0]}, {how.size[1]}"
+    order = "pixels[None, None]" if grey else "pixels.transpose(2, 0, 1)[None]"
+    shape = "" if grey else f"  # [1, 3, {size}]"
+    return [*lines, f"batch = {order}.astype(np.float32){shape}"]
 
 
 def _run(how: Preprocessing, report: Report) -> list[str]:
-    """Run the model, and print the predicted class."""
+    """Run the model, and print the predicted class, or save what it makes of the image."""
     name = next(iter(report.inputs), "images")
-    return [
+    output = "logits" if report.output == "map" else report.output
+    lines = [
         'session = onnxruntime.InferenceSession("model.onnx")',
-        f'logits = session.run(None, {{"{name}": batch}})[0]',
-        "print(classes[logits[0].argmax()])",
+        f'{output} = session.run(None, {{"{name}": batch}})[0]',
     ]
+    if report.output == "map":
+        return [*lines, 'Image.fromarray(logits[0].argmax(0).astype(np.uint8)).save("mask.png")  # class numbers']
+    if report.output == "image":
+        channels = "image[0, 0]" if how.mode == "L" else f"image[0{', ::-1' if how.color == 'bgr' else ''}].transpose(1, 2, 0)"
+        values = channels if how.max_value == 255 else f"{channels} / {how.max_value:g} * 255"
+        return [*lines, f'Image.fromarray(({values}).clip(0, 255).round().astype(np.uint8)).save("restored.png")']
+    return [*lines, "print(classes[logits[0].argmax()])" if how.classes and output == "logits" else f"print({output}.shape)"]

@@ -191,7 +191,7 @@ class Distilling(Run):
             raise type(error)(f"the student: {told}") from error
         if (found := _classes(loaded.model, opened)) != classes:
             raise UsageError(
-                f"The student {source.model} predicts {found} classes, but the teacher {classes}: give a student for {classes} "
+                f"The student {source.model} has {found} outputs, but the teacher {classes}: give a student for {classes} "
                 f"classes, for example with --student-arch-arg num_classes={classes}."
             )
         opened.notes.extend(f"the student: {note}" for note in loaded.notes)
@@ -305,9 +305,10 @@ def _created(entry: Entry, job: Job, settings: Mapping[str, Value]) -> Distillat
 
 
 def _classes(model: nn.Module, opened: Opened) -> int:
-    """The number of classes that a network on the CPU predicts."""
+    """The number of classes, or of channels, that a network on the CPU outputs."""
     with torch.no_grad():
-        return logits_of(opened.inputs.call(model.eval(), opened.inputs.random(1, like=model))).shape[-1]
+        output = logits_of(opened.inputs.call(model.eval(), opened.inputs.random(1, like=model)))
+    return output.shape[1] if output.dim() > 1 else 1
 
 
 def _take_up(first: Method, kept: Path) -> None:

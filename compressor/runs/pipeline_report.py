@@ -73,9 +73,10 @@ def put_together(parts: Sequence[Part], first: Run, config: str) -> Report:
     with place.claimed(force=True, resume=False):
         with Journal(first.console, place.log) as journal:
             opened = open_both(first.source, first.images, first.inputs, first.recipe.seed)
+            form = replace(first.order.form, output=task_of(opened, first.images, torch.device("cpu")).output)
             with suppress(Infeasible, VerificationFailed):  # the reports of the steps tell the reason
                 if any(part.file.exists() for part in parts):
-                    export_original(opened, place, first.order.form)
+                    export_original(opened, place, form)
             report = _report(parts, first, opened, place.original)
             for name in NETWORK:
                 if (file := parts[-1].place / name).exists():

@@ -169,7 +169,7 @@ class Run(ABC):
 
         Returns the differences of `check_onnx`, and the agreement with the original. Raises Infeasible or VerificationFailed.
         """
-        exported = export_verified(small, opened.inputs, after, self.order.form, tolerance=ONNX_TOLERANCE)
+        exported = export_verified(small, opened.inputs, after, self._form, tolerance=ONNX_TOLERANCE)
         self.exported[after.name] = exported
         return exported.differences, stages.written(small, opened.loaded.model, after, self.recipe.seed)
 
@@ -227,8 +227,8 @@ class Run(ABC):
         device, silent = pick_device(distributed.local(self.device_name)), Journal()
         opened = self._begin(silent)
         opened.loaded.model.load_state_dict(word)
+        self.task = self._task(opened, device)
         with self._scratch(opened) as place:
-            self.task = self._task(opened, device)
             method = self._prepared(opened, place, silent, device)
             stages = Stages(opened.inputs, opened.data, self.task, device, silent, place.stages, None)
             self._train(self._trainer(method, opened, stages, place, silent), stages, place, silent)
@@ -242,9 +242,9 @@ class Run(ABC):
         run, silent = self._stand_in(), Journal()
         opened = replace(run._open(silent), data=None)
         model, inputs = opened.loaded.model, opened.inputs
+        device = torch.device("cpu")
+        run.task = run._task(opened, device)
         with run._scratch(opened) as place:
-            device = torch.device("cpu")
-            run.task = run._task(opened, device)
             method = run._prepared(opened, place, silent, device)
             small = method.finish()
         if into is not None:
@@ -259,7 +259,7 @@ class Run(ABC):
             place = RunDirectory(Path(folder), "")
             place.new.mkdir(parents=True)
             if self.counts_bytes:
-                export_original(opened, place, self.order.form)
+                export_original(opened, place, self._form)
             yield place
 
     def _make(self, place: RunDirectory, journal: Journal) -> None:
@@ -272,7 +272,7 @@ class Run(ABC):
         self.task = self._task(opened, device)
         with self._losing("original.onnx", journal):
             if self.order.onnx:
-                exported = export_original(opened, place, self.order.form, checked=self.rewrites)
+                exported = export_original(opened, place, self._form, checked=self.rewrites)
                 self.exported[place.original.name] = exported
         distributed.agreed(model.state_dict())  # random weights differ between processes
         method = self._prepared(opened, place, journal, device)
@@ -416,6 +416,11 @@ class Run(ABC):
         count_macs(model, opened.inputs)  # a one-line error if the model does not run on such images
         model.requires_grad_(True)
         return opened
+
+    @property
+    def _form(self) -> WishedForm:
+        """What is asked of the form of ONNX files."""
+        return replace(self.order.form, output=self.task.output)
 
     def _task(self, opened: Opened, device: torch.device) -> Task:
         """What the network is for. Raises UsageError or DataError when it, the data, the task and the method do not fit."""

@@ -35,7 +35,7 @@ class Strips:
         """The main outputs of the original and of the compressed network for a batch. Tasks without pictures add nothing."""
         answers = [self.task.decode(outputs, batch) for outputs in (before.to(after.device), after)]
         for place in range(batch.size):
-            if len(self.rows) >= ROWS:
+            if len(self.rows) >= ROWS * (1 + self.task.enlarges):
                 return
             shown = [self.task.picture(each, place) for each in (*answers, batch.targets)]
             cells = [each.cpu() for each in shown if each is not None]

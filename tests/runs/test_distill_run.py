@@ -169,7 +169,7 @@ def test_a_student_for_other_classes_is_refused_with_what_to_do(trained: Path, t
     options = ("--teacher", trained, *TEACHER, "--student-arch", f"{tmp_path}/net.py:net", "--out", tmp_path / "a")
     result = compress("distill", *options)
     assert result.exit_code == 2
-    assert "predicts 7 classes, but the teacher 10: give a student for 10 classes" in result.stderr
+    assert "has 7 outputs, but the teacher 10: give a student for 10 classes" in result.stderr
 
 
 def test_neither_teacher_nor_student_is_an_error(tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ def test_named_taps_must_be_taps() -> None:
         Anatomy.of(DigitsNet(8), DIGITS, ("stage_1",))
 
 
-def test_what_is_no_classifier_is_refused() -> None:
-    with pytest.raises(UsageError, match="needs logits of shape"):
-        Anatomy.of(nn.Conv2d(3, 5, 3), (3, 8, 8))
+def test_a_network_with_maps_has_no_head() -> None:
+    anatomy = Anatomy.of(nn.Conv2d(3, 5, 3), (3, 8, 8))
+    assert (anatomy.head, anatomy.classes) == (None, 5)
 
 
 # Layers after a tap ---------------------------------------------------------------------------------------------------
