@@ -26,6 +26,7 @@ from compressor.report.schema import (
 
 FASTER = 1.05  # a smaller speedup is within measurement noise
 SMALLER = 0.01  # a smaller change in file size comes from names stored in it
+SEVERAL = 4  # scores, of which the one with the largest loss is named
 NOT_MEASURED = "not measured"
 
 Tone = Literal["good", "bad", "plain"]
@@ -334,10 +335,23 @@ def notes(report: Report) -> list[str]:
     if any(row.before_spread or row.after_spread for row in scores):
         paired = "; that of a change is paired over the images" if any(row.change_spread for row in scores) else ""
         found.append(f"In brackets: 95 % confidence interval{paired}.")
+    if worst := _worst(report):
+        found.append(worst)
     if report.compressed.latency:
         after = report.compressed.latency[0]
         found.append(f"Latency: ONNX Runtime, time per batch, median of {after.runs} runs after {after.warmup} warm-up runs.")
     return found
+
+
+def _worst(report: Report) -> str:
+    """Of several scores that are shares, the one that lost most: a mean can hide what happens to one class; else empty."""
+    shares = [score for score in report.compressed.scores if score.unit == "%" and score.more_is_better]
+    losses = [(report.change.scores[score.name].value, score) for score in shares if score.name in report.change.scores]
+    if len(losses) < SEVERAL or not losses or (worst := min(losses, key=lambda loss: loss[0]))[0] >= 0:
+        return ""
+    change, score = worst
+    interval = formatting.difference_interval(report.change.scores[score.name], score)
+    return f"Largest loss: {score.label} {formatting.difference(change, score)}{f' {interval}' if interval else ''}."
 
 
 def fidelity(report: Report) -> str:

@@ -206,3 +206,18 @@ def test_stages_have_columns_for_what_some_stage_has() -> None:
     plain = example.example()
     assert stage_heading(plain) == ["stage", "MACs", "parameters", "top-1 [95 %]", "n", "time", "note"]
     assert stage_note(plain) == ""
+
+
+def test_of_many_scores_the_largest_loss_is_named() -> None:
+    """A mean of classes hides what happens to one of them."""
+    names = {"miou": (0.6, 0.59), "iou_a": (0.9, 0.91), "iou_b": (0.5, 0.42), "iou_c": (0.4, 0.44)}
+
+    def scores(place: int) -> list[Score]:
+        return [Score(name, name, values[place], "%", 2, 20) for name, values in names.items()]
+
+    report = example.example()
+    before, after = replace(report.baseline, scores=scores(0)), replace(report.compressed, scores=scores(1))
+    differences = {"iou_b": Difference(-0.08, -0.11, -0.05)}
+    report = replace(report, baseline=before, compressed=after, change=compare(before, after, differences))
+    assert "Largest loss: iou_b -8.00 points [-11.00, -5.00]." in notes(report)
+    assert not any("Largest loss" in note for note in notes(example.example()))
