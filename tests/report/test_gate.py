@@ -231,7 +231,7 @@ def test_a_latency_is_compared_with_one_of_the_same_kind() -> None:
         ("top1>=90%", "missed  top1>=90%: not measured; rerun with --data"),
         ("warn: drop<=1", "warn    drop<=1: not measured; rerun with --data"),
         ("latency<=5ms", "warn    latency<=5ms: not measured; rerun the compression"),
-        ("size<=50%", "missed  size<=50%: the original was not measured; rerun the compression"),
+        ("size<=50%", "missed  size<=50%: the original was not measured; it needs model.onnx: rerun without --no-onnx"),
         ("off: top1>=90%", "off     top1>=90%: not measured; rerun with --data"),
     ],
 )
