@@ -28,13 +28,13 @@ EXAMPLES = "examples.png"  # test images and what becomes of them, if there is s
 NETWORK = ("model.onnx", "model.safetensors", "plan.json")
 RESULTS = (
     *NETWORK,
-    EXAMPLES,
     "report.md",
     "report.html",
     "log.jsonl",
     "config.toml",
     "report.json",
 )
+FILES = (EXAMPLES, *RESULTS)  # all that a run may publish, in the order in which it is moved into place
 
 
 class RunDirectory:
@@ -80,7 +80,7 @@ class RunDirectory:
             if self.out.exists():
                 raise OutputError(f"--out {self.out} is a file: give a directory.")
             return
-        others = sorted(path.name for path in self.out.iterdir() if path.name not in {*RESULTS, "state"})
+        others = sorted(path.name for path in self.out.iterdir() if path.name not in {*FILES, "state"})
         if resume and (self.can_resume or self.is_finished):
             record = self._record if self.can_resume else self.out / "config.toml"
             if change := first_change(record.read_bytes().decode(errors="replace"), self.config):
@@ -132,11 +132,11 @@ class RunDirectory:
             if not self.is_unpublished:
                 write_text(self.new / self._record.name, self.config)
                 write_whole(self.new / self.log.name, lambda unfinished: shutil.copyfile(self.log, unfinished))
-                write_text(self._complete, "\n".join(name for name in RESULTS if (self.new / name).exists()))
+                write_text(self._complete, "\n".join(name for name in FILES if (self.new / name).exists()))
                 sync(self.new)
-            left = [name for name in RESULTS if (self.new / name).exists()]
-            made = self._complete.read_text(encoding="utf-8").split() or RESULTS  # an older version wrote no names
-            for name in reversed(RESULTS):
+            left = [name for name in FILES if (self.new / name).exists()]
+            made = self._complete.read_text(encoding="utf-8").split() or FILES  # an older version wrote no names
+            for name in reversed(FILES):
                 if name in left or name not in made:
                     (self.out / name).unlink(missing_ok=True)
             for name in left:
