@@ -236,7 +236,7 @@ def _owners() -> list[str]:
     header = ["network", "task", "parameters", "MACs", *asked, "ONNX batch sizes", "ONNX image sizes", "what failed"]
     return [
         "## Public checkpoints with their owners' code",
-        f"{whole} of {len(rows)} pass every step. Both reductions are those that were reached.",
+        f"{whole} of {len(rows)} pass every step. MACs are for the first image size; both reductions are the ones reached.",
         _table(header, map(_owners_row, rows)),
     ]
 
