@@ -15,6 +15,8 @@ from compressor.network.inputs import AnyInputs, Inputs
 from compressor.onnx.runtime import bound_run, fixed_batch, open_session
 from compressor.report.schema import Latency
 
+SLOWEST = 10_000.0  # ms for one batch
+
 
 def latency(
     path: Path,
@@ -55,15 +57,18 @@ def compare_latency(
 
     Each file has `runs` runs for a batch size, or as many (at least five) as fit into `seconds`. Warm-up takes at most `warmup`
     runs and a quarter of that time. On "cuda" the images are on the GPU before the timing starts. Files with a fixed batch size
-    are timed at that size alone. Raises UsageError when they have different ones.
+    are timed at that size alone; batches of more than one that would take longer than `SLOWEST` are left out. Raises UsageError
+    when files have different fixed batch sizes.
     """
     sessions = [open_session(path, provider, threads) for path in paths]
     fixed = {size for session in sessions if (size := fixed_batch(session)) is not None}
     if len(fixed) > 1:
         raise UsageError(f"Files with the fixed batch sizes {', '.join(map(str, sorted(fixed)))} cannot be timed together.")
     batches = list(fixed) or batches
-    by_batch = []
+    by_batch: list[list[Latency]] = []
     for batch in batches:
+        if by_batch and max(one.median_ms / one.batch for one in by_batch[0]) * batch > SLOWEST:
+            continue
         samples = [tensor.numpy() for tensor in Inputs.of(inputs).random(batch)]
         calls = [bound_run(session, samples, provider) for session in sessions]
         warm = len(take_turns(calls, most=warmup, least=1, seconds=seconds / 4)[0])
