@@ -56,10 +56,11 @@ def evaluate(
         return _evaluate_onnx(path, images, asked)
     opened = open_both(source, images, asked)
     model, inputs, data = opened.loaded.model, opened.inputs, opened.data
-    notes, together = opened.notes, batch_for(model, inputs)
+    notes = opened.notes
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        macs, task, failure = count_macs(model, inputs), task_of(opened, images, device), None
+        macs, failure = count_macs(model, inputs), None
+        task, together = task_of(opened, images, device), batch_for(model, inputs)
         try:
             if as_onnx:
                 notes = [*notes, *export_verified(model, inputs, file).notes]

@@ -45,7 +45,7 @@ def test_no_onnx_publishes_the_network_alone(project: Path) -> None:
     assert "model.onnx" not in result.stdout and not Path("a/model.onnx").exists()
     report = read_report(Path("a"))
     assert stages_of(report) == ["original", "cut", "recalibrated", "PyTorch"]
-    assert report.compressed.accuracy == report.stages[-1].accuracy == report.stages[-2].accuracy
+    assert report.compressed.scores == report.stages[-1].scores == report.stages[-2].scores
     for profile in (report.baseline, report.compressed):
         assert profile.size_bytes is None and profile.latency == []
     assert report.verification.onnx == {} and report.verification.masked is not None
