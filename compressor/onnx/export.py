@@ -179,9 +179,15 @@ def check_onnx(
     differences.tolerance = max(tolerance, *(MULTIPLE * gap for gap in own), 0.0)
     for name in differences.large:
         told = f"a batch of {len(samples[name][0])} images{''.join(name.partition(' ')[1:])}"
+        why = "Is it the ONNX file of another network?"
+        if (rounding := _rounding(network, samples[name])) > MOST_ROUNDING:
+            why = (
+                f"The network amplifies rounding errors: in PyTorch, float32 and float64 differ by {rounding:.2g}. "
+                "Fine-tune it, give inputs like those that it is for, or use --no-onnx."
+            )
         raise VerificationFailed(
             f"{path} differs from PyTorch by {differences[name]:.2g} of the largest output for {told}; "
-            f"at most {differences.tolerance:.1g} is allowed.\nIs it the ONNX file of another network?"
+            f"at most {differences.tolerance:.1g} is allowed.\n{why}"
         )
     return differences
 

@@ -211,15 +211,25 @@ def test_a_network_that_diverges_on_normal_noise_is_compared_on_noise_from_0_to_
 
 
 class Amplifying(nn.Module):
-    """A small difference of two large numbers: float32 is good for three digits."""
+    """A small difference of two large numbers: with a `size` of 3000, float32 is good for three digits."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: float = 3000.0) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3)
+        self.conv, self.size = nn.Conv2d(3, 3, 3), size
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        return (y + 3000.0) * 0.37 - 1110.0
+        return (y + self.size) * 0.37 - 0.37 * self.size
+
+
+def test_a_network_that_amplifies_rounding_errors_too_much_is_told_apart(path: Path) -> None:
+    """Its own float32 and float64 outputs differ by more than the check could allow."""
+    torch.manual_seed(0)
+    export_onnx(Amplifying(), COLOR, path)
+    with pytest.raises(
+        VerificationFailed, match="The network amplifies rounding errors: in PyTorch, float32 and float64 differ"
+    ):
+        check_onnx(Amplifying(1e6), path, COLOR, images=torch.rand(2, *COLOR), batch_sizes=())
 
 
 def test_a_network_of_large_rounding_errors_may_differ_four_times_as_much(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
