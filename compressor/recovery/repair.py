@@ -96,7 +96,8 @@ def refit(
     targets = {now[name]: target for name, target in looking.targets.items() if looking.once(name, target.norm)}
     fitting = _Fitting(small, original, targets, ridges)
     fitting.run(inputs, together)
-    return Repaired(fitting.done, {name: why_left(name, layers) for name in lost if name not in fitting.done})
+    left = {name: fitting.left.get(name) or why_left(name, layers) for name in lost if name not in fitting.done}
+    return Repaired(fitting.done, left)
 
 
 def of_one_size(images: Sequence[Tensor]) -> list[Tensor]:
@@ -192,12 +193,14 @@ class _Fitting(Pass):
         self.original, self.targets, self.ridges = original, targets, ridges
         self.waiting: dict[str, tuple[Tensor, int]] = {}  # the input of a layer, and the version of that tensor
         self.done: list[str] = []
+        self.left: dict[str, str] = {}  # layers that have been passed over, and why
 
     def before(self, name: str, layer: Layer, x: Tensor) -> None:
         target = self.targets[name]
         is_depthwise = layer.weight.shape[1] == 1 < groups_of(layer)
         is_as_before = target.read == _total(x)
         if name in self.done or is_depthwise or is_as_before:
+            self.left[name] = "it is a depthwise convolution" if is_depthwise else "its input is the same as before"
             return
         if target.added is None:
             self._fit(name, x, target.output)
