@@ -148,7 +148,7 @@ RecipeName = Annotated[
     ),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Fine-tuning epochs; 10 by default with data.", rich_help_panel=TRAINING)]
-BatchSize = Annotated[int, typer.Option(help="Batch size.", rich_help_panel=TRAINING)]
+BatchSize = Annotated[int, typer.Option(help="Batch size; 16 for masks and images to be restored.", rich_help_panel=TRAINING)]
 Lr = Annotated[
     float | None,
     typer.Option(

@@ -77,7 +77,7 @@ def test_lists_are_repeated_options_or_comma_separated_values() -> None:
         ("epochs = [1]", "compress.toml, line 1: epochs must be a whole number, not a list."),
         ("ema = 1", "compress.toml, line 1: ema must be true or false; found 1."),
         ("data = {a = 1}", "compress.toml, line 1: data must be a string; found {'a': 1}."),
-        ("schedule = 'cosin'", "line 1: schedule must be one of cosine, step; found 'cosin'; did you mean 'cosine'?"),
+        ("schedule = 'cosin'", "line 1: schedule must be one of cosine, step, poly; found 'cosin'; did you mean 'cosine'?"),
         ("[prun]\nrate = 1", "compress.toml, line 1: there is no setting 'prun'; did you mean 'prune'?"),
         ("[prune]\n\nratio = 1", "compress.toml, line 3: compress prune has no setting 'ratio'; did you mean 'rate'?"),
         ("[[step]]\ndo='prune'", "compress.toml, line 1: there is no setting 'step'; did you mean 'steps'?"),
@@ -111,7 +111,7 @@ def test_the_schema_describes_what_is_read() -> None:
     assert {"model", "data", "epochs", "steps", "prune", "check"} <= schema["properties"].keys()
     steps = {step["properties"]["do"]["const"]: step for step in schema["properties"]["steps"]["items"]["oneOf"]}
     assert set(steps) <= set(STEPS)
-    assert steps["prune"]["properties"]["schedule"]["enum"] == ["cosine", "step"]
+    assert steps["prune"]["properties"]["schedule"]["enum"] == ["cosine", "step", "poly"]
     assert steps["prune"]["properties"]["epochs"]["type"] == "integer"
     assert json.loads(compress("run", "--schema").stdout) == schema
 

@@ -61,7 +61,7 @@ def test_no_text_of_any_help_is_lost(monkeypatch: pytest.MonkeyPatch, name: str)
     ("words", "found"),
     [
         ("compress pru", ["prune"]),
-        ("compress prune --max", ["--max-rate"]),
+        ("compress prune --max", ["--max-rate", "--max-value"]),
         ("compress prune --method pg", ["pgmpf"]),
         ("compress distill --method h", ["hsakd", "hssakd"]),
         ("compress lowrank --method pg", []),

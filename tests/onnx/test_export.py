@@ -226,9 +226,7 @@ def test_a_network_that_amplifies_rounding_errors_too_much_is_told_apart(path: P
     """Its own float32 and float64 outputs differ by more than the check could allow."""
     torch.manual_seed(0)
     export_onnx(Amplifying(), COLOR, path)
-    with pytest.raises(
-        VerificationFailed, match="The network amplifies rounding errors: in PyTorch, float32 and"
-    ):
+    with pytest.raises(VerificationFailed, match="The network amplifies rounding errors: in PyTorch, float32 and"):
         check_onnx(Amplifying(1e6), path, COLOR, images=torch.rand(2, *COLOR), batch_sizes=())
 
 
