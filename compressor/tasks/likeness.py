@@ -12,10 +12,11 @@ from torch import Tensor
 from compressor.tasks.meter import Measure, Meter
 
 AGREEMENT = Measure("agreement", "same top-1 prediction", share=0)
+TEMPERATURE = 4.0  # of the softmax of teacher and student, where nothing else is said
 TINY = 1e-12
 
 
-def softened(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def softened(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """T^2 KL(teacher || student) of logits [n, classes, ...] divided by T: the scale of the gradients does not depend on T.
 
     Hinton, Vinyals, Dean, 2015, arXiv 1503.02531, section 2. A mean over images and positions. The teacher's logits are not

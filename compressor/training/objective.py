@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from compressor.data import Batch
 from compressor.tasks import Task
+from compressor.tasks.likeness import TEMPERATURE
 
-TEMPERATURE = 4.0  # of the softmax of teacher and student
 SOFT = 0.5  # weight of the distance to the teacher; the rest is that of the task's loss
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from compressor.data import Batch
 from compressor.errors import DataError, VerificationFailed
 from compressor.tasks.classify import AUXILIARY, Classify
-from compressor.training.objective import TEMPERATURE, Objective
+from compressor.tasks.likeness import TEMPERATURE
+from compressor.training.objective import Objective
 
 LOGITS, AUX, HIDDEN = torch.randn(4, 5), torch.randn(4, 5), torch.randn(4, 9)
 TARGETS = torch.tensor([0, 1, 2, 4])
