@@ -262,8 +262,8 @@ def test_calibration_fills_up_the_last_batch() -> None:
             return 2
 
     class Batch:
-        def __init__(self, images: Tensor) -> None:
-            self.images = images
+        def __init__(self, inputs: Tensor) -> None:
+            self.inputs = inputs
 
     reader = Reader("images", Images(), fixed=3)  # type: ignore[arg-type]
     reader.set_range(0, 2)

@@ -149,8 +149,8 @@ def test_an_interrupted_comparison_has_a_table_and_is_resumed(
     assert [(gap["run"], gap["reason"], gap["status"]) for gap in found["gaps"]] == [("sfp-0.6-seed0", "not run yet", None)]
     result = compress(*arguments)
     assert result.exit_code == 0 and "2 runs, 1 finished" in result.stdout
-    whole = {point["run"]: point["accuracy"] for point in read(done / "out")["points"]}
-    assert {point["run"]: point["accuracy"] for point in read(project / "out")["points"]}.items() <= whole.items()
+    whole = {point["run"]: point["score"] for point in read(done / "out")["points"]}
+    assert {point["run"]: point["score"] for point in read(project / "out")["points"]}.items() <= whole.items()
 
 
 def test_a_run_that_was_interrupted_in_training_is_resumed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

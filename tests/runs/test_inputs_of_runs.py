@@ -158,7 +158,7 @@ def test_a_forged_range_is_refused(span: Any) -> None:
 
 def test_with_data_the_samples_are_held_out_images(project: Path) -> None:
     opened = open_both(Source("net.pt", "net.py:Net"), Images("digits"), None)
-    held_out = next(iter(open_data("digits").batches("held_out", batch_size=16, device="cpu", limit=16))).images
+    held_out = next(iter(open_data("digits").batches("held_out", batch_size=16, device="cpu", limit=16))).inputs
     one, three = opened.inputs.random(1, seed=1)[0], opened.inputs.random(3, seed=14)[0]
     assert torch.equal(one, held_out[1:2])
     assert torch.equal(three, held_out[[14, 15, 0]])

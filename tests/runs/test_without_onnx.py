@@ -50,7 +50,7 @@ def test_no_onnx_publishes_the_network_alone(project: Path) -> None:
         assert profile.size_bytes is None and profile.latency == []
     assert report.verification.onnx == {} and report.verification.masked is not None
     assert report.onnx_failure is None and report.settings["onnx"] is False
-    assert report.fidelity is not None and report.fidelity.agreement < 1
+    assert report.fidelity is not None and report.fidelity.scores[0].value < 1
     assert "no ONNX file, checks passed" in report.verdict and feeding(report) == ""
     assert compressor.load("a")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert "onnx = false" in Path("a/config.toml").read_text()
