@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 from compressor.errors import OutputError
-from compressor.report.schema import Epoch
+from compressor.report.schema import Epoch, Score
 from compressor.runs.journal import Journal
 
 FIRST, LAST = (
-    Epoch(number, 0.1, {"cross_entropy": 1.25, "auxiliary": 0.5}, None, held_out, 40.0, 1000.0)
-    for number, held_out in ((1, 0.5), (2, None))
+    Epoch(number, 0.1, {"cross_entropy": 1.25, "auxiliary": 0.5}, held_out, 40.0, 1000.0)
+    for number, held_out in ((1, Score("top1", "top-1", 0.5, "%", 2, 40)), (2, None))
 )
 
 

@@ -75,7 +75,7 @@ def test_its_settings_are_those_of_the_command(quantized: Path) -> None:
 def test_calibration_images_are_not_augmented(tmp_path: Path) -> None:
     data = open_data("digits", seed=5)
     order = Order(Source("any"), Images("digits"), Recipe(seed=5), tmp_path)
-    batches = Quantizing(order, Wish(calibrate=20))._looked_at(data)
+    batches = Quantizing(order, Wish(calibrate=20))._looked_at(data, None)
     assert batches is not None and [len(batch.targets) for batch in batches] == [LOOKED_AT, LOOKED_AT, 4]
     looked_at = {int(index): image for batch in batches for index, image in zip(batch.indices, batch.inputs, strict=True)}
     as_they_are = data.batches("train", batch_size=len(data.positions["train"]), device="cpu", augment=False)

@@ -77,7 +77,7 @@ def test_a_network_learns(digits: Data, recipe: dict[str, object]) -> None:
     assert held_out is not None and (held_out.name, held_out.n) == ("top1", digits.counts["held_out"])
     batches = digits.batches("held_out", batch_size=50, device=CPU)
     hits = [method.model.eval()(batch.inputs).argmax(1) == batch.targets for batch in batches]
-    assert held_out.value == torch.cat(hits).float().mean().item() > 0.3
+    assert held_out.value == torch.cat(hits).double().mean().item() > 0.3
 
 
 def test_the_optimizer_is_given_these_rates(digits: Data) -> None:
