@@ -45,8 +45,8 @@ def make_stages(folder: Path, data: Data | None, identity: str = "abc") -> Stage
 
 def save_onnx(operator: str, path: Path) -> None:
     """A network of one operator, for images of any shape."""
-    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy")
-    graph = onnx.helper.make_graph([onnx.helper.make_node(operator, ["x"], ["y"])], operator, [x], [y])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("images", "y"))
+    graph = onnx.helper.make_graph([onnx.helper.make_node(operator, ["images"], ["y"])], operator, [x], [y])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), path)
 
 
