@@ -374,7 +374,7 @@ class Asked:
         """Of the ONNX files. Raises UsageError."""
         from compressor.onnx.form import WishedForm
 
-        return WishedForm.parse(self.options["dynamic"], self.options["onnx_batch"])
+        return WishedForm.parse(self.options.get("dynamic"), self.options.get("onnx_batch"))
 
     @property
     def console(self) -> Console | None:
