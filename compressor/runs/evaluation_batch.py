@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compressor.network.inputs import Inputs
-from compressor.network.meta_device import evaluating
+from compressor.network.meta_device import evaluating, meta_copy
 from compressor.network.outputs import main_first
 
 MOST = 250
@@ -19,7 +19,15 @@ def evaluation_batch(inputs: int, outputs: int) -> int:
 
 
 def batch_for(model: nn.Module, inputs: Inputs) -> int:
-    """The batch size for `model`, found by running it once."""
+    """The batch size for `model`, found by running one image through it: without data, if its code allows that."""
+    try:
+        outputs = _values(meta_copy(model), inputs)
+    except Exception:  # of the network's own code
+        outputs = _values(model, inputs)
+    return evaluation_batch(inputs.numbers, outputs)
+
+
+def _values(model: nn.Module, inputs: Inputs) -> int:
+    """The number of values that `model` outputs for one image."""
     with evaluating(model), torch.inference_mode():
-        outputs = main_first(inputs.call(model, inputs.random(1, like=model)))
-    return evaluation_batch(inputs.numbers, sum(output.numel() for output in outputs))
+        return sum(output.numel() for output in main_first(inputs.call(model, inputs.random(1, like=model))))

@@ -157,8 +157,8 @@ class Quantizing(Run):
             ) from error
         return original.differences, stages.written(small, opened.loaded.model, after, seed, self.wish.name)
 
-    def _looked_at(self, data: Data | None, fixed: int | None) -> Batches | None:
-        """Training images for calibration, without augmentation."""
+    def _looked_at(self, data: Data | None, fixed: int | None = None) -> Batches | None:
+        """Training images for calibration, without augmentation, in batches of the size that the file has, if it is fixed."""
         if data is None:
             return None
         seed, limit = self.recipe.seed, self.wish.calibrate

@@ -176,7 +176,11 @@ def main() -> int:
         networks = dict.fromkeys(name.split()[0] for section, name in rows if section == "latency")
         if options.tiny:
             networks = {TINY: None}
-        preparing = [Task("latency", "latency.py", (f"prepare {name}",), options.seconds) for name in networks]
+        # To start a process takes longer than tiny networks do: one prepares and times them.
+        kinds = ("prepare", "time") if options.tiny else ("prepare",)
+        preparing = [
+            Task("latency", "latency.py", tuple(f"{kind} {name}" for kind in kinds), options.seconds) for name in networks
+        ]
         cases = [name for section, name in rows if section == "smoke"]
         processes = options.jobs if options.tiny else len(cases)  # to start one takes longer than a tiny case
         smoke = [Task("smoke", "smoke.py", tuple(cases[i::processes]), options.seconds) for i in range(processes)]
@@ -194,7 +198,8 @@ def main() -> int:
         tasks = [tuple(measured)] if options.tiny else [(name,) for name in measured]  # a process each, to be stopped alone
         run.all([Task("throughput", "throughput.py", names, most) for names in tasks], 1, min(limit, deadline))
         limit = time.monotonic() + SHARES["latency"] * options.seconds
-        run.all([Task("latency", "latency.py", (f"time {name}",), most) for name in networks], 1, min(limit, deadline))
+        timing = [] if options.tiny else [Task("latency", "latency.py", (f"time {name}",), most) for name in networks]
+        run.all(timing, 1, min(limit, deadline))
         left = max(0.0, deadline - time.monotonic())
         run.one(Task("recipe", "recipe.py", ("--seconds", f"{left:.0f}"), left), deadline)
     print(f"{results.count} rows in {options.out}/rows.jsonl, {time.monotonic() - began:.0f} s")

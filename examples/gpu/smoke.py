@@ -136,7 +136,8 @@ def resnet20_srfp_streamed(setting: Setting, out: Path) -> dict[str, Value]:
         )
         if not all(torch.allclose(one.inputs.cpu(), other.inputs, atol=1e-5) for one, other in pairs):
             raise AssertionError(f"{split}: streamed images differ from those in memory")
-    return {"batches": len(batches)} | train(setting, out, "prune", "--method", "srfp", images=True)
+    found = {} if setting.tiny else train(setting, out, "prune", "--method", "srfp", images=True)
+    return {"batches": len(batches)} | found
 
 
 # Low rank, distillation, quantization ---------------------------------------------------------------------------------
@@ -212,13 +213,13 @@ def compare(setting: Setting, out: Path) -> dict[str, Value]:
 @case
 def run_a_pipeline(setting: Setting, out: Path) -> dict[str, Value]:
     out.mkdir(parents=True)
-    factored = "" if setting.tiny else '[[steps]]\ndo = "lowrank"\nrate = 0.3\n'
+    quantized = [] if setting.tiny else ['quantize"']
+    steps = ['prune"\nrate = 0.3', 'lowrank"\nrate = 0.3', *quantized, 'check"\nbudget = ["macs<=90%"]']
     width = 'arch-arg = ["width=8"]\n' if setting.tiny else ""
     (out / "compress.toml").write_text(
         f'model = "{setting.digits}"\narch = "{DIGITS_NET}"\n{width}data = "digits"\ndevice = "{setting.device}"\nepochs = 1\n'
-        "onnx = false\n"  # but for the last step, which quantizes the file
-        f'[run]\nout = "{out}/all"\n[[steps]]\ndo = "prune"\nrate = 0.3\n{factored}'
-        '[[steps]]\ndo = "quantize"\n[[steps]]\ndo = "check"\nbudget = ["macs<=90%"]\n'
+        "onnx = false\n"  # but for the step that quantizes the file
+        f'[run]\nout = "{out}/all"\n' + "".join(f'[[steps]]\ndo = "{step}\n' for step in steps)
     )
     compress("run", out / "compress.toml", "--quiet")
     return measured(read_report(out / "all"))
