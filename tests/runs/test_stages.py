@@ -67,7 +67,7 @@ def test_the_original_is_evaluated_once(digits: Data, tmp_path: Path) -> None:
     stages.original(model)
     export_onnx(model.net, SHAPE, tmp_path / "a.onnx")
     fidelity = stages.written(model.net, model, tmp_path / "a.onnx", seed=0)
-    assert model.images == 1 + 359  # the first tells how many fit into a batch
+    assert model.images == 359
     assert fidelity is not None and (fidelity.n, fidelity.inputs) == (359, "test images")
     agreement, divergence = fidelity.scores
     assert (agreement.name, agreement.value) == ("agreement", 1) and divergence.value < 1e-6
