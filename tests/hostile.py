@@ -124,7 +124,7 @@ def write_seeds(folder: Path) -> None:
         Row("conv1", 16, rate, 16 - round(16 * rate), "top-1", 0.9 - rate / 3, 1 - rate / 3, rate, rate / 5, rate / 6)
         for rate in (0.0, 0.25, 0.5, 0.75)
     ]
-    (folder / "sensitivity.csv").write_text(to_csv([*rows, *(replace(row, group="stem", accuracy=None) for row in rows)]))
+    (folder / "sensitivity.csv").write_text(to_csv([*rows, *(replace(row, group="stem", agreement=1.0) for row in rows)]))
     onnx.save(_onnx_network(), folder / "net.onnx")
     _write_images(folder / "images")
     _write_fashion(folder / "FashionMNIST" / "raw")

@@ -23,7 +23,7 @@ def outcomes() -> list[Outcome]:
     """From a separate process that can fork: this one already has threads."""
     command = [sys.executable, hostile.__file__, "--inputs", str(INPUTS), "--seed", str(SEED), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=280)
-    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode in (0, 1) and done.stdout, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return [Outcome(**outcome) for outcome in found]
 

@@ -180,12 +180,12 @@ def preprocessing(data: Data | None, plan: Plan | None) -> Preprocessing | None:
             size,
             crop,
             "RGB" if channels == 3 else "L",
-            list(data.mean),
-            list(data.std),
+            [float(value) for value in data.mean],
+            [float(value) for value in data.std],
             data.classes,
             data.fit,
             data.color,
-            data.max_value,
+            float(data.max_value),
             data.pad_to,
         )
     known = plan.preprocessing if plan is not None else None

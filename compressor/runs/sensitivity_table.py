@@ -90,6 +90,10 @@ def read_sensitivity(path: str | Path) -> Sensitivity:
     path = Path(path)
     try:
         table = Sensitivity([_parsed(line) for line in csv.DictReader(io.StringIO(read_text(path), newline=""))])
+        if not table.rows:
+            raise ValueError("it has no rows")
+        if len(measured := {row.measured for row in table.rows}) > 1:
+            raise ValueError(f"its qualities are not comparable: {' and '.join(sorted(measured))}")
         for name, curve in table.curves.items():
             if curve.rates[0] != 0 or len(curve.rates) < 2 or not all(a < b for a, b in pairwise(curve.rates)):
                 raise ValueError(f"the rates of {name} do not ascend from 0")
@@ -107,7 +111,7 @@ def read_curves(path: str | Path, channels: Channels) -> dict[str, Curve]:
     found = {name: curve for name, curve in known.items() if curve.size == sizes.get(name)}
     if not found:
         raise UsageError(
-            f"--sensitivity {path} has no group of this model: its groups are {', '.join([*known][:3]) or 'none'}, ...\n"
+            f"--sensitivity {path} has no group of this model: its groups are {', '.join([*known][:3])}, ...\n"
             "Measure this model with `compress sensitivity MODEL`."
         )
     return found

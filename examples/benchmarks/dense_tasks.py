@@ -47,8 +47,8 @@ NETWORKS = {
         "segmentation/espnet.py:espnet",
         "segmentation:{}/camvid?ignore=11",
         ("--color", "bgr", "--mean", ESPNET_MEAN, "--std", ESPNET_STD),
-        ("--method", "magnitude", "--residual", "scatter"),
-        ("--epochs", "20", "--batch-size", "4", "--crop", "256", "--lr", "1e-4"),
+        ("--method", "taylor", "--set", "images=24", "--residual", "scatter"),
+        ("--epochs", "10", "--batch-size", "4", "--crop", "256", "--lr", "2e-5"),
     ),
     "imdn": Network(
         "superres/IMDN_x2.pth",

@@ -56,6 +56,7 @@ def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch):
     """Importing a user's file adds it to sys.modules and its folder to sys.path; undo both after each test."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two files of one size in one second have the same cache
 
 
 @pytest.fixture

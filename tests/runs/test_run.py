@@ -29,7 +29,8 @@ def test_a_run_with_images_goes_through_five_stages(finished: Path) -> None:
     report = read_report(finished / "half")
     assert stages_of(report) == ["original", "cut", "recalibrated", "fine-tuned", "ONNX"]
     assert {stage.scores[0].n for stage in report.stages if stage.scores} == {359}
-    assert report.stages[2].note == "batch-norm statistics of 1294 training images"
+    assert report.stages[2].note.startswith("batch-norm statistics of 1294 training images; ")
+    assert report.stages[2].note.endswith(" % of 144 held-out images")
     assert [epoch.epoch for epoch in report.epochs] == [1, 2, 3]
     assert report.baseline.scores == report.stages[0].scores
     assert report.compressed.scores == report.stages[-1].scores
@@ -115,7 +116,7 @@ def test_resuming_a_finished_run_returns_its_report(finished: Path, monkeypatch:
     monkeypatch.chdir(finished)
     result = prune(*TRAINED, "--out", "half", "--resume", "--json")
     assert result.exit_code == 0
-    assert result.stdout == (finished / "half" / "report.json").read_text(encoding="utf-8") + "\n"
+    assert result.stdout == (finished / "half" / "report.json").read_text(encoding="utf-8")
 
 
 # Targets --------------------------------------------------------------------------------------------------------------

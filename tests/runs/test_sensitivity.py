@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -129,7 +130,11 @@ def test_curves_are_losses_of_the_groups_that_the_model_has(tmp_path: Path) -> N
         ("a,b\n1,2\n", "is not a table of `compress sensitivity`"),
         (to_csv(rows("a", 0.9))[:-12] + "x\n", "is not a table of `compress sensitivity`"),
         (to_csv(rows("a", 0.9, 0.8)), "has no group of this model: its groups are a, ...\nMeasure this model with"),
-        (to_csv([]), "has no group of this model: its groups are none"),
+        (to_csv([]), "is not a table of `compress sensitivity` (it has no rows)"),
+        (
+            to_csv([*rows("a", 0.9), replace(rows("b", 0.9)[0], measured="mIoU")]),
+            "is not a table of `compress sensitivity` (its qualities are not comparable: mIoU and top-1)",
+        ),
     ],
 )
 def test_a_table_of_another_model_is_an_error(tmp_path: Path, text: str | None, words: str) -> None:

@@ -113,6 +113,20 @@ def test_a_failure_of_our_own_does_not_cost_the_network_either(project: Path, mo
     assert compressor.load("a")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
+def test_a_file_that_cannot_be_timed_is_not_published_nor_its_stage_reported(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise UsageError("The ONNX network does not run on inputs of 32x1x8x8.")
+
+    monkeypatch.setattr("compressor.runs.run.compare_latency", fails)
+    result = prune(*CUT, "--out", "a")
+    assert result.exit_code == 6 and "does not run on inputs of 32x1x8x8" in result.stderr
+    report = read_report(Path("a"))
+    assert stages_of(report) == ["original", "cut", "recalibrated", "PyTorch"] and not Path("a/model.onnx").exists()
+    assert report.verification.onnx == {} and report.compressed.size_bytes is None
+
+
 def test_a_pipeline_goes_through_without_files(stubborn: Path) -> None:
     Path("compress.toml").write_text(
         'model = "net.pt"\narch = "stubborn.py:Stubborn"\ninput = "1x8x8"\n'
