@@ -167,6 +167,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="compress-gpu-") as work:
         common = ["--work", work, "--device", options.device, *["--tiny"] * options.tiny]
         run = Runner(results, common)
+        if options.tiny:
+            run.environment["OMP_NUM_THREADS"] = "1"  # several processes share a few cores
         assets = ("--assets", str(options.assets.resolve())) if options.assets else ()
         run.one(Task("machine", "prepare.py", assets, 120), deadline)
         sys.path.insert(0, str(ROOT))
