@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 CUT = "What to compare"
 
 
-@options.command(options.DATA, options.RECIPE, options.TAUGHT, options.READING, options.ONNX, options.FORM, options.OUTPUT)
+@options.command(
+    options.DATA, options.RECIPE, options.TAUGHT, options.READING, options.ONNX, options.FORM, options.LATENCY, options.OUTPUT
+)
 def compare(
     context: typer.Context,
     model: Annotated[

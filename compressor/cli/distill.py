@@ -14,7 +14,9 @@ from compressor.errors import UsageError
 LESSON, MADE = "Teacher and student", "A student pruned from the teacher"
 
 
-@options.command(options.DATA, options.RECIPE, options.SEED, options.READING, options.ONNX, options.FORM, options.RUN)
+@options.command(
+    options.DATA, options.RECIPE, options.SEED, options.READING, options.ONNX, options.FORM, options.LATENCY, options.RUN
+)
 def distill(
     context: typer.Context,
     teacher_: Annotated[

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from compressor.report import Score
 
 
-@options.command(options.DATA, options.READING, options.ONNX)
+@options.command(options.DATA, options.READING, options.ONNX, options.LATENCY)
 def evaluate(
     context: typer.Context,
     model: Annotated[
@@ -35,7 +35,9 @@ def evaluate(
     from compressor.runs.evaluate import evaluate as measured
 
     asked = options.Asked(context)
-    result = measured(asked.source(model), asked.images, asked.inputs, device, as_onnx=context.params["onnx"])
+    result = measured(
+        asked.source(model), asked.images, asked.inputs, device, as_onnx=asked.options["onnx"], timing=asked.timing
+    )
     if json:
         told = asdict(result) | {"torch": _by_name(result.torch), "onnx": _by_name(result.onnx)}
         options.print_json(json_.dumps(told, indent=2))
@@ -61,7 +63,10 @@ def _show(result: Evaluation, data: str | None) -> None:
             name = f"{score.label[:1].upper()}{score.label[1:]}, {engine}"
             rows[name] = f"{formatting.score(score)} {formatting.interval(score)} of {score.n} test images"
     for row in result.latency:
-        rows[f"Latency, batch {row.batch}"] = f"{formatting.milliseconds(row.median_ms)} ({formatting.timing(row)})"
+        rows[f"Latency, batch {row.batch}"] = (
+            f"{formatting.milliseconds(row.median_ms)} ({formatting.timing(row)}, {row.clock})"
+            + ("" if row.reliable else f": {formatting.unreliable(row)}")
+        )
     for name, text in rows.items():
         if text is not None:
             table.add_row(name, text)

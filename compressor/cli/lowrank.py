@@ -12,7 +12,15 @@ FACTOR = "What to factor"
 
 
 @options.command(
-    options.DATA, options.RECIPE, options.TAUGHT, options.SEED, options.READING, options.ONNX, options.FORM, options.RUN
+    options.DATA,
+    options.RECIPE,
+    options.TAUGHT,
+    options.SEED,
+    options.READING,
+    options.ONNX,
+    options.FORM,
+    options.LATENCY,
+    options.RUN,
 )
 def lowrank(
     context: typer.Context,

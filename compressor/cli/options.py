@@ -25,6 +25,7 @@ from compressor.training import distributed
 if TYPE_CHECKING:
     from compressor.network.inputs import Inputs
     from compressor.onnx.form import WishedForm
+    from compressor.onnx.latency import Timing
     from compressor.report import Comparison, Report
     from compressor.runs.run import Order, Run
     from compressor.runs.sources import Images, Source
@@ -113,6 +114,15 @@ OnnxBatch = Annotated[
     int | None,
     typer.Option(metavar="N", help="Fixed batch size of the ONNX file; any by default, or 1 where that is not possible."),
 ]
+LatencyBatches = Annotated[
+    str | None,
+    typer.Option(metavar="N,N", help="Batch sizes to time. By default 1, and 32 where a run takes a second at most."),
+]
+LatencyThreads = Annotated[
+    int, typer.Option(metavar="N", help="CPU threads of the timed network; 1 is timed in processor time.")
+]
+LatencyProvider = Annotated[str, typer.Option(metavar="NAME", help="Where ONNX Runtime times the network: cpu or cuda.")]
+LatencyRuns = Annotated[int, typer.Option(metavar="N", help="Timed runs of each file, or as many as fit into 2 seconds.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout, and everything else to stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
@@ -262,6 +272,12 @@ PLACE: dict[str, Option] = {
 ONNX: dict[str, Option] = {"onnx": (Onnx, True)}
 RUN: dict[str, Option] = PLACE | {"dry_run": (DryRun, False)}
 FORM: dict[str, Option] = {"dynamic": (Dynamic, None), "onnx_batch": (OnnxBatch, None)}
+LATENCY: dict[str, Option] = {
+    "latency_batches": (LatencyBatches, None),
+    "latency_threads": (LatencyThreads, 1),
+    "latency_provider": (LatencyProvider, "cpu"),
+    "latency_runs": (LatencyRuns, 100),
+}
 
 
 def methods_of(family: str) -> Callable[[str], list[tuple[str, str]]]:
@@ -444,6 +460,15 @@ class Asked:
         return WishedForm.parse(self.options.get("dynamic"), self.options.get("onnx_batch"))
 
     @property
+    def timing(self) -> Timing:
+        """How latency is measured. Raises UsageError."""
+        from compressor.onnx.latency import Timing
+
+        names = ("batches", "threads", "provider", "runs")
+        given = {name: self.options[f"latency_{name}"] for name in names if f"latency_{name}" in self.options}
+        return Timing.parse(**given) if given else Timing()
+
+    @property
     def console(self) -> Console | None:
         """Where a command prints its progress: nowhere if quiet, or standard error when standard output is for JSON."""
         return None if self.options["quiet"] or not distributed.speaks() else Console(stderr=self.options["json"])
@@ -497,6 +522,7 @@ class Asked:
             resume=self.options.get("resume", False),
             onnx=self.options.get("onnx", True),
             form=self.form,
+            timing=self.timing,
         )
 
     def show(self, run: Run) -> None:

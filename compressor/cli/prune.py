@@ -14,7 +14,15 @@ CUT = "What to cut"
 
 
 @options.command(
-    options.DATA, options.RECIPE, options.TAUGHT, options.SEED, options.READING, options.ONNX, options.FORM, options.RUN
+    options.DATA,
+    options.RECIPE,
+    options.TAUGHT,
+    options.SEED,
+    options.READING,
+    options.ONNX,
+    options.FORM,
+    options.LATENCY,
+    options.RUN,
 )
 def prune(
     context: typer.Context,

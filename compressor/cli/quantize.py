@@ -11,7 +11,7 @@ from compressor.cli import options
 WRITE = "What to write"
 
 
-@options.command(options.DATA, options.SEED, options.READING, options.FORM, options.RUN)
+@options.command(options.DATA, options.SEED, options.READING, options.FORM, options.LATENCY, options.RUN)
 def quantize(
     context: typer.Context,
     model: options.Model,

@@ -25,7 +25,7 @@ from compressor.files import read_text, write_text
 from compressor.network.inputs import Inputs
 from compressor.network.replacements import Part, describe, make
 from compressor.onnx.export import export_onnx
-from compressor.onnx.latency import take_turns
+from compressor.onnx.latency import clock_of_thread, take_turns
 from compressor.onnx.runtime import bound_run, open_session
 
 RUNS, SECONDS, WARMUP = 30, 2.0, 3  # limits for each measurement
@@ -68,7 +68,8 @@ class Clock:
     def _measured(self, module: nn.Module, shape: Shape) -> float:
         calls = [_call(make(describe(module)), shape[1:]), self._yardstick]
         take_turns(calls, most=WARMUP, least=1, seconds=SECONDS / 4)
-        ms, now = (float(np.median(times)) for times in take_turns(calls, most=RUNS, least=5, seconds=SECONDS))
+        turns = take_turns(calls, most=RUNS, least=5, seconds=SECONDS, clock=clock_of_thread)
+        ms, now = (float(np.median(times)) for times in turns)
         return ms * self.known.setdefault("yardstick", now) / now
 
     @cached_property

@@ -78,7 +78,7 @@ def timed_at(network: Profile, batch: int | None) -> Latency | None:
 
 def _latency(network: Profile, batch: int | None) -> float | None:
     timed = timed_at(network, batch)
-    return timed.median_ms if timed else None
+    return timed.median_ms if timed and timed.reliable else None
 
 
 FILE = "it needs model.onnx: rerun without --no-onnx"

@@ -51,9 +51,9 @@ def _latency_of(budget: Budget, report: Report) -> Latency | None:
 
 
 def _alike(network: Profile, timed: Latency) -> float | None:
-    """The median latency of `network` at the batch size, provider and threads of `timed`."""
+    """The median latency of `network` at the batch size, provider and threads of `timed`; None if it is not reliable."""
     ways = summary.timings(network, replace(network, latency=[timed]))
-    return next((other.median_ms for other, _ in ways if other), None)
+    return next((other.median_ms for other, _ in ways if other and other.reliable), None)
 
 
 def _clock_ratio(report: Report, baseline: Report | None, timed: Latency) -> float | None:
@@ -77,6 +77,9 @@ def _costs(network: Profile) -> tuple[int, int]:
 
 def _missing(budget: Budget, cost: Cost, report: Report) -> str:
     """What to do about a cost that was not measured."""
+    timed = _latency_of(budget, report)
+    if timed is not None and not timed.reliable:
+        return f"{formatting.unreliable(timed)}: measure on a machine that is not busy"
     batches = sorted({latency.batch for latency in report.compressed.latency})
     if budget.batch is None or not batches:
         return cost.missing

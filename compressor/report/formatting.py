@@ -154,6 +154,11 @@ def timing(latency: Latency) -> str:
     return f"batch {latency.batch}, {latency.provider.upper()}, {threads}"
 
 
+def unreliable(latency: Latency) -> str:
+    """`unreliable latency (p90 3.1x the median)`."""
+    return f"unreliable latency (p90 {times(latency.p90_ms / latency.median_ms)} the median)"
+
+
 def shape(sizes: Sequence[int]) -> str:
     """`64x32x3x3`; `-` for a layer that does not exist."""
     return "x".join(map(str, sizes)) or "-"

@@ -45,9 +45,16 @@ class Difference:
     high: float | None = None
 
 
+WALL, PROCESSOR = "wall time", "processor time"  # clocks of latencies
+UNRELIABLE = 2.0  # a 90th percentile of more than so many medians
+
+
 @dataclass(frozen=True)
 class Latency:
-    """Latency of one batch in ONNX Runtime: median and 90th percentile of `runs` runs, after `warmup` runs."""
+    """Latency of one batch in ONNX Runtime: median and 90th percentile of `runs` runs, after `warmup` runs.
+
+    `clock`: "processor time" (of the one thread that ran it, not affected by other processes) or "wall time".
+    """
 
     batch: int
     median_ms: float
@@ -56,6 +63,12 @@ class Latency:
     warmup: int
     provider: str
     threads: int
+    clock: str = WALL
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the runs took about the same time. If not, the machine was busy, and the median means little."""
+        return self.p90_ms <= UNRELIABLE * self.median_ms
 
 
 @dataclass(frozen=True)

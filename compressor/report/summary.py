@@ -9,6 +9,7 @@ from typing import Literal
 
 from compressor.report import formatting
 from compressor.report.schema import (
+    PROCESSOR,
     Change,
     Difference,
     Latency,
@@ -73,13 +74,14 @@ class Check:
 
 
 def compare(baseline: Profile, compressed: Profile, differences: Mapping[str, Difference] | None = None) -> Change:
-    """The changes. If a batch size was timed with several providers or threads, its entry is the one listed first.
+    """The changes. If a batch size was timed with several providers or threads, its entry is the one listed first; latencies
+    that are not reliable have none.
 
     `differences`: differences of scores by name, with intervals that are paired over the images.
     """
     speedups: dict[str, float] = {}
     for before, after in timings(baseline, compressed):
-        if before:
+        if before and _unreliable(before, after) is None:
             speedups.setdefault(str(before.batch), before.median_ms / after.median_ms)
     scores: dict[str, Difference] = {}
     for first, last in paired(baseline.scores, compressed.scores):
@@ -115,6 +117,11 @@ def timings(baseline: Profile, compressed: Profile) -> list[tuple[Latency | None
     before = {_setup(latency): latency for latency in baseline.latency}
     pairs = [(before.get(_setup(after)), after) for after in compressed.latency]
     return sorted(pairs, key=lambda pair: pair[1].batch)
+
+
+def _unreliable(before: Latency | None, after: Latency) -> Latency | None:
+    """Of the two, the one that is not reliable."""
+    return next((latency for latency in (after, before) if latency is not None and not latency.reliable), None)
 
 
 def _setup(latency: Latency) -> tuple[int, str, int]:
@@ -182,6 +189,8 @@ def _latency_verdict(baseline: Profile, compressed: Profile) -> str:
         return f"{provider} {formatting.milliseconds(after.median_ms)} {where} (the original was not measured)"
     ratio = before.median_ms / after.median_ms
     medians = f"{provider} {formatting.milliseconds(before.median_ms)} -> {formatting.milliseconds(after.median_ms)}"
+    if noisy := _unreliable(before, after):
+        return f"{medians} {where}: {formatting.unreliable(noisy)}"
     if ratio >= FASTER:
         return f"{medians} {where} ({formatting.times(ratio)})"
     return f"{medians}, {speed(ratio)} {where}: {formatting.times(ratio)}"
@@ -318,10 +327,15 @@ def _latency(before: Latency | None, after: Latency) -> Row:
         return row
     ratio = before.median_ms / after.median_ms
     how = speed(ratio)
-    return replace(
+    row = replace(
         row,
         before=formatting.milliseconds(before.median_ms),
         before_spread=f"(p90 {formatting.milliseconds(before.p90_ms)})",
+    )
+    if _unreliable(before, after):
+        return replace(row, change="unreliable", tone=_SPEED_TONES["slower"])
+    return replace(
+        row,
         change=f"{formatting.times(ratio)} {how}" if how == "faster" else f"{how}: {formatting.times(ratio)}",
         tone=_SPEED_TONES[how],
         left=1 / ratio,
@@ -339,7 +353,8 @@ def notes(report: Report) -> list[str]:
         found.append(worst)
     if report.compressed.latency:
         after = report.compressed.latency[0]
-        found.append(f"Latency: ONNX Runtime, time per batch, median of {after.runs} runs after {after.warmup} warm-up runs.")
+        clock = f"{after.clock} per batch" + (" (of the thread that runs the network)" if after.clock == PROCESSOR else "")
+        found.append(f"Latency: ONNX Runtime, {clock}, median of {after.runs} runs after {after.warmup} warm-up runs.")
     return found
 
 

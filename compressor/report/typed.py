@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from compressor.errors import UsageError, did_you_mean, printable
-from compressor.report.schema import Latency, Score
+from compressor.report.schema import PROCESSOR, WALL, Latency, Score
 
 SHORTEST = 1e-9  # ms; the report divides by latencies
 NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)  # of a score, which stands in budgets and in lines NAME=VALUE
@@ -55,6 +55,8 @@ def _check_values(made: object, path: str) -> None:
     """Raise UsageError for values of the right type with which nothing can be written."""
     if isinstance(made, Latency) and made.median_ms < SHORTEST:
         raise UsageError(f"{path}.median_ms: expected a time above 0, found {found(made.median_ms)}")
+    if isinstance(made, Latency) and made.clock not in (WALL, PROCESSOR):
+        raise UsageError(f'{path}.clock: expected "{WALL}" or "{PROCESSOR}", found {found(made.clock)}')
     if isinstance(made, Score) and not NAME.fullmatch(made.name):
         raise UsageError(f"{path}.name: expected a letter, then letters, digits and _, found {found(made.name)}")
     if isinstance(made, Score) and not 0 <= made.places <= MOST_PLACES:

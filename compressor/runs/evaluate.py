@@ -18,7 +18,7 @@ from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import WHOLE, Input, Inputs
 from compressor.network.outputs import Predict, torch_predict
 from compressor.onnx.export import export_verified
-from compressor.onnx.latency import latency
+from compressor.onnx.latency import Timing, latency
 from compressor.onnx.runtime import onnx_predict, open_session
 from compressor.report import Latency, Score, formatting
 from compressor.runs.evaluation_batch import MOST, batch_for
@@ -45,7 +45,13 @@ class Evaluation:
 
 
 def evaluate(
-    source: Source, images: Images, asked: Inputs | None, device_name: str = "auto", *, as_onnx: bool = True
+    source: Source,
+    images: Images,
+    asked: Inputs | None,
+    device_name: str = "auto",
+    *,
+    as_onnx: bool = True,
+    timing: Timing | None = None,
 ) -> Evaluation:
     """Scores, cost, file size and latency of a model, a run directory, or an ONNX file. Raises a CompressError.
 
@@ -53,7 +59,7 @@ def evaluate(
     """
     device, path = pick_device(device_name), Path(source.model)
     if path.is_file() and kind_of(path) == "onnx":
-        return _evaluate_onnx(path, images, asked)
+        return _evaluate_onnx(path, images, asked, timing)
     opened = open_both(source, images, asked)
     model, inputs, data = opened.loaded.model, opened.inputs, opened.data
     notes = opened.notes
@@ -68,6 +74,7 @@ def evaluate(
         except (Infeasible, VerificationFailed) as error:
             failure = " ".join(str(error).split())
         exported = as_onnx and failure is None
+        timed = latency(file, inputs, timing) if exported else []
         with device_errors():
             on_device = _scores(task, torch_predict(model, device), data, device, together)
         return Evaluation(
@@ -78,13 +85,13 @@ def evaluate(
             size_bytes=file.stat().st_size if exported else None,
             onnx=_scores(task, onnx_predict(file), data, device, together) if exported else [],
             torch=on_device,
-            latency=latency(file, inputs, seconds=2.0) if exported else [],
-            notes=notes,
+            latency=timed,
+            notes=[*notes, *(timing or Timing()).left_out(timed)],
             onnx_failure=failure,
         )
 
 
-def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluation:
+def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None, timing: Timing | None) -> Evaluation:
     entries = open_session(path).get_inputs()
     own = [tuple(entry.shape[1:]) for entry in entries]
     fixed = all(isinstance(size, int) for shape in own for size in shape)
@@ -105,6 +112,7 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
         )
     whole = [next((kind for kind in WHOLE if entry.type == f"tensor({kind})"), None) for entry in entries]
     inputs = Inputs(tuple(Input(shape, dtype=kind) for shape, kind in zip(shapes, whole, strict=True)))
+    timed = latency(path, inputs, timing)
     return Evaluation(
         model=str(path),
         inputs={printable(entry.name): list(shape) for entry, shape in zip(entries, shapes, strict=True)},
@@ -113,8 +121,8 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
         size_bytes=path.stat().st_size,
         torch=[],
         onnx=_scores_of_file(path, images, data),
-        latency=latency(path, inputs, seconds=2.0),
-        notes=data.notes if data is not None else [],
+        latency=timed,
+        notes=[*(data.notes if data is not None else []), *(timing or Timing()).left_out(timed)],
     )
 
 

@@ -91,7 +91,8 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
     reports = [part.report for part in parts]
     files = [original, *(part.file for part in parts)]
     there = [file for file in files if file.exists()]
-    timed = dict(zip(there, compare_latency(there, opened.inputs, seconds=1.0 * len(there)), strict=True)) if there else {}
+    timing = replace(first.order.timing, seconds=1.0 * len(there))
+    timed = dict(zip(there, compare_latency(there, opened.inputs, timing), strict=True)) if there else {}
     times = [timed.get(file, []) for file in files]
     start, end = reports[0], reports[-1]
     baseline = replace(start.baseline, latency=times[0], size_bytes=_size(original))
@@ -121,7 +122,10 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
         frozen=start.frozen,
         fidelity=fidelity,
         verification=verification,
-        warnings=[f"{part.title}: {warning}" for part in parts for warning in part.report.warnings if not _is_origin(warning)],
+        warnings=[
+            *(f"{part.title}: {warning}" for part in parts for warning in part.report.warnings if not _is_origin(warning)),
+            *reporting.noisy(baseline, compressed),
+        ],
         versions=reporting.versions(),
         command=first.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -223,6 +223,16 @@ def warnings(made: Made, target: Target, change: Change) -> list[str]:
     return found
 
 
+def noisy(*profiles: Profile) -> list[str]:
+    """A warning for each batch size with a latency that is not reliable."""
+    latencies = [latency for profile in profiles for latency in profile.latency if not latency.reliable]
+    worst = {one.batch: one for one in sorted(latencies, key=lambda one: one.p90_ms / one.median_ms)}
+    return [
+        f"{formatting.unreliable(one)} at batch {batch}: the machine was busy; `compress eval` measures again"
+        for batch, one in sorted(worst.items())
+    ]
+
+
 def versions() -> dict[str, str]:
     """Of everything that affects the results."""
     import onnx

@@ -30,11 +30,11 @@ from compressor.checkpoint import Loaded
 from compressor.checkpoint.plan import Plan, save_model
 from compressor.errors import CompressError, DataError, OutputError, UsageError, first_line
 from compressor.methods.catalogue import Entry, blaming, catalogue
-from compressor.network.cost import count_macs, count_params
+from compressor.network.cost import count_macs, count_params, peak_activation_bytes
 from compressor.network.inputs import Inputs
 from compressor.onnx.export import Differences, Exported, export_verified
 from compressor.onnx.form import WishedForm
-from compressor.onnx.latency import compare_latency
+from compressor.onnx.latency import Timing, compare_latency
 from compressor.report import (
     Epoch,
     Fidelity,
@@ -82,6 +82,7 @@ class Order:
     command: str | None = None  # the command line for the report; None: that of this process
     onnx: bool = True  # whether to write model.onnx
     form: WishedForm = field(default_factory=WishedForm)  # of the ONNX files
+    timing: Timing = field(default_factory=Timing)  # of latency
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ class Run(ABC):
             "onnx": None if self.order.onnx else False,
             "dynamic": str(self.order.form) or None,
             "onnx_batch": self.order.form.batch,
+            **self.order.timing.settings,
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
         }
 
@@ -350,6 +352,7 @@ class Run(ABC):
         as_costly = _cost(small, inputs) == _cost(model, inputs)
         same = method.made().difference is None and as_costly and not self.rewrites  # the same operators take the same time
         times: dict[Path, list[Latency]] = {}
+        untimed: list[str] = []
         differences, fidelity = Differences({}, ONNX_TOLERANCE), None
         with self._losing(after.name, journal):
             if self.order.onnx:
@@ -357,11 +360,14 @@ class Run(ABC):
                 reporting.described(opened, after)
                 if not same:
                     files = [file for file in (before, after) if file.exists()]
-                    times = dict(zip(files, compare_latency(files, inputs, seconds=2.0), strict=True))
+                    image_bytes = peak_activation_bytes(model, inputs)
+                    found = compare_latency(files, inputs, self.order.timing, image_bytes=image_bytes)
+                    times = dict(zip(files, found, strict=True))
+                    untimed = self.order.timing.left_out(found[0], image_bytes)
         if not self.order.onnx or after.name in self.lost:
             after.unlink(missing_ok=True)
             del stages.rows[measured:]
-            differences, times = Differences({}, ONNX_TOLERANCE), {}
+            differences, times, untimed = Differences({}, ONNX_TOLERANCE), {}, []
             fidelity = stages.written(small, model, None, self.recipe.seed, "PyTorch")
         made, how = method.made(), reporting.preprocessing(opened.data, opened.loaded.plan)
         baseline = reporting.profile(model, inputs, before, stages.rows[0].scores, times.get(before, []))
@@ -390,7 +396,14 @@ class Run(ABC):
             frozen=reporting.frozen(made),
             fidelity=fidelity,
             verification=verification,
-            warnings=[*opened.notes, *_told(self.lost), *self._narrower, *reporting.warnings(made, target, change)],
+            warnings=[
+                *opened.notes,
+                *_told(self.lost),
+                *self._narrower,
+                *untimed,
+                *reporting.noisy(baseline, compressed),
+                *reporting.warnings(made, target, change),
+            ],
             versions=reporting.versions(),
             device=reporting.device_name(stages.device),
             command=self.command,

@@ -34,7 +34,7 @@ from compressor.methods.lowrank.papers.espace import Espace
 from compressor.network.cost import count_macs
 from compressor.network.outputs import torch_predict
 from compressor.onnx.export import check_onnx, export_onnx
-from compressor.onnx.latency import compare_latency
+from compressor.onnx.latency import Timing, compare_latency
 from compressor.onnx.layer_latency import Clock
 from compressor.recovery.recalibrate import recalibrate
 from compressor.runs import reporting
@@ -102,7 +102,7 @@ class Bench:
             for model, file in zip((self.model, small), files, strict=True):
                 export_onnx(model, SHAPE, file)
             check_onnx(small, files[1], SHAPE)
-            (before,), (after,) = compare_latency(files, SHAPE, batches=(1,), threads=1, runs=200)
+            (before,), (after,) = compare_latency(files, SHAPE, Timing((1,), runs=200, seconds=5))
         return before.median_ms, after.median_ms
 
     def layers(self, method: Espace) -> list[dict[str, object]]:

@@ -46,7 +46,7 @@ from compressor.methods.lowrank.factor import LowRank
 from compressor.network.cost import count_macs, count_params
 from compressor.network.outputs import torch_predict
 from compressor.onnx.export import check_onnx, export_onnx
-from compressor.onnx.latency import compare_latency
+from compressor.onnx.latency import Timing, compare_latency
 from compressor.recovery.recalibrate import recalibrate
 from compressor.recovery.repair import refit
 from compressor.runs.journal import Journal
@@ -191,7 +191,7 @@ def milliseconds(networks: dict[str, nn.Module], data: Data) -> list[float]:
         for network, file in zip(networks.values(), files, strict=True):
             export_onnx(network, data.shape, file)
             check_onnx(network, file, data.shape)
-        return [latency.median_ms for (latency,) in compare_latency(files, data.shape, batches=[1], runs=1000, seconds=20.0)]
+        return [latency.median_ms for (latency,) in compare_latency(files, data.shape, Timing((1,), runs=1000, seconds=20))]
 
 
 def main() -> None:

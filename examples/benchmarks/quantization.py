@@ -34,7 +34,7 @@ from compressor.data import Data, open_data
 from compressor.files import write_text
 from compressor.onnx import quantizer
 from compressor.onnx.export import export_onnx, quiet
-from compressor.onnx.latency import compare_latency
+from compressor.onnx.latency import Timing, compare_latency
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import read_report
 from compressor.runs.quantize import LOOKED_AT
@@ -112,7 +112,7 @@ def choices(file: Path, data: Data, work: Path, seed: int) -> dict[str, Path]:
 
 def timed(files: dict[str, Path], shape: tuple[int, ...], rounds: int) -> dict[str, Row]:
     """Milliseconds by batch size: median, smallest and largest of the rounds' medians."""
-    found = [compare_latency(list(files.values()), shape, seconds=2.0 * len(files)) for _ in range(rounds)]
+    found = [compare_latency(list(files.values()), shape, Timing((1, 32), seconds=2.0 * len(files))) for _ in range(rounds)]
     table: dict[str, Row] = {}
     for i, name in enumerate(files):
         by_batch: dict[str, list[float]] = {}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from compressor.checkpoint import load
 from compressor.cli import app
 from compressor.errors import UsageError
-from compressor.onnx.latency import compare_latency
+from compressor.onnx.latency import Timing, compare_latency
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2")
 VARIANTS = ("original", "pruned", "low rank", "both")
@@ -138,9 +138,8 @@ def on_onnx_runtime(setting: Setting, name: str, batch: int) -> dict[str, Value]
     files = [file(setting, name, variant) for variant in VARIANTS]
     provider = "cuda" if setting.on_gpu else "cpu"
     try:
-        found = compare_latency(
-            files, shape(name), batches=[batch], provider=provider, runs=3 if setting.tiny else RUNS, seconds=SECONDS
-        )
+        timing = Timing((batch,), provider=provider, runs=3 if setting.tiny else RUNS, seconds=SECONDS)
+        found = compare_latency(files, shape(name), timing)
     except UsageError as error:
         raise Unavailable(" ".join(str(error).split())) from None
     values: dict[str, Value] = {}

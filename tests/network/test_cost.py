@@ -1,5 +1,7 @@
 """Every value is compared with one that was counted by hand, or published."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from compressor.errors import UsageError
 from compressor.network.cost import count_macs, count_params, layer_macs, peak_activation_bytes, weight_bytes
 from compressor.network.outputs import torch_predict
 from compressor.onnx.export import export_onnx
-from compressor.onnx.latency import compare_latency, latency
+from compressor.onnx.latency import Timing, clock_of_thread, compare_latency, latency, take_turns
 from compressor.onnx.runtime import onnx_predict
 from compressor.tasks.classify import Classify
 from compressor.tasks.meter import wilson
@@ -227,16 +229,63 @@ def test_onnx_runtime_measures_the_same_accuracy(files: tuple[Path, Path, Small]
 
 def test_more_work_takes_longer(files: tuple[Path, Path, Small]) -> None:
     narrow, wide, _ = files
-    of_narrow, of_wide = compare_latency([narrow, wide], (1, 8, 8), batches=(1, 16), runs=20, warmup=3)
+    of_narrow, of_wide = compare_latency([narrow, wide], (1, 8, 8), Timing((1, 16), runs=20))
     assert [entry.batch for entry in of_narrow] == [1, 16]
     for small, large in zip(of_narrow, of_wide, strict=True):
         assert 0 < small.median_ms < large.median_ms <= large.p90_ms
-        assert (small.runs, small.warmup, small.provider, small.threads) == (20, 3, "cpu", 1)
+        assert (small.runs, small.warmup, small.provider, small.threads) == (20, 10, "cpu", 1)
+        assert small.clock == "processor time"
+
+
+def test_processor_time_does_not_advance_while_others_run(files: tuple[Path, Path, Small]) -> None:
+    """Sleep stands for the time slices of other processes."""
+
+    def interrupted() -> None:
+        time.sleep(0.02)
+
+    (wall,), (own,) = (take_turns([interrupted], 3, 3, 9.0, clock) for clock in (time.perf_counter, clock_of_thread))
+    assert min(wall) >= 20 and max(own) < 10
+
+
+def test_a_second_batch_size_is_left_out_where_it_takes_too_long_or_too_much_memory(
+    files: tuple[Path, Path, Small], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = Timing(runs=3)
+    both = latency(files[0], (1, 8, 8), timing)
+    assert [one.batch for one in both] == [1, 32] and timing.left_out(both) == []
+    ((one,),) = compare_latency([files[0]], (1, 8, 8), timing, image_bytes=2**60)
+    assert one.batch == 1
+    (note,) = timing.left_out([one], 2**60)
+    assert note.startswith("latency at batch 32 was not measured: activations take about ")
+    monkeypatch.setattr("compressor.onnx.latency.LONGEST", 0.0)
+    (one,) = latency(files[0], (1, 8, 8), timing)
+    slow = replace(one, median_ms=125.0)
+    (note,) = timing.left_out([slow])
+    assert note == ("latency at batch 32 was not measured: a run would take about 4.00 s (--latency-batches 1,32 measures it)")
+    asked = latency(files[0], (1, 8, 8), Timing((2, 8), runs=3))
+    assert [one.batch for one in asked] == [2, 8]
+    assert timing.left_out([replace(one, batch=4)]) == [], "the batch size of a file that has a fixed one"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("1,x", 1, "cpu", 100), "--latency-batches are batch sizes, 1 or more, as in 1,8; found '1,x'"),
+        (("0", 1, "cpu", 100), "--latency-batches are batch sizes, 1 or more, as in 1,8; found 0"),
+        ((None, 0, "cpu", 100), "--latency-threads must be 1 or more; found 0"),
+        ((None, 1, "tpu", 100), "--latency-provider tpu is unknown: use cpu or cuda"),
+        ((None, 1, "cpu", 0), "--latency-runs must be 1 or more; found 0"),
+    ],
+)
+def test_settings_that_cannot_be_measured_are_refused(settings: tuple[str | None, int, str, int], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Timing.parse(*settings)
+    assert words in str(caught.value)
 
 
 def test_time_is_bounded_but_some_runs_are_always_made(files: tuple[Path, Path, Small]) -> None:
-    (measured,) = latency(files[0], (1, 8, 8), batches=(1,), runs=10**6, warmup=10**6, seconds=0.0)
-    assert (measured.runs, measured.warmup) == (5, 1)
+    (measured,) = latency(files[0], (1, 8, 8), Timing((1,), runs=10**6, seconds=0.0))
+    assert (measured.runs, measured.warmup) == (3, 1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
@@ -244,14 +293,14 @@ def test_a_missing_gpu_is_an_error_and_not_a_page_of_logs(
     files: tuple[Path, Path, Small], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UsageError, match="cannot run on 'cuda'"):
-        latency(files[0], (1, 8, 8), provider="cuda")
+        latency(files[0], (1, 8, 8), Timing(provider="cuda"))
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpu_is_really_used(files: tuple[Path, Path, Small]) -> None:
     narrow, _, model = files
-    assert latency(narrow, (1, 8, 8), provider="cuda", runs=5)[0].provider == "cuda"
+    assert latency(narrow, (1, 8, 8), Timing(provider="cuda", runs=5))[0].provider == "cuda"
     images = digits(8).inputs
     assert torch.allclose(onnx_predict(narrow, "cuda")(images), torch_predict(model, "cpu")(images), atol=1e-2)
 

@@ -13,7 +13,7 @@ from compressor.errors import Infeasible, UsageError, VerificationFailed
 from compressor.network.inputs import Inputs
 from compressor.onnx.export import Exported, check_onnx, export_onnx, export_verified
 from compressor.onnx.form import ExportForm, WishedForm, candidates, other_size, resized
-from compressor.onnx.latency import compare_latency
+from compressor.onnx.latency import Timing, compare_latency
 from compressor.onnx.quantizer import Reader
 from compressor.onnx.runtime import fixed_batch, onnx_predict, open_session, run_session
 
@@ -154,7 +154,7 @@ def test_a_loop_over_the_batch_is_written_for_one_image_and_the_file_takes_any_n
     images = torch.randn(5, *SHAPE)
     with torch.no_grad():
         torch.testing.assert_close(onnx_predict(path)(images), model(images), rtol=1e-4, atol=1e-4)
-    (latencies,) = compare_latency([path], SHAPE, runs=5)
+    (latencies,) = compare_latency([path], SHAPE, Timing(runs=5))
     assert [latency.batch for latency in latencies] == [1]
 
 

@@ -6,7 +6,7 @@ import example
 import pytest
 
 from compressor.errors import UsageError
-from compressor.report import Difference, Latency, Profile, Report, Score, budgets, gate
+from compressor.report import Difference, Latency, Profile, Report, Score, budgets, gate, summary
 from compressor.report.budgets import Budget, Limit
 from compressor.report.finding import Finding
 
@@ -237,6 +237,20 @@ def test_a_latency_is_compared_with_one_of_the_same_kind() -> None:
 )
 def test_what_was_not_measured_is_missed(text: str, line: str) -> None:
     assert judged(text, example.without_data()).line == line
+
+
+def test_an_unreliable_latency_is_not_measured() -> None:
+    quiet, busy = Latency(1, 2.0, 4.0, 50, 10, "cpu", 1), Latency(1, 2.0, 4.2, 50, 10, "cpu", 1)
+    told = "not measured; unreliable latency (p90 2.1x the median): measure on a machine that is not busy"
+    assert judged("latency<=5ms", with_latency(RUN, [], [quiet])).met
+    assert judged("error: latency<=5ms", with_latency(RUN, [], [busy])).line == f"missed  latency<=5ms: {told}"
+    report = with_latency(RUN, [busy], [quiet])
+    assert judged("error: latency<=120%", report).status == "missed"
+    assert summary.compare(report.baseline, report.compressed).latency == {}
+    verdict = summary.verdict(report.baseline, report.compressed, report.verification)
+    assert "CPU 2.00 ms -> 2.00 ms at batch 1: unreliable latency (p90 2.1x the median)" in verdict
+    (row,) = summary.latency_rows(report)
+    assert row.change == "unreliable" and row.left is None
 
 
 def test_a_batch_that_was_not_timed_is_told_with_those_that_were() -> None:
