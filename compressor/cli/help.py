@@ -18,7 +18,8 @@ RARE = frozenset(
     (
         "size task mean std color max_value crop pad_to group workers arch_arg input_ input_range constant key ema "
         "trust_pickle force json quiet dry_run config debug momentum schedule milestones gamma warmup channels_last "
-        "accumulate ema_decay label_smoothing cutout augment teacher round_to most onnx dynamic onnx_batch latency_batches "
+        "accumulate ema_decay label_smoothing cutout augment select patience teacher "
+        "round_to most onnx dynamic onnx_batch latency_batches "
         "latency_threads latency_provider latency_runs residual heads "
         "sensitivity repair energy rank student_arch_arg taps teacher_taps dense"
     ).split()

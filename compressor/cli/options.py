@@ -207,6 +207,14 @@ Augment = Annotated[
     bool,
     typer.Option(help="Random crops and flips of training images, unless the method disables them.", rich_help_panel=TRAINING),
 ]
+Select = Annotated[
+    Literal["last", "best"],
+    typer.Option(metavar="EPOCH", help="The epoch to keep: last, or best by the held-out images.", rich_help_panel=TRAINING),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="End training after N epochs without a better held-out score.", rich_help_panel=TRAINING),
+]
 Teacher = Annotated[
     Literal["self", "none"],
     typer.Option(help="self: distil from the uncompressed network in addition to the task's loss.", rich_help_panel=TRAINING),
@@ -258,6 +266,8 @@ RECIPE: dict[str, Option] = {
     "label_smoothing": (LabelSmoothing, 0.0),
     "cutout": (Cutout, 0.0),
     "augment": (Augment, True),
+    "select": (Select, "last"),
+    "patience": (Patience, None),
 }
 TAUGHT: dict[str, Option] = {"teacher": (Teacher, "self")}
 SEED: dict[str, Option] = {"seed": (Annotated[int, typer.Option(help="Random seed.", rich_help_panel=TRAINING)], 0)}

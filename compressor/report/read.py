@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 from compressor.errors import CompressError, UsageError
 from compressor.files import read_text
 from compressor.report import version1
-from compressor.report.schema import VERSION, Epoch, Report, Stage
+from compressor.report.schema import VERSION, Epoch, Report, Score, Stage
 from compressor.report.typed import below, found, read, schema_of
 
 LARGEST = 1e100
@@ -96,6 +96,11 @@ def epoch_from(data: object) -> Epoch:
     if isinstance(data, dict):
         version1.upgrade_epoch(data, "epoch")
     return cast(Epoch, read(Epoch, data, "epoch"))
+
+
+def score_from(data: object) -> Score:
+    """A score, likewise."""
+    return cast(Score, read(Score, data, "score"))
 
 
 def _refuse_constant(word: str) -> NoReturn:

@@ -41,6 +41,7 @@ from compressor.report import (
     Latency,
     Profile,
     Report,
+    Score,
     Target,
     Teaching,
     Verification,
@@ -121,6 +122,8 @@ class Run(ABC):
         self.command = order.command or shlex.join(["compress", *sys.argv[1:]])
         self.exported: dict[str, Exported] = {}  # ONNX file -> its form
         self.lost: dict[str, str] = {}  # ONNX file that could not be written -> why
+        self.remarks: list[str] = []  # on the training, for the report
+        self.harmed = False  # whether training lowered the score beyond its confidence interval
         self._check()
         if self.counts_bytes and not order.onnx:
             raise UsageError("A target for size is the size of the ONNX file: omit --no-onnx, or give a target for params.")
@@ -299,7 +302,7 @@ class Run(ABC):
         if changed_first:
             recover(method, stages, journal, self.recipe.seed, trained=False, repair=self.repair)
         trainer = self._trainer(method, opened, stages, place, journal)
-        history = self._train(trainer, stages, place, journal)
+        history = self._train(trainer, stages, place, journal, cut=changed_first)
         if history:
             stages.add("fine-tuned" if changed_first else "trained", trainer.model)
         small = trainer.finish()
@@ -307,7 +310,10 @@ class Run(ABC):
             recover(method, stages, journal, self.recipe.seed, trained=True, repair=False)
         return small.cpu().float().eval().to(memory_format=torch.contiguous_format), history
 
-    def _train(self, method: Method, stages: Stages, place: RunDirectory, journal: Journal) -> list[Epoch]:
+    def _train(
+        self, method: Method, stages: Stages, place: RunDirectory, journal: Journal, *, cut: bool = False
+    ) -> list[Epoch]:
+        """`cut`: the network that is trained is pruned or factored already, so that training should raise its score."""
         if not self.recipe.epochs or stages.data is None:
             return []
         if distributed.count() > 1:
@@ -316,7 +322,25 @@ class Run(ABC):
         if self.resume and training.resume():
             journal.say(f"resumed after epoch {len(training.history)} of {self.recipe.epochs}")
             journal.event("resumed", epoch=len(training.history))
-        return training.run(journal)
+        history = training.run(journal)
+        if training.chosen < len(history):
+            self.remarks.append(f"the weights after epoch {training.chosen} of {len(history)} were kept (--select best)")
+        if len(history) < self.recipe.epochs:
+            self.remarks.append(f"training ended after epoch {len(history)} of {self.recipe.epochs} (--patience)")
+        if cut and training.start is not None and training.chosen and (last := history[training.chosen - 1].held_out):
+            self._judge(training.start, last)
+        for remark in self.remarks:
+            journal.say(remark)
+        return history
+
+    def _judge(self, before: Score, after: Score) -> None:
+        """Say so if training lowered the score on the held-out images."""
+        if after.value == before.value or (after.value > before.value) == before.more_is_better:
+            return
+        change = f"{before.label} {formatting.score(before)} -> {formatting.score(after)} of {before.n:,} held-out images"
+        self.remarks.append(f"training made the network worse: {change} (lower --lr, or use --select best or --epochs 0)")
+        if not (before.low is not None and before.high is not None and before.low <= after.value <= before.high):
+            self.harmed = True
 
     @contextmanager
     def _losing(self, file: str, journal: Journal) -> Iterator[None]:
@@ -378,7 +402,7 @@ class Run(ABC):
         change = compare(baseline, compressed, stages.differences)
         return Report(
             name=self.out.resolve().name,
-            verdict=verdict(baseline, compressed, verification, change.scores),
+            verdict=verdict(baseline, compressed, verification, change.scores) + ", training lowered the score" * self.harmed,
             model=self.source.model,
             arch=opened.loaded.arch,
             data=self.images.spec,
@@ -400,6 +424,7 @@ class Run(ABC):
                 *opened.notes,
                 *_told(self.lost),
                 *self._narrower,
+                *self.remarks,
                 *untimed,
                 *reporting.noisy(baseline, compressed),
                 *reporting.warnings(made, target, change),
@@ -439,6 +464,12 @@ class Run(ABC):
         """What the network is for. Raises UsageError or DataError when it, the data, the task and the method do not fit."""
         task = task_of(opened, self.images, device)
         check_fits(self.entry, task)
+        chooses = self.recipe.select == "best" or self.recipe.patience is not None
+        if chooses and self.entry is not None and self.entry.trains and self.entry.family != "distill":
+            raise UsageError(
+                f"--method {self.entry.name} prunes while it trains, so that only its last epoch has the asked size: "
+                "omit --select best and --patience."
+            )
         return task.trained_with(self.recipe.label_smoothing)
 
     def _open(self, journal: Journal) -> Opened:

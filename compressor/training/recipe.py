@@ -43,6 +43,8 @@ class Recipe:
     label_smoothing: float = 0.0
     cutout: float = 0.0  # side of the square masked in each training image, as a share of the image's side
     augment: bool = True  # whether training images are augmented (random crops and flips)
+    select: Literal["last", "best"] = "last"  # the epoch whose weights are kept; the best by the held-out score
+    patience: int | None = None  # epochs without a better held-out score after which training ends; None: never
     teacher: Literal["self", "none"] = "self"  # distil from the original in addition to the task's loss, or not
     seed: int = 0
 
@@ -120,6 +122,7 @@ class Recipe:
                 "between 0 and 1, for example 0.999",
             ),
             "--label-smoothing": (self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1"),
+            "--patience": (self.patience, self.patience is None or self.patience >= 1, "1 or more epochs"),
             "--cutout": (self.cutout, 0 <= self.cutout <= 1, "a share of the image's side, from 0 to 1"),
         }
         for name, (value, fine, wanted) in rules.items():

@@ -30,14 +30,15 @@ from compressor.data.readers import seed_from
 from compressor.errors import CheckpointError, UsageError, first_line
 from compressor.files import write_whole
 from compressor.network.meta_device import frozen
-from compressor.report.read import epoch_from
+from compressor.report.read import epoch_from, score_from
 from compressor.report.schema import Epoch, Score
 from compressor.tasks import Task
 from compressor.training import distributed
 from compressor.training.method import Method, Progress
 from compressor.training.recipe import Recipe
 
-LOOK_EVERY = 50  # batches, after which the loss is checked to be finite
+LOOK_EVERY = 50  # batches, after which the loss is checked
+GROWN = 100  # a loss of so many times that of the first batch (or times 1, if that is more) has diverged
 HELD_OUT_BATCH = 500
 
 
@@ -139,6 +140,9 @@ class Training:
         self.ema = averaged(method.model, recipe.ema_decay) if recipe.ema_decay is not None else None
         self.loss: nn.Module | None = None  # as trained; None: to be made again, after parameters have changed
         self.history: list[Epoch] = []
+        self.start: Score | None = None  # the headline score on the held-out images before training
+        self.first: float | None = None  # the loss of the first batch
+        self.best: dict[str, Any] | None = None  # with --select best, the state of the method after the best epoch
 
     def run(self, watcher: Watcher) -> list[Epoch]:
         """Train to the last epoch; `method.model` is then the result. Raises UsageError if training diverges."""
@@ -146,16 +150,46 @@ class Training:
             self._meet()
         if not self.history:
             self._shrink()
+            self.start = self._held_out(intervals=True)
+            self._keep_best()
         for epoch in range(len(self.history), self.recipe.epochs):
+            if self._out_of_patience():
+                break
             self.history.append(self._epoch(epoch, watcher))
             if epoch + 1 < self.recipe.epochs:
                 self._shrink()
+            self._keep_best()
             self.save()
             watcher.epoch_ended(self.history[-1], self.recipe.epochs)
-        if self.ema is not None and self.history:
+        if self.best is not None:
+            self.method.load_state_dict(self.best)
+        elif self.ema is not None and self.history:
             self.method.model.load_state_dict(self.ema.module.state_dict())
+        if self.recipe.select == "best" or self.ema is not None:
             distributed.synchronise(self.method)
         return self.history
+
+    @property
+    def chosen(self) -> int:
+        """The epoch whose weights are the result, counted from 1; 0 are those before training."""
+        last = len(self.history)
+        return last if self.best is None or self.start is None else _best_epoch(self.start, self.history)
+
+    def _keep_best(self) -> None:
+        """With --select best, copy the state if it is the best so far. Averaged weights are copied as the network's."""
+        if self.recipe.select != "best" or self.start is None or _best_epoch(self.start, self.history) < len(self.history):
+            return
+        state = self.method.state_dict()
+        if self.ema is not None:
+            state |= {f"model.{name}": value for name, value in self.ema.module.state_dict().items()}
+        self.best = tree_map_only(Tensor, lambda value: value.detach().cpu().clone(), dict(state))
+
+    def _out_of_patience(self) -> bool:
+        patience = self.recipe.patience
+        if patience is None:
+            return False
+        worse = self.start is not None and len(self.history) - _best_epoch(self.start, self.history) >= patience
+        return distributed.agreed(worse)
 
     def _meet(self) -> None:
         """Start from the first process's network. Raises VerificationFailed if networks or numbers of images differ."""
@@ -175,6 +209,9 @@ class Training:
             "scaler": self.precision.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "history": [asdict(row) for row in self.history],
+            "start": None if self.start is None else asdict(self.start),
+            "first": self.first,
+            "best": self.best,
         }
 
         def write(path: Path) -> None:
@@ -196,6 +233,8 @@ class Training:
             if self.ema is not None:
                 self.ema.load_state_dict(saved["ema"])
             self.history = [epoch_from(row) for row in saved["history"]]
+            self.start = None if saved.get("start") is None else score_from(saved["start"])
+            self.first, self.best = saved.get("first"), saved.get("best")
         return True
 
     def _saved(self) -> dict[str, Any] | None:
@@ -267,6 +306,8 @@ class Training:
             with distributed.at_work(loss, last, recipe.seed, epoch, number):
                 terms = self._backward(loss, batch, share=counts[number] / together)
             losses.add(terms, counts[number], of=sizes[number])
+            if self.first is None:
+                self.first = sum(distributed.mean(losses.averages()).values())
             if last:
                 self._step(batch)
             watcher.step_ended(losses.averages)
@@ -303,23 +344,25 @@ class Training:
             group["lr"] = rate
 
     def _check(self, losses: dict[str, float], epoch: int) -> None:
-        """Raise UsageError, and delete the saved state, if the loss is not finite."""
-        if all(map(math.isfinite, losses.values())):
+        """Raise UsageError, and delete the saved state, if the loss is not finite or has grown by orders of magnitude."""
+        total = sum(losses.values())
+        if math.isfinite(total) and (self.first is None or total <= GROWN * max(1.0, self.first)):
             return
         if self.state is not None:
             self.state.unlink(missing_ok=True)  # resumed, it would diverge again
+        began = f", and was {self.first:.4g} at first" if math.isfinite(total) and self.first is not None else ""
         raise UsageError(
-            f"training diverged in epoch {epoch + 1} of {self.recipe.epochs}: the loss is {sum(losses.values())}.\n"
+            f"training diverged in epoch {epoch + 1} of {self.recipe.epochs}: the loss is {total:.4g}{began}.\n"
             f"Lower --lr (it was {self.recipe.lr:g}), or add --warmup."
         )
 
-    def _held_out(self) -> Score | None:
+    def _held_out(self, intervals: bool = False) -> Score | None:
         """The headline score on the held-out images; None if there are none."""
         if not distributed.is_first() or not self.data.counts.get("held_out"):
             return None
         network = self.ema.module if self.ema is not None else self.method.model
         batches = self._laid_out(self.data.batches("held_out", batch_size=HELD_OUT_BATCH, device=self.device))
-        return self.method.job.task.measured(network, batches).compute(intervals=False)[0]
+        return self.method.job.task.measured(network, batches).compute(intervals=intervals)[0]
 
     def _laid_out(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -330,6 +373,13 @@ class Training:
         for batch in batches:
             inputs, *further = tree_map_only(Tensor, laid_out, batch.views or (batch.inputs,))
             yield batch._replace(inputs=inputs, views=(inputs, *further) if batch.views else ())
+
+
+def _best_epoch(start: Score, history: Sequence[Epoch]) -> int:
+    """The last of the epochs with the best score on the held-out images; 0 is before training."""
+    sign = 1 if start.more_is_better else -1
+    values = [sign * score.value if score is not None else -math.inf for score in (start, *(row.held_out for row in history))]
+    return max(range(len(values)), key=lambda number: (values[number], number))
 
 
 def _selected(value: Any, places: Mapping[int, npt.NDArray[np.int64]]) -> Any:

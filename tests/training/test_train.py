@@ -14,12 +14,12 @@ from compressor.channels import analyse
 from compressor.data import Batch, Data, open_data
 from compressor.errors import CheckpointError, UsageError
 from compressor.methods import catalogue
-from compressor.report.schema import Epoch
+from compressor.report.schema import Epoch, Score
 from compressor.tasks.classify import Classify
 from compressor.training.goal import parse_rate
 from compressor.training.method import Job, Method, Progress
 from compressor.training.recipe import Recipe
-from compressor.training.train import Precision, Training, averaged, seed_all
+from compressor.training.train import Precision, Training, Watcher, averaged, seed_all
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
@@ -230,6 +230,77 @@ def test_a_loss_that_is_no_number_ends_the_training(digits: Data, tmp_path: Path
     with pytest.raises(UsageError, match=r"diverged in epoch 1 of 3: the loss is (nan|inf).\nLower --lr \(it was 1e\+30\)"):
         training.run(Silent())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_grows_by_orders_of_magnitude_ends_the_training(digits: Data) -> None:
+    training = Training(make_method(), digits, Recipe(epochs=3, lr=500), CPU)
+    with pytest.raises(
+        UsageError, match=r"diverged in epoch 1 of 3: the loss is [\d.e+]+, and was 2\.\d+ at first.\nLower --lr"
+    ):
+        training.run(Silent())
+
+
+class Scripted(Training):
+    """With these scores on the held-out images: before training, and after each epoch."""
+
+    scores = (0.5, 0.7, 0.8, 0.6, 0.8, 0.7, 0.75, 0.7)
+    more_is_better = True
+
+    def _held_out(self, intervals: bool = False) -> Score:
+        value = self.scores[len(self.history) + self.counted]
+        return Score("top1", "top-1", value, "%", 2, 100, more_is_better=self.more_is_better)
+
+    counted = 0
+
+    def _epoch(self, epoch: int, watcher: Watcher) -> Epoch:
+        self.counted = 1
+        return super()._epoch(epoch, watcher)
+
+    def _keep_best(self) -> None:
+        self.counted = 0
+        super()._keep_best()
+
+
+class Keeping(Silent):
+    """Keeps the weights after every epoch."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.weights: list[dict[str, Tensor]] = []
+
+    def epoch_ended(self, epoch: Epoch, epochs: int) -> None:
+        network = self.training.method.model if self.training.ema is None else self.training.ema.module
+        self.weights.append({name: value.clone() for name, value in network.state_dict().items()})
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_the_last_of_the_best_epochs_is_kept(digits: Data, tmp_path: Path, ema_decay: float | None) -> None:
+    recipe = Recipe(epochs=5, select="best", ema_decay=ema_decay)
+    training = Scripted(make_method(), digits, recipe, CPU, tmp_path / "state.pt")
+    kept = Keeping(training)
+    training.run(kept)
+    assert training.chosen == 4 and len(training.history) == 5
+    assert same(training.method.model.state_dict(), kept.weights[3])
+    again = Scripted(make_method(), digits, recipe, CPU, tmp_path / "state.pt")
+    assert again.resume()
+    again.run(Silent())
+    assert again.chosen == 4 and same(again.method.model.state_dict(), kept.weights[3])
+
+
+def test_the_weights_before_training_are_kept_if_no_epoch_is_better(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scripted, "more_is_better", False)
+    training = Scripted(make_method(), digits, Recipe(epochs=2, select="best"), CPU)
+    before = {name: value.clone() for name, value in training.method.model.state_dict().items()}
+    training.run(Silent())
+    assert training.chosen == 0 and same(training.method.model.state_dict(), before)
+
+
+def test_training_ends_when_the_score_has_not_risen_for_some_epochs(digits: Data) -> None:
+    training = Scripted(make_method(), digits, Recipe(epochs=7, patience=2), CPU)
+    kept = Keeping(training)
+    training.run(kept)
+    assert len(training.history) == 6 and training.chosen == 6, "epoch 4 was the best"
+    assert same(training.method.model.state_dict(), kept.weights[5])
 
 
 def test_a_diverged_training_is_not_finished_for_hours(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
