@@ -41,6 +41,28 @@ class Scale:
         return self.images(pixels).sub_(mean).div_(std)
 
 
+class Scaled:
+    """Data that have a `scale`, and what `Data` tells of it."""
+
+    scale: Scale
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.scale.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.scale.std
+
+    @property
+    def color(self) -> str:
+        return self.scale.color
+
+    @property
+    def max_value(self) -> float:
+        return self.scale.max_value
+
+
 def check_color(color: str | None, channels: int) -> Color:
     """The order of `channels`, by default RGB or grey. Raises DataError if they do not fit."""
     if color is None:
