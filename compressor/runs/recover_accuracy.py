@@ -111,6 +111,4 @@ def _statistics_of(images: int) -> str:
 
 def _quality(score: Score | None) -> float:
     """The larger, the better."""
-    if score is None:
-        return -math.inf
-    return score.value if score.more_is_better else -score.value
+    return -math.inf if score is None else score.sign * score.value
