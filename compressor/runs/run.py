@@ -50,10 +50,11 @@ from compressor.report import (
     verdict,
     write_reports,
 )
+from compressor.report.write import EXAMPLES
 from compressor.runs import reporting
 from compressor.runs.journal import Journal
 from compressor.runs.recover_accuracy import recover
-from compressor.runs.run_directory import EXAMPLES, RunDirectory
+from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting, to_toml
 from compressor.runs.sources import Images, Opened, Source, device_errors, open_both, pick_device, task_of
 from compressor.runs.stages import Stages
