@@ -63,6 +63,12 @@ class Scaled:
         return self.scale.max_value
 
 
+def to_bytes(image: Tensor) -> Tensor:
+    """[c, h, w] from 0 to 1 -> uint8 [3, h, w], for people; of other numbers of channels the first."""
+    image = image if image.shape[0] == 3 else image[:1].expand(3, -1, -1)
+    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def check_color(color: str | None, channels: int) -> Color:
     """The order of `channels`, by default RGB or grey. Raises DataError if they do not fit."""
     if color is None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from compressor.data import Batch, Data
+from compressor.data.pixels import to_bytes
 from compressor.files import write_whole
 from compressor.tasks import Task
 
@@ -76,12 +76,6 @@ class Strips:
         cells = [picture[:, top : top + side, left : left + side] for picture in (before, after, target)]
         blank = Image.new("RGB", (row[0].width, HEIGHT), "white")
         return [blank, *map(_cell, cells)]
-
-
-def to_bytes(image: Tensor) -> Tensor:
-    """[c, h, w] from 0 to 1 -> uint8 [3, h, w]; of other numbers of channels the first."""
-    image = image if image.shape[0] == 3 else image[:1].expand(3, -1, -1)
-    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _cell(pixels: Tensor) -> Image.Image:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data import Batch, Data
+from compressor.data.pixels import to_bytes
 from compressor.errors import DataError
 from compressor.tasks.likeness import RelativeError
 from compressor.tasks.meter import Measure, Meter
@@ -61,9 +62,8 @@ class Restore(Task):
         return RelativeError()
 
     def picture(self, answers: Tensor, index: int) -> Tensor | None:
-        image = (answers[index].float() / self.max_value).clamp(0, 1)
-        image = image.flip(0) if self.bgr else image
-        return ((image if len(image) == 3 else image[:1].expand(3, -1, -1)) * 255).round().to(torch.uint8)
+        image = answers[index].float() / self.max_value
+        return to_bytes(image.flip(0) if self.bgr else image)
 
     def check(self, model: nn.Module, data: Data) -> None:
         channels, height, width = data.shape
