@@ -401,7 +401,7 @@ class Run(ABC):
             teaching=self._teaching(history),
             preprocessing=how,
             task=self.task.name,
-            output=self.task.output,
+            output=self.exported[after.name].form.output if after.name in self.exported else self.task.output,
             onnx_failure=self.lost.get(after.name),
         )
 

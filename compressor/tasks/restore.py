@@ -14,7 +14,7 @@ from compressor.data.pixels import to_bytes
 from compressor.errors import DataError
 from compressor.tasks.likeness import RelativeError
 from compressor.tasks.meter import Measure, Meter
-from compressor.tasks.task import Task
+from compressor.tasks.task import Task, one_sample
 
 EPSILON = 1e-3  # of Charbonnier's loss, relative to the range: Lai et al., "LapSRN", CVPR 2017, section 3.3
 LEAST = 1e-10  # of a mean squared error, relative to the squared range: 100 dB
@@ -66,14 +66,17 @@ class Restore(Task):
         return to_bytes(image.flip(0) if self.bgr else image)
 
     def check(self, model: nn.Module, data: Data) -> None:
-        channels, height, width = data.shape
-        with torch.no_grad():
-            main, _ = self.split(model(torch.zeros(1, *data.shape)))
-        wanted = [channels, height * self.scale, width * self.scale]
+        sample = one_sample(data)
+        main = self.main_of(model, sample)
+        if sample.targets is None:
+            channels, *size = data.shape
+            wanted = [channels, *(side * self.scale for side in size)]
+        else:
+            wanted = [*sample.targets.shape[1:]]
         if list(main.shape[1:]) != wanted:
             raise DataError(
-                f"For inputs of {channels}x{height}x{width} the network outputs {'x'.join(map(str, main.shape[1:]))}, but the "
-                f"targets of {data.spec} have {'x'.join(map(str, wanted))}: use data for which the network was made."
+                f"For inputs of {'x'.join(map(str, data.shape))} the network outputs {'x'.join(map(str, main.shape[1:]))}, but "
+                f"the targets of {data.spec} have {'x'.join(map(str, wanted))}: use data for which the network was made."
             )
 
 
