@@ -61,7 +61,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         macs, failure = count_macs(model, inputs), None
-        task, together = task_of(opened, images, device), batch_for(model, inputs)
+        task, together = task_of(opened, images, device), MOST if data is None else batch_for(model, inputs)
         try:
             if as_onnx:
                 notes = [*notes, *export_verified(model, inputs, file).notes]
