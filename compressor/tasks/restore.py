@@ -16,7 +16,6 @@ from compressor.tasks.likeness import RelativeError
 from compressor.tasks.meter import Measure, Meter
 from compressor.tasks.task import Task, one_sample
 
-EPSILON = 1e-3  # of Charbonnier's loss, relative to the range: Lai et al., "LapSRN", CVPR 2017, section 3.3
 LEAST = 1e-10  # of a mean squared error, relative to the squared range: 100 dB
 LUMA = (65.481, 128.553, 24.966)  # ITU-R BT.601: Y = 16 + LUMA . (r, g, b), of colours from 0 to 1
 
@@ -37,13 +36,10 @@ class Restore(Task):
     max_value: float = 1.0
     scale: int = 1
     bgr: bool = False
-    charbonnier: bool = False
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         main, _ = self.split(outputs)
         gap = (_cropped(main, batch.targets).float() - batch.targets) / self.max_value
-        if self.charbonnier:
-            return {"charbonnier": (gap.square() + EPSILON**2).sqrt().mean()}
         return {"l1": gap.abs().mean()}
 
     def distance(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
