@@ -1,8 +1,9 @@
-"""Atomic writing of files, and reading of untrusted text files up to a maximum size."""
+"""Atomic writing of files, reading of untrusted text files up to a maximum size, and hashes."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -62,6 +63,12 @@ def read_text(path: Path) -> str:
     if len(data) > LARGEST:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return data.decode("utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(folder: Path) -> None:

@@ -5,7 +5,6 @@
 Nothing in a file is executed unless the user declares it trusted.
 """
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from compressor.checkpoint.read import read
 from compressor.checkpoint.recognise import recognise
 from compressor.checkpoint.weights import find_weights
 from compressor.errors import CheckpointError, UsageError
+from compressor.files import sha256_of
 from compressor.network.inputs import Inputs
 
 
@@ -88,7 +88,7 @@ def load_model(
         model, args, done = fit(arch, args, tensors)
     except CheckpointError as error:
         raise _in_file(path, error) from error
-    return Loaded(model, source, arch, args, inputs_of(arch, model), [*notes, *done], _sha256(path))
+    return Loaded(model, source, arch, args, inputs_of(arch, model), [*notes, *done], sha256_of(path))
 
 
 def from_code(source: str, args: Mapping[str, object]) -> Loaded:
@@ -164,7 +164,7 @@ def _module(path: Path, model: nn.Module, notes: list[str]) -> Loaded:
         raise _in_file(path, error) from error
     notes.append("the pickled module was loaded (--trust-pickle)")
     arch = f"pickle:{path.name}"
-    return Loaded(model.cpu().eval(), str(path), arch, {}, inputs_of(arch, model), notes, _sha256(path))
+    return Loaded(model.cpu().eval(), str(path), arch, {}, inputs_of(arch, model), notes, sha256_of(path))
 
 
 def _program(path: Path) -> Loaded:
@@ -174,15 +174,10 @@ def _program(path: Path) -> Loaded:
     for module in nn.Module.modules(model):  # an exported program refuses .eval(): its graph has a fixed mode
         module.training = False
     notes = ["the exported program was loaded (--trust-pickle); it stays in the mode, train or eval, in which it was exported"]
-    return Loaded(model, str(path), f"pt2:{path.name}", {}, None, notes, _sha256(path))
+    return Loaded(model, str(path), f"pt2:{path.name}", {}, None, notes, sha256_of(path))
 
 
 def _in_file(path: Path, error: CheckpointError) -> CheckpointError:
     beside = f" {path.parent} is a run directory: give that instead." if (path.parent / "plan.json").is_file() else ""
     program = " Or, if you trust the file, load its program with --trust-pickle." if kind_of(path) == "pt2" else ""
     return CheckpointError(f"{path}: {error}{beside}{program}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -153,6 +153,13 @@ def check_batch_size(batch_size: int) -> None:
         raise DataError(f"The batch size is {batch_size}, but must be 1 or more.")
 
 
+def check_unsupported(found: str, views: bool, by_class: bool, cutout: bool) -> None:
+    """Raises DataError if one of these is asked of data that do not support it; `found` says what the data have."""
+    for name, asked in (("several views of an image", views), ("images grouped by class", by_class), ("cutout", cutout)):
+        if asked:
+            raise DataError(f"{found}, for which {name} cannot be used: omit it, or use another method.")
+
+
 def spaced(positions: Tensor, limit: int | None) -> Tensor:
     """`limit` of the `positions` [n], evenly spaced; all of them without a limit."""
     if limit is None or limit >= len(positions):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, spaced
 from compressor.data.cutout import Cutout
-from compressor.data.pixels import Scale
+from compressor.data.pixels import Scale, Scaled
 from compressor.data.readers import Reader, seed_from
 from compressor.errors import DataError
 
@@ -53,7 +53,7 @@ class FramedBatches:
 
 
 @dataclass(frozen=True)
-class FramedImages:
+class FramedImages(Scaled):
     """See `Data`. `readers` and `positions` locate the images of each split; two splits of the same data set share its reader,
     and have different positions in it. Without labels, `classes` is empty and the targets are None."""
 
@@ -72,24 +72,8 @@ class FramedImages:
         return "classes" if self.classes else "nothing"
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        return self.scale.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        return self.scale.std
-
-    @property
     def fit(self) -> Fit:
         return "cover"
-
-    @property
-    def color(self) -> str:
-        return self.scale.color
-
-    @property
-    def max_value(self) -> float:
-        return self.scale.max_value
 
     @property
     def counts(self) -> dict[Split, int]:
@@ -131,11 +115,8 @@ class FramedImages:
             return FramedBatches(reader, split_up(spaced(positions, limit), batch_size), self.scale, device)
         generator = torch.Generator().manual_seed(seed_from(seed, epoch, 0))
         positions = shuffled(positions, generator)[:limit]
-        plan = split_up(positions, batch_size)
-        if by_class > 1:
-            plan = group_by_class(positions, self._labels(split)[positions], batch_size, by_class, generator)
-        elif len(plan) > 1 and len(plan[-1]) == 1 < batch_size:
-            plan = plan[:-1]
+        labels = self._labels(split)[positions] if by_class > 1 else None
+        plan = training_plan(positions, labels, batch_size, by_class, generator)
 
         def seeds(purpose: int) -> list[int]:
             return [seed_from(seed, epoch, purpose), *(seed_from(seed, epoch, purpose, view) for view in range(1, views))]
@@ -154,6 +135,16 @@ def shuffled(positions: Tensor, generator: torch.Generator) -> Tensor:
 
 def split_up(positions: Tensor, batch_size: int) -> Sequence[Tensor]:
     return torch.split(positions, batch_size) if len(positions) else ()
+
+
+def training_plan(
+    positions: Tensor, labels: Tensor | None, batch_size: int, by_class: int, generator: torch.Generator
+) -> Sequence[Tensor]:
+    """Batches of shuffled `positions` [n], without a last one of a single image; with `labels` [n], groups of one class."""
+    if labels is not None:
+        return group_by_class(positions, labels, batch_size, by_class, generator)
+    plan = split_up(positions, batch_size)
+    return plan[:-1] if len(plan) > 1 and len(plan[-1]) == 1 < batch_size else plan
 
 
 def group_by_class(positions: Tensor, labels: Tensor, batch_size: int, size: int, generator: torch.Generator) -> list[Tensor]:

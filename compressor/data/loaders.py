@@ -24,10 +24,10 @@ from torch.utils.data import (
     default_collate,
 )
 
-from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size
+from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, check_unsupported
 from compressor.data.own import AsGiven, parsed
 from compressor.data.paired import told
-from compressor.data.pixels import Scale
+from compressor.data.pixels import Scale, Scaled
 from compressor.data.preparation import TEST_SEED
 from compressor.data.readers import seed_from
 from compressor.data.samples import Sample
@@ -243,7 +243,7 @@ class Collate:
 
 
 @dataclass(frozen=True)
-class LoadedData:
+class LoadedData(Scaled):
     """See `Data`. `parts` are data sets and loaders by the names of their splits."""
 
     spec: str
@@ -262,24 +262,8 @@ class LoadedData:
         return self.preparations["train"].kind
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        return self.scale.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        return self.scale.std
-
-    @property
     def fit(self) -> Fit:
         return "own"
-
-    @property
-    def color(self) -> str:
-        return self.scale.color
-
-    @property
-    def max_value(self) -> float:
-        return self.scale.max_value
 
     @property
     def counts(self) -> dict[Split, int]:
@@ -309,14 +293,7 @@ class LoadedData:
     ) -> LoadedBatches:
         """A DataLoader has its own batch size and augmentation; `limit` are the first samples of every split."""
         check_batch_size(batch_size)
-        unsupported = {
-            "several views of an image": views > 1,
-            "images grouped by class": by_class > 1,
-            "cutout": cutout > 0,
-        }
-        for name, asked in unsupported.items():
-            if asked:
-                raise DataError(f"{self.spec} has DataLoaders of its own, for which {name} cannot be used: omit it.")
+        check_unsupported(f"{self.spec} has DataLoaders of its own", views > 1, by_class > 1, cutout > 0)
         seeds = (seed, epoch) if split == "train" else (TEST_SEED,)
         given = self.parts.get(split, _Nothing())
         preparation = self.preparations.get(split, self.preparations["train"])

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
 
-from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, spaced
-from compressor.data.framed import group_by_class, shuffled, split_up
-from compressor.data.pixels import Scale
+from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, check_unsupported, spaced
+from compressor.data.framed import shuffled, training_plan
+from compressor.data.pixels import Scale, Scaled
 from compressor.data.preparation import TEST_SEED, Preparation
 from compressor.data.readers import load, seed_from
 from compressor.data.samples import Kept, Sample, Samples, Size
@@ -82,7 +82,7 @@ class _Rows(Dataset[Sample | DataError]):
 
 
 @dataclass(frozen=True)
-class PairedData:
+class PairedData(Scaled):
     """See `Data`. `samples` and `positions` locate the samples of each split."""
 
     spec: str
@@ -99,24 +99,8 @@ class PairedData:
     indexed: bool = True
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        return self.scale.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        return self.scale.std
-
-    @property
     def fit(self) -> Fit:
         return self.preparation.fit
-
-    @property
-    def color(self) -> str:
-        return self.scale.color
-
-    @property
-    def max_value(self) -> float:
-        return self.scale.max_value
 
     @property
     def counts(self) -> dict[Split, int]:
@@ -152,16 +136,8 @@ class PairedData:
     ) -> PairedBatches:
         """Training images without augmentation are whole, and come in the order of their sizes, so that these share batches."""
         check_batch_size(batch_size)
-        unsupported = {
-            "several views of an image": views > 1,
-            "images grouped by class": by_class > 1 and self.kind != "classes",
-            "cutout": cutout > 0,
-        }
-        for name, asked in unsupported.items():
-            if asked:
-                raise DataError(
-                    f"{self.spec} has {told(self.kind)}, for which {name} cannot be used: omit it, or use another method."
-                )
+        found = f"{self.spec} has {told(self.kind)}"
+        check_unsupported(found, views > 1, by_class > 1 and self.kind != "classes", cutout > 0)
         if split == "train" and not len(self.positions[split]):
             raise DataError(f"{self.spec} has no training images: add some, or use it to evaluate alone.")
         positions, samples, device = self.positions[split], self.samples[split], torch.device(device)
@@ -174,11 +150,8 @@ class PairedData:
             sizes = [self.preparation.sizes(samples.sizes(position)) for position in positions.tolist()]
             together = positions[torch.tensor(sorted(range(len(sizes)), key=sizes.__getitem__), dtype=torch.int64)]
             return PairedBatches(samples, self._whole(samples, together, batch_size), self.preparation, device, self.workers)
-        plan: Sequence[Tensor] = split_up(positions, batch_size)
-        if by_class > 1:
-            plan = group_by_class(positions, self._labels(split)[positions], batch_size, by_class, generator)
-        elif len(plan) > 1 and len(plan[-1]) == 1 < batch_size:
-            plan = plan[:-1]
+        labels = self._labels(split)[positions] if by_class > 1 else None
+        plan = training_plan(positions, labels, batch_size, by_class, generator)
         return PairedBatches(samples, plan, self.preparation, device, self.workers, seed_from(seed, epoch, 1))
 
     def _whole(self, samples: Samples, positions: Tensor, batch_size: int) -> list[Tensor]:

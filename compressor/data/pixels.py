@@ -41,6 +41,34 @@ class Scale:
         return self.images(pixels).sub_(mean).div_(std)
 
 
+class Scaled:
+    """Data that have a `scale`, and what `Data` tells of it."""
+
+    scale: Scale
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.scale.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.scale.std
+
+    @property
+    def color(self) -> str:
+        return self.scale.color
+
+    @property
+    def max_value(self) -> float:
+        return self.scale.max_value
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """[c, h, w] from 0 to 1 -> uint8 [3, h, w], for people; of other numbers of channels the first."""
+    image = image if image.shape[0] == 3 else image[:1].expand(3, -1, -1)
+    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def check_color(color: str | None, channels: int) -> Color:
     """The order of `channels`, by default RGB or grey. Raises DataError if they do not fit."""
     if color is None:

@@ -199,7 +199,6 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
     parts = _parts(source, asked, notes)
     samples = _kept(parts, channels + 1, asked, notes)
     size = asked.height_and_width or _reference(samples, notes)
-    height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
     scale = _scale(asked, channels, notes)
     return PairedData(
         spec=asked.spec,
@@ -210,7 +209,7 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
         notes=notes,
         samples=samples,
         positions={split: part.positions for split, part in parts.items()},
-        preparation=ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width),
+        preparation=_for_masks(scale, size, asked),
         pad_to=asked.pad_to,
         workers=asked.workers,
     )
@@ -224,7 +223,6 @@ def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wish
     parts = _parts(source, asked, notes)
     samples = _kept(parts, channels, asked, notes)
     size = asked.height_and_width or _reference(samples, notes)
-    crop = asked.crop or min(RESTORED_CROP if ratio == 1 else max(16, REDUCED_CROP // ratio), *_smallest(samples))
     scale = _scale(asked, channels, notes, 0.0, 1.0)
     return PairedData(
         spec=asked.spec,
@@ -235,10 +233,21 @@ def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wish
         notes=notes,
         samples=samples,
         positions={split: part.positions for split, part in parts.items()},
-        preparation=ForImages(scale, (crop, crop), asked.pad_to, ratio, sigma),
+        preparation=_for_images(scale, samples, asked, ratio, sigma),
         pad_to=asked.pad_to,
         workers=asked.workers,
     )
+
+
+def _for_masks(scale: Scale, size: Size, asked: Wishes) -> ForMasks:
+    height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
+    return ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width)
+
+
+def _for_images(scale: Scale, samples: Mapping[Split, Samples], asked: Wishes, ratio: int, sigma: float = 0.0) -> ForImages:
+    usual = RESTORED_CROP if ratio == 1 else max(16, REDUCED_CROP // ratio)
+    crop = asked.crop or min(usual, *_smallest(samples))
+    return ForImages(scale, (crop, crop), asked.pad_to, ratio, sigma)
 
 
 def _own(source: Own, asked: Wishes) -> PairedData:
@@ -256,13 +265,10 @@ def _own(source: Own, asked: Wishes) -> PairedData:
         scale = _scale(asked, channels, notes, *((0.0, 1.0) if source.kind == "images" else ()))
         size = asked.height_and_width or _reference(prepared, notes)
         if source.kind == "masks":
-            height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
-            preparation: Preparation = ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width)
+            preparation: Preparation = _for_masks(scale, size, asked)
         else:
             (found, *_), target = train.sizes(0), train.sizes(0)[-1]
-            ratio = max(1, target[0] // found[0])
-            crop = asked.crop or min(RESTORED_CROP if ratio == 1 else max(16, REDUCED_CROP // ratio), *_smallest(prepared))
-            preparation = ForImages(scale, (crop, crop), asked.pad_to, ratio)
+            preparation = _for_images(scale, prepared, asked, max(1, target[0] // found[0]))
         shape: tuple[int, ...] = (channels, *padded(size, asked.pad_to))
         return PairedData(
             asked.spec,

@@ -10,7 +10,6 @@ A custom method is named `path/to/file.py:Class`; a method of an installed packa
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib.util
 import re
 import traceback
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import CompressError, UsageError, did_you_mean, first_line
+from compressor.files import sha256_of
 from compressor.modules import from_file, no_file
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Entry:
     @property
     def sha256(self) -> str | None:
         """SHA-256 of the source file of a custom or installed method; None for a built-in one."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest() if self.code else None
+        return sha256_of(self.file) if self.code else None
 
     @property
     def label(self) -> str:

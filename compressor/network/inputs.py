@@ -147,6 +147,12 @@ class Inputs:
         pairs = list(zip(self.each, tensors, strict=True))
         return tuple(t for entry, t in pairs if not entry.name), {entry.name: t for entry, t in pairs if entry.name}
 
+    def tensors(self, samples: Any) -> list[Tensor]:
+        """One tensor for each input, of the inputs of a batch: a tensor, or a tuple or mapping of the network's arguments."""
+        named = samples if isinstance(samples, Mapping) else {}
+        others = iter(samples if isinstance(samples, tuple | list) else (samples,))
+        return [named[entry.name] if entry.name in named else next(others) for entry in self.each]
+
     def call(self, model: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """The result of `model` for one tensor per input."""
         args, kwargs = self.split(tensors)

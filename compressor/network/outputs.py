@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from compressor.errors import UsageError
 from compressor.network.meta_device import evaluating
 
-Predict = Callable[..., Tensor]  # images [n, channels, height, width], or all inputs -> the main output
+Predict = Callable[..., Tensor]  # the inputs, as forward takes them: images, or several or named tensors -> the main output
 
 MAIN = ("logits", "out")  # the names of the main output in Hugging Face and torchvision
 
@@ -56,14 +56,20 @@ def main_first(output: Any) -> list[Tensor]:
 def torch_predict(model: nn.Module, device: torch.device | str, amp: torch.dtype | None = None) -> Predict:
     """A function that runs the model, which is moved to `device`, and returns its main output there, in float32.
 
+    It takes inputs by position or name, as the model does; those of floats are cast to the type of its weights.
+
     `amp` is the type for PyTorch's autocast. Every call runs in eval mode and restores the mode of each module afterwards.
     """
     device = torch.device(device)
     model.to(device)
 
-    def predict(images: Tensor) -> Tensor:
+    def predict(*inputs: Any, **named: Any) -> Tensor:
         autocast = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
+        dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
+        args, kwargs = tree_map_only(
+            Tensor, lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None), (inputs, named)
+        )
         with evaluating(model), torch.inference_mode(), autocast:
-            return logits_of(model(images.to(device))).float()
+            return logits_of(model(*args, **kwargs)).float()
 
     return predict

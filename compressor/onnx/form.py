@@ -81,7 +81,8 @@ def candidates(network: nn.Module, inputs: Inputs, wish: WishedForm) -> list[tup
     if not wish.sides:
         openings.append(((), None))
     batches = [None, 1] if wish.batch is None else [wish.batch]
-    return [(ExportForm(batch, opened, wish.output), another) for batch in batches for opened, another in openings]
+    output = f"{wish.output}_out" if wish.output in inputs.names else wish.output
+    return [(ExportForm(batch, opened, output), another) for batch in batches for opened, another in openings]
 
 
 def other_size(network: nn.Module, inputs: Inputs, sides: tuple[str, ...], maps_alone: bool = True) -> Inputs | None:

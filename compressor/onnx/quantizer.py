@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +39,9 @@ from torch import nn
 from compressor.data import Batches
 from compressor.errors import CompressError, Infeasible, OutputError, VerificationFailed, first_line
 from compressor.files import write_whole
+from compressor.network.inputs import call
 from compressor.onnx.export import quiet
-from compressor.onnx.runtime import open_session
+from compressor.onnx.runtime import by_name, open_session
 from compressor.version import __version__
 
 Precision = Literal["int8", "fp16"]
@@ -143,7 +145,7 @@ def to_int8(
         lambda out: quantize_static(
             file,
             out,
-            Reader(proto.graph.input[0].name, images, fixed_batch_of(proto)),
+            Reader([entry.name for entry in proto.graph.input], images, fixed_batch_of(proto)),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             op_types_to_quantize=[*WEIGHTED] if transformer else None,
@@ -163,13 +165,13 @@ def fixed_batch_of(proto: onnx.ModelProto) -> int | None:
 
 
 class Reader:
-    """Passes calibration images to ONNX Runtime, batch by batch: a `CalibrationDataReader`.
+    """Passes calibration images to ONNX Runtime, batch by batch: a `CalibrationDataReader`. `names` are those of the inputs.
 
     If the batch size is `fixed`, `images` has batches of that size, and the last one is filled up with its last image.
     """
 
-    def __init__(self, name: str, images: Batches, fixed: int | None = None) -> None:
-        self.name, self.images, self.fixed = name, images, fixed
+    def __init__(self, names: Sequence[str], images: Batches, fixed: int | None = None) -> None:
+        self.names, self.images, self.fixed = names, images, fixed
         self._left, self._now = iter(images), 0
 
     def __len__(self) -> int:
@@ -179,14 +181,14 @@ class Reader:
         """Set the number of batches of the next stride; strides are consecutive."""
         self._now = end_index - start_index
 
-    def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
+    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         if not self._now:
             return None
         self._now -= 1
-        batch: npt.NDArray[np.float32] = next(self._left).inputs.numpy()  # [n, channels, height, width]
+        batch: dict[str, npt.NDArray[Any]] = call(partial(by_name, self.names), next(self._left).inputs)  # [n, ...]
         if self.fixed is not None:
-            batch = batch[np.minimum(np.arange(self.fixed), len(batch) - 1)]
-        return {self.name: batch}
+            batch = {name: array[np.minimum(np.arange(self.fixed), len(array) - 1)] for name, array in batch.items()}
+        return batch
 
 
 def to_fp16(file: Path, into: Path, keep: Sequence[str] = ()) -> None:

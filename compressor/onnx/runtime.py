@@ -116,21 +116,28 @@ def bound_run(session: Any, samples: Samples, provider: str) -> Callable[[], Non
     return run
 
 
-def onnx_predict(path: Path, provider: str = "cpu", threads: int = 0, names: Sequence[str] | None = None) -> Predict:
+def onnx_predict(path: Path, provider: str = "cpu", threads: int = 0) -> Predict:
     """A function that runs the ONNX file at `path` in ONNX Runtime and returns its main output on the CPU, in float32.
 
-    It takes the inputs called `names`, by default those of the file in its order, for any number of images.
+    It takes the inputs by name, or the others in the order of the file, for any number of images.
     """
     import torch
 
     session = open_session(path, provider, threads)
+    names = [entry.name for entry in session.get_inputs()]
 
-    def predict(*inputs: Tensor) -> Tensor:
-        arrays = [tensor.numpy(force=True) for tensor in inputs]
-        answers = run_session(session, arrays if names is None else dict(zip(names, arrays, strict=True)))
-        return torch.from_numpy(answers[0]).float()
+    def predict(*inputs: Tensor, **named: Tensor) -> Tensor:
+        return torch.from_numpy(run_session(session, by_name(names, *inputs, **named))[0]).float()
 
     return predict
+
+
+def by_name(names: Sequence[str], /, *inputs: Tensor, **named: Tensor) -> dict[str, np.ndarray]:
+    """Input name -> array: those of `named`, and the `inputs` for the other names in order. Raises UsageError for too many."""
+    if (count := len(inputs) + len(named)) > len(names):
+        raise UsageError(f"The ONNX network takes {len(names)} inputs ({', '.join(names)}), but got {count}.")
+    others = zip((name for name in names if name not in named), inputs, strict=False)
+    return {name: tensor.numpy(force=True) for name, tensor in (*others, *named.items())}
 
 
 def _feed(session: Any, samples: Samples) -> dict[str, np.ndarray]:

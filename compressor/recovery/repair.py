@@ -81,15 +81,16 @@ def refit(
     fit into memory. A layer is fitted to at most `rows` positions, sampled at random, the same in each call. Without images
     nothing changes.
     """
-    images = of_one_size([batch.inputs for batch in batches])
+    inputs = Inputs.of(inputs)
+    each = zip(*(inputs.tensors(batch.inputs) for batch in batches), strict=True)  # the batches of each input
+    together = [torch.cat(of_one_size(images)) for images in each]
     last, before = last or {}, plain_layers(original)
     lost, layers = (
         [*that_lost_inputs(small, cut), *last],
         [name for name in plain_layers(small) if last.get(name, name) in before],
     )
-    if not images:
+    if not together:
         return Repaired([], dict.fromkeys(lost, "there were no images"))
-    together, inputs = [torch.cat(images)], Inputs.of(inputs)
     looking = _Looking(original, [last.get(name, name) for name in layers], cut, rows)
     looking.run(inputs, together)
     now = {last.get(name, name): name for name in layers}

@@ -163,7 +163,7 @@ class Spread:
     @property
     def rank(self) -> float:
         """The mean, counted so that more is better."""
-        return self.mean if self.of.more_is_better else -self.mean
+        return self.of.sign * self.mean
 
     def __str__(self) -> str:
         """`87.10 % [86.4, 87.7]`, or `87.10 +- 0.21 %`."""

@@ -25,6 +25,11 @@ class Score:
     high: float | None = None
     more_is_better: bool = True
 
+    @property
+    def sign(self) -> int:
+        """1, or -1 if less is better: what values and differences are multiplied by, so that more is better."""
+        return 1 if self.more_is_better else -1
+
 
 def headline(scores: Sequence[Score]) -> Score | None:
     """The score that verdicts and plots show; None if nothing was measured."""

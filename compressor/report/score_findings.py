@@ -80,19 +80,15 @@ def _drop(report: Report, of: Score, bound: str | None) -> float | None:
     if before is None or after is None:
         return None
     worse = _worse(report.change.scores.get(of.name, Difference(0.0)), of)
-    return {None: _sign(of) * (after.value - before.value), "low": worse.low, "high": worse.high}[bound]
+    return {None: of.sign * (before.value - after.value), "low": worse.low, "high": worse.high}[bound]
 
 
 def _worse(change: Difference, of: Score) -> Difference:
     """A difference, counted so that more is worse."""
     if change.low is None or change.high is None:
-        return Difference(_sign(of) * change.value)
-    low, high = sorted((_sign(of) * change.low, _sign(of) * change.high))
-    return Difference(_sign(of) * change.value, low, high)
-
-
-def _sign(of: Score) -> int:
-    return -1 if of.more_is_better else 1
+        return Difference(-of.sign * change.value)
+    low, high = sorted((-of.sign * change.low, -of.sign * change.high))
+    return Difference(-of.sign * change.value, low, high)
 
 
 def _other(budget: Budget, report: Report, baseline: Report | None, of: Score) -> float | None:

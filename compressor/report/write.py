@@ -17,7 +17,7 @@ from compressor.report.markdown import comparison_to_markdown, to_markdown
 from compressor.report.read import read_report, report_file, to_json
 from compressor.report.schema import Report
 
-EXAMPLES = "examples.png"
+EXAMPLES = "examples.png"  # test images and what becomes of them, if there is something to look at
 LARGEST = 2**24  # bytes of this picture in a page
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from compressor.onnx.runtime import onnx_predict, open_session
 from compressor.report import Latency, Score, formatting
 from compressor.runs.evaluation_batch import MOST, batch_for
 from compressor.runs.reporting import described
-from compressor.runs.sources import Images, Source, device_errors, open_both, pick_device, task_of
+from compressor.runs.sources import Images, Source, device_errors, inputs_of, open_both, pick_device, task_of
 from compressor.tasks import Task
 from compressor.tasks.find import find_task
 
@@ -66,7 +67,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         macs, failure = count_macs(model, inputs), None
-        task, together = task_of(opened, images, device), batch_for(model, inputs)
+        task, together = task_of(opened, images, device), MOST if data is None else batch_for(model, inputs)
         try:
             if as_onnx:
                 notes = [*notes, *export_verified(model, inputs, file).notes]
@@ -96,7 +97,7 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None, timing: Tim
     own = [tuple(entry.shape[1:]) for entry in entries]
     fixed = all(isinstance(size, int) for shape in own for size in shape)
     data = images.open(own[0][0] if fixed and own[0] else None, seed=0)
-    given = Inputs.of(data.shape) if data is not None else asked
+    given = asked if data is None else _in_order(inputs_of(data), [entry.name for entry in entries])
     if given is None and not fixed:
         raise UsageError(f"{path} has a dynamic input shape: give one, as in --input 3x224x224, or give --data.")
     shapes = own if given is None else [entry.shape for entry in given.each]
@@ -120,7 +121,7 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None, timing: Tim
         params=None,
         size_bytes=path.stat().st_size,
         torch=[],
-        onnx=_scores_of_file(path, images, data),
+        onnx=_scores_of_file(path, images, data, inputs),
         latency=timed,
         notes=[*(data.notes if data is not None else []), *(timing or Timing()).left_out(timed)],
     )
@@ -133,14 +134,22 @@ def _scores(task: Task, predict: Predict, data: Data | None, device: torch.devic
     return task.measure(predict, data.batches("test", batch_size=size, device=device)).compute()
 
 
-def _scores_of_file(path: Path, images: Images, data: Data | None) -> list[Score]:
+def _in_order(inputs: Inputs, names: Sequence[str]) -> Inputs:
+    """Named inputs in the order of `names`."""
+    places = {name: place for place, name in enumerate(names)}
+    if not all(entry.name in places for entry in inputs.each):
+        return inputs
+    return replace(inputs, each=tuple(sorted(inputs.each, key=lambda entry: places[str(entry.name)])))
+
+
+def _scores_of_file(path: Path, images: Images, data: Data | None, inputs: Inputs) -> list[Score]:
     """Of an ONNX file. Raises DataError or UsageError when it and the data do not belong together."""
     if data is None:
         return []
     network = OnnxNetwork(path)
-    task = find_task(images.task, network, Inputs.of(data.shape), data, torch.device("cpu"))
+    task = find_task(images.task, network, inputs, data, torch.device("cpu"))
     task.check(network, data)
-    return _scores(task, network.predict, data, torch.device("cpu"), batch_for(network, Inputs.of(data.shape)))
+    return _scores(task, network.predict, data, torch.device("cpu"), batch_for(network, inputs))
 
 
 class OnnxNetwork(nn.Module):
@@ -150,6 +159,6 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.predict = onnx_predict(path)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        output: Tensor = self.predict(*inputs)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        output: Tensor = self.predict(*inputs, **named)
         return output

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from compressor.checkpoint.user_code import code_of
 from compressor.errors import NotExported, UsageError
-from compressor.files import write_text
+from compressor.files import sha256_of, write_text
 from compressor.methods import catalogue
 from compressor.runs.run_directory import NETWORK, RunDirectory
 from compressor.version import __version__
@@ -260,8 +260,7 @@ def _exists(path: Path) -> bool:
 def _content(path: Path) -> str:
     """Of a file and of a run's network all bytes; of other directories, which may be large, their files' names and sizes."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     if (path / "plan.json").is_file():
         return _hash([_content(path / name) for name in NETWORK if (path / name).is_file()])
     files = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file())

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from compressor.errors import Infeasible, VerificationFailed
+from compressor.network.outputs import torch_predict
 from compressor.onnx.latency import compare_latency
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import (
@@ -40,7 +41,7 @@ from compressor.runs.journal import Journal
 from compressor.runs.run import Run, export_original
 from compressor.runs.run_directory import NETWORK, RunDirectory
 from compressor.runs.sources import Opened, open_both, task_of
-from compressor.runs.stages import in_torch, on_random_inputs
+from compressor.runs.stages import on_random_inputs
 from compressor.tasks import Task
 
 
@@ -201,7 +202,7 @@ def _agreement(task: Task, file: Path, opened: Opened, seed: int) -> tuple[Fidel
     """Of the last file with the original network, and the differences of the scores of the two; None without the file."""
     if not file.exists():
         return None, {}
-    before, after = in_torch(opened.loaded.model, opened.inputs), onnx_predict(file)
+    before, after = torch_predict(opened.loaded.model, "cpu"), onnx_predict(file)
     if opened.data is None:
         return on_random_inputs(task, before, after, opened.inputs, seed), {}
     first, last, likeness = task.meter(), task.meter(), task.likeness()

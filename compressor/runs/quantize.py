@@ -209,7 +209,7 @@ class Quantizing(Run):
             )
         score = headline(report.baseline.scores)
         if score is not None and score.name in change.scores:
-            gain = change.scores[score.name].value * (1 if score.more_is_better else -1)
+            gain = score.sign * change.scores[score.name].value
             if gain < -MUCH * (1 if score.unit == "%" else abs(score.value)):
                 worse = f"{score.label} {'fell' if score.more_is_better else 'rose'}"
                 found.append(

@@ -65,7 +65,7 @@ class _Recovery:
         """The pruned network with layers re-estimated by least squares, with unchanged and with new statistics; or none."""
         job, made = self.method.job, self.method.made()
         cut = made.step if isinstance(made.step, Cut) else Cut()
-        images = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // (self.data.shape[1] * self.data.shape[2])))
+        images = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // math.prod(self.data.shape[1:])))
         try:
             done = refit(frozen(job.model, self.device), fitted, cut, self.some(images), job.inputs, made.last)
         except (RuntimeError, ValueError) as error:  # unusual networks may not support it, but the run can continue
@@ -111,6 +111,4 @@ def _statistics_of(images: int) -> str:
 
 def _quality(score: Score | None) -> float:
     """The larger, the better."""
-    if score is None:
-        return -math.inf
-    return score.value if score.more_is_better else -score.value
+    return -math.inf if score is None else score.sign * score.value

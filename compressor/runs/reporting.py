@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from compressor.checkpoint.plan import Plan
 from compressor.data import Data
 from compressor.data.images import CROP_SHARE, SMALL
 from compressor.errors import Infeasible, VerificationFailed
+from compressor.files import sha256_of
 from compressor.methods import widths
 from compressor.network.cost import count_macs, count_params, layer_macs, peak_activation_bytes, weight_bytes
 from compressor.network.inputs import AnyInputs
@@ -202,12 +202,7 @@ def described(opened: Opened, file: Path) -> Preprocessing | None:
 
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of a network in `folder`, by name."""
-    found = {}
-    for name in NETWORK:
-        if (folder / name).exists():
-            with (folder / name).open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {name: sha256_of(folder / name) for name in NETWORK if (folder / name).exists()}
 
 
 def warnings(made: Made, target: Target, change: Change) -> list[str]:

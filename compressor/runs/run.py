@@ -51,10 +51,11 @@ from compressor.report import (
     verdict,
     write_reports,
 )
+from compressor.report.write import EXAMPLES
 from compressor.runs import reporting
 from compressor.runs.journal import Journal
 from compressor.runs.recover_accuracy import recover
-from compressor.runs.run_directory import EXAMPLES, RunDirectory
+from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting, to_toml
 from compressor.runs.sources import Images, Opened, Source, device_errors, open_both, pick_device, task_of
 from compressor.runs.stages import Stages
@@ -335,7 +336,7 @@ class Run(ABC):
 
     def _judge(self, before: Score, after: Score) -> None:
         """Say so if training lowered the score on the held-out images."""
-        if after.value == before.value or (after.value > before.value) == before.more_is_better:
+        if before.sign * (after.value - before.value) >= 0:
             return
         change = f"{before.label} {formatting.score(before)} -> {formatting.score(after)} of {before.n:,} held-out images"
         self.remarks.append(f"training made the network worse: {change} (lower --lr, or use --select best or --epochs 0)")
@@ -438,7 +439,7 @@ class Run(ABC):
             teaching=self._teaching(history),
             preprocessing=how,
             task=self.task.name,
-            output=self.task.output,
+            output=self.exported[after.name].form.output if after.name in self.exported else self.task.output,
             onnx_failure=self.lost.get(after.name),
         )
 

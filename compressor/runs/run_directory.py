@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 
 from compressor.errors import OutputError, UsageError
 from compressor.files import sync, write_text, write_whole
+from compressor.report.write import EXAMPLES
 from compressor.runs.settings import first_change
 
-EXAMPLES = "examples.png"  # test images and what becomes of them, if there is something to look at
 # The report comes last: if it exists, all other files do.
 NETWORK = ("model.onnx", "model.safetensors", "plan.json")
 RESULTS = (

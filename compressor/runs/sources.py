@@ -151,8 +151,12 @@ def open_both(source: Source, images: Images, asked: Inputs | None, seed: int = 
     spans = [source.input_range, *(known.range for known in (asked, loaded.inputs) if known is not None)]
     span = next((span for span in spans if span is not None), None)
     if data is not None:
-        inputs = _for_images(data, asked, loaded)
-        return Opened(loaded, data, replace(inputs, range=span, images=some_images(data)), notes)
+        samples = some_inputs(data)
+        if isinstance(samples, Tensor):
+            inputs = replace(_for_images(data, asked, loaded), images=_resized(samples, data))
+        else:
+            inputs = _for_several(samples, data, asked)
+        return Opened(loaded, data, replace(inputs, range=span), notes)
     known = asked or loaded.inputs
     inputs = known or Inputs.of((_channels(loaded.model) or 3, USUAL, USUAL))
     if known is None:
@@ -167,25 +171,35 @@ def some_inputs(data: Data) -> Any:
     return next(iter(data.batches(split, batch_size=CHECKED_IMAGES, device="cpu", augment=False, limit=CHECKED_IMAGES))).inputs
 
 
-def some_images(data: Data) -> Tensor | None:
-    """The same as images [n, channels, height, width] of the data's shape; None for inputs that are no single tensor."""
-    images: Any = some_inputs(data)
-    if not isinstance(images, Tensor):
-        return None
+def _resized(images: Tensor, data: Data) -> Tensor:
+    """Images [n, channels, height, width] in the data's shape; other samples as they are."""
     if images.dim() == 4 and images.shape[1:] != data.shape:  # whole images, of different sizes
         images = interpolate(images, data.shape[1:], mode="bilinear", align_corners=False)
-    found: Tensor = images
-    return found
+    return images
 
 
-def _of_samples(samples: Any) -> Inputs:
-    """The inputs of a network that is called with such samples."""
-    named = samples.items() if isinstance(samples, Mapping) else ((None, tensor) for tensor in samples)
+def inputs_of(data: Data) -> Inputs:
+    """The inputs of a network that is called with samples of `data`."""
+    if data.fit != "own" or isinstance(samples := some_inputs(data), Tensor):
+        return Inputs.of(data.shape)
+    return _for_several(samples, data, None)
+
+
+def _for_several(samples: Any, data: Data, asked: Inputs | None) -> Inputs:
+    """The inputs of a network that is called with such samples, a tuple or mapping. Raises UsageError if others are asked."""
+    named = samples.items() if isinstance(samples, Mapping) else [(None, value) for value in samples]
+    if not all(isinstance(value, Tensor) for _, value in named):
+        raise UsageError(
+            f"{data.spec} has inputs within inputs, but a network is called with tensors: return a tuple or mapping of tensors."
+        )
 
     def kind(tensor: Tensor) -> str | None:
         return None if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
 
-    return Inputs(tuple(Input(tuple(tensor.shape[1:]), name, kind(tensor)) for name, tensor in named))
+    found = Inputs(tuple(Input(tuple(tensor.shape[1:]), name, kind(tensor)) for name, tensor in named))
+    if asked is not None and asked.each != found.each:
+        raise UsageError(f"--input {asked} does not fit {data.spec}, whose inputs are {found}: omit --input.")
+    return found
 
 
 def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:
@@ -194,7 +208,8 @@ def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:
     if len(known.each) > 1:
         raise UsageError(
             f"The network takes {known.described}, but {data.spec} has only images: omit --data. "
-            "Without data, `inspect`, `export`, `eval`, and `prune` with --epochs 0 support several inputs."
+            "Without data, `inspect`, `export`, `eval`, and `prune` with --epochs 0 support several inputs; with data, those "
+            "of file.py:function."
         )
     (image,) = known.each
     if asked is not None and image.shape != data.shape:

@@ -19,8 +19,7 @@ from compressor.errors import UsageError
 from compressor.files import read_text, write_text
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import AnyInputs, Inputs
-from compressor.network.meta_device import evaluating
-from compressor.network.outputs import Predict, logits_of, torch_predict
+from compressor.network.outputs import Predict, torch_predict
 from compressor.onnx.runtime import onnx_predict
 from compressor.report import Difference, Fidelity, Score, Stage, formatting
 from compressor.report.read import stage_from
@@ -93,9 +92,9 @@ class Stages:
         Without a file, `model` itself runs in PyTorch. Without test images both run on random inputs.
         """
         if self.data is None:
-            ask = in_torch(model, self.inputs) if after is None else onnx_predict(after, names=self.inputs.names)
+            ask = torch_predict(model, "cpu") if after is None else onnx_predict(after)
             self._add(name, model, [])
-            return on_random_inputs(self.task, in_torch(original, self.inputs), ask, self.inputs, seed)
+            return on_random_inputs(self.task, torch_predict(original, "cpu"), ask, self.inputs, seed)
         ask = torch_predict(model, self.device) if after is None else onnx_predict(after)
         meter, likeness = self.task.meter(), self.task.likeness()
         self.strips = Strips(self.task, self.data)
@@ -152,19 +151,7 @@ def on_random_inputs(task: Task, original: Predict, small: Predict, inputs: Inpu
     """The agreement of two networks on random inputs."""
     meter = task.likeness()
     for number in range(RANDOM_BATCHES):
-        samples = inputs.random(RANDOM_BATCH, seed + number)
+        args, named = inputs.split(inputs.random(RANDOM_BATCH, seed + number))
         indices = torch.arange(RANDOM_BATCH) + number * RANDOM_BATCH
-        meter.update(small(*samples), original(*samples), indices)
+        meter.update(small(*args, **named), original(*args, **named), indices)
     return Fidelity(meter.compute(), meter.n, "random inputs")
-
-
-def in_torch(model: nn.Module, inputs: Inputs) -> Predict:
-    """A function that takes all inputs and returns the logits on the CPU, in float32; `model` stays on its device."""
-
-    def predict(*samples: Tensor) -> Tensor:
-        weight = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
-        placed = [sample.to(weight) if sample.is_floating_point() else sample.to(weight.device) for sample in samples]
-        with evaluating(model), torch.inference_mode():
-            return logits_of(inputs.call(model, placed)).float().cpu()  # [n, classes]
-
-    return predict

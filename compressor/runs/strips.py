@@ -10,13 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from compressor.data import Batch, Data
+from compressor.data.pixels import to_bytes
 from compressor.files import write_whole
+from compressor.network.outputs import tensors_in
 from compressor.tasks import Task
 
 ROWS, HEIGHT, GAP, HEADING = 4, 200, 6, 18  # images; pixels
@@ -33,6 +34,9 @@ class Strips:
 
     def add(self, batch: Batch, before: Tensor, after: Tensor) -> None:
         """The main outputs of the original and of the compressed network for a batch. Tasks without pictures add nothing."""
+        images = next((tensor for tensor in tensors_in(batch.inputs) if tensor.dim() == 4), None)
+        if images is None:
+            return
         answers = [self.task.decode(outputs, batch) for outputs in (before.to(after.device), after)]
         for place in range(batch.size):
             if len(self.rows) >= ROWS * (1 + self.task.enlarges):
@@ -41,7 +45,7 @@ class Strips:
             cells = [each.cpu() for each in shown if each is not None]
             if len(cells) < len(shown):
                 return
-            self.rows.append(list(map(_cell, [self._input(batch.inputs[place].cpu()), *cells])))
+            self.rows.append(list(map(_cell, [self._input(images[place].cpu()), *cells])))
             if self.task.enlarges:
                 self.rows.append(self._enlarged(self.rows[-1], *cells))
 
@@ -76,12 +80,6 @@ class Strips:
         cells = [picture[:, top : top + side, left : left + side] for picture in (before, after, target)]
         blank = Image.new("RGB", (row[0].width, HEIGHT), "white")
         return [blank, *map(_cell, cells)]
-
-
-def to_bytes(image: Tensor) -> Tensor:
-    """[c, h, w] from 0 to 1 -> uint8 [3, h, w]; of other numbers of channels the first."""
-    image = image if image.shape[0] == 3 else image[:1].expand(3, -1, -1)
-    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _cell(pixels: Tensor) -> Image.Image:

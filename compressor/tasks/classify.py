@@ -14,7 +14,7 @@ from compressor.data import Batch, Data, check_classes
 from compressor.errors import DataError
 from compressor.tasks.likeness import SameClass, softened
 from compressor.tasks.meter import Measure, Meter
-from compressor.tasks.task import Task
+from compressor.tasks.task import Task, one_sample
 
 AUXILIARY = 0.3  # weight of auxiliary classifiers' losses: Szegedy et al., CVPR 2015, section 5
 LEAST_FOR_TOP5 = 10  # classes
@@ -55,8 +55,7 @@ class Classify(Task):
         return replace(self, label_smoothing=label_smoothing)
 
     def check(self, model: nn.Module, data: Data) -> None:
-        with torch.no_grad():
-            check_classes(data, self.split(model(torch.zeros(1, *data.shape)))[0].shape[-1])
+        check_classes(data, self.main_of(model, one_sample(data)).shape[-1])
 
 
 class Hits(Meter):

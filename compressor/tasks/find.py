@@ -11,7 +11,7 @@ from compressor.data import Data
 from compressor.errors import UsageError, did_you_mean
 from compressor.network.inputs import Inputs
 from compressor.network.meta_device import frozen
-from compressor.network.outputs import logits_of
+from compressor.network.outputs import logits_of, tensors_in
 from compressor.tasks.classify import Classify
 from compressor.tasks.imitate import Imitate
 from compressor.tasks.restore import Restore
@@ -29,7 +29,8 @@ def _restore(model: nn.Module, data: Data | None, device: torch.device) -> Task:
     if data is None:
         return Restore()
     batch = next(iter(data.batches("train", batch_size=1, device="cpu", augment=False)))
-    scale = batch.targets.shape[-1] // batch.inputs.shape[-1]  # images of training are not padded
+    image = next((tensor for tensor in tensors_in(batch.inputs) if tensor.dim() == 4), batch.targets)
+    scale = batch.targets.shape[-1] // image.shape[-1]  # images of training are not padded
     return Restore(data.max_value, scale, bgr=data.color == "bgr")
 
 

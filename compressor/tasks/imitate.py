@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data import Batch
-from compressor.network.meta_device import evaluating
 from compressor.network.outputs import tensors_in
 from compressor.tasks.likeness import RelativeError
 from compressor.tasks.meter import Meter
@@ -34,7 +33,7 @@ class Imitate(Task):
         return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        with evaluating(self.original), torch.no_grad():
+        with torch.no_grad():
             wanted = self.compared(self.call(self.original, batch.inputs))
         return {"imitation": self.distance(self.compared(outputs), wanted)}
 
@@ -51,6 +50,6 @@ class Imitate(Task):
 
     def score(self, meter: Meter, main: Tensor, batch: Batch) -> None:
         """Against the main output of the original."""
-        with evaluating(self.original), torch.inference_mode():
+        with torch.inference_mode():
             wanted, _ = self.split(self.call(self.original, batch.inputs))
         meter.update(main, wanted.float(), batch.indices)

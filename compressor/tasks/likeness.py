@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from compressor.tasks.meter import Measure, Meter
 
-AGREEMENT = Measure("agreement", "same top-1 prediction", share=0)
 TEMPERATURE = 4.0  # of the softmax of teacher and student, where nothing else is said
 TINY = 1e-12
 
@@ -33,16 +33,14 @@ def divergence(ours: Tensor, theirs: Tensor) -> Tensor:
     return pointwise.flatten(1).mean(1) if pointwise.dim() > 1 else pointwise
 
 
-class SameClass(Meter):
-    """Of logits [n, classes]: the share of equal top-1 predictions, and the mean divergence of the probabilities."""
+class Agreement(Meter):
+    """Abstract. The share of equal predictions, and the mean divergence of the probabilities."""
+
+    agreement: ClassVar[Measure]
 
     @property
     def measures(self) -> Sequence[Measure]:
-        return [AGREEMENT, Measure("kl", "mean KL divergence", "nats", 3, more_is_better=False)]
-
-    def row(self, ours: Tensor, wanted: Tensor) -> Tensor:
-        ours, wanted = ours.float().cpu(), wanted.float().cpu()
-        return torch.stack([(ours.argmax(1) == wanted.argmax(1)).float(), divergence(ours, wanted)], 1)
+        return [self.agreement, Measure("kl", "mean KL divergence", "nats", 3, more_is_better=False)]
 
     def values(self, sums: Tensor, n: int) -> Tensor:
         values = sums / n
@@ -50,25 +48,25 @@ class SameClass(Meter):
         return values
 
 
-class SamePixels(Meter):
-    """Of logits of maps [n, classes, h, w]: the share of pixels of the same class, and the mean divergence."""
+class SameClass(Agreement):
+    """Of logits [n, classes]: top-1 predictions."""
 
-    @property
-    def measures(self) -> Sequence[Measure]:
-        return [
-            Measure("agreement", "same class of pixel"),
-            Measure("kl", "mean KL divergence", "nats", 3, more_is_better=False),
-        ]
+    agreement = Measure("agreement", "same top-1 prediction", share=0)
+
+    def row(self, ours: Tensor, wanted: Tensor) -> Tensor:
+        ours, wanted = ours.float().cpu(), wanted.float().cpu()
+        return torch.stack([(ours.argmax(1) == wanted.argmax(1)).float(), divergence(ours, wanted)], 1)
+
+
+class SamePixels(Agreement):
+    """Of logits of maps [n, classes, h, w]: classes of pixels."""
+
+    agreement = Measure("agreement", "same class of pixel")
 
     def row(self, ours: Tensor, wanted: Tensor) -> Tensor:
         ours, wanted = ours.float(), wanted.float().to(ours.device)
         same = (ours.argmax(1) == wanted.argmax(1)).float().flatten(1).mean(1)
         return torch.stack([same, divergence(ours, wanted)], 1)
-
-    def values(self, sums: Tensor, n: int) -> Tensor:
-        values = sums / n
-        values[..., 1].clamp_(min=0)
-        return values
 
 
 class RelativeError(Meter):

@@ -19,7 +19,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -78,14 +77,13 @@ class Meter(ABC):
             raise DataError(f"The network has {len(row)} answers for {len(indices)} images: it must have one for each.")
         self._rows.append(row)
         self._indices.append(indices.cpu())
-        self.__dict__.pop("rows", None)
 
     @property
     def n(self) -> int:
         """The number of images."""
         return sum(map(len, self._rows))
 
-    @cached_property
+    @property
     def rows(self) -> Tensor:
         """[n, statistics]. Raises DataError without images."""
         if not self._rows:
@@ -124,11 +122,11 @@ class Meter(ABC):
         """Of all scores, from `before` to this one, by name; without an interval where the images are not the same."""
         own, other = ({score.name: score.value for score in meter.compute(intervals=False)} for meter in (self, before))
         plain = {name: Difference(own[name] - other[name]) for name in own if name in other}
-        if self.n < 2 or self.rows.shape != before.rows.shape or not self.indices.equal(before.indices):
+        rows, then, n, measures = self.rows, before.rows, self.n, list(self.measures)
+        if n < 2 or rows.shape != then.shape or not self.indices.equal(before.indices):
             return plain
-        n, measures = self.n, list(self.measures)
         if any(measure.share is None for measure in measures):
-            both = _resampled(self.rows, before.rows)
+            both = _resampled(rows, then)
             drawn = _percentiles(torch.cat([self.values(ours, n) - self.values(theirs, n) for ours, theirs in both]))
         else:
             drawn = [None] * len(measures)
@@ -138,7 +136,7 @@ class Meter(ABC):
                 continue
             value = plain[measure.name].value
             if measure.share is not None:
-                change = self.rows[:, measure.share] - before.rows[:, measure.share]
+                change = rows[:, measure.share] - then[:, measure.share]
                 bound = paired(int((change > 0).sum()), int((change < 0).sum()), n)
             low, high = bound or (value, value)
             found[measure.name] = Difference(value, min(low, value), max(high, value)) if bound else Difference(value)

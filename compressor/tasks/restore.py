@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data import Batch, Data
+from compressor.data.pixels import to_bytes
 from compressor.errors import DataError
 from compressor.tasks.likeness import RelativeError
 from compressor.tasks.meter import Measure, Meter
-from compressor.tasks.task import Task
+from compressor.tasks.task import Task, one_sample
 
-EPSILON = 1e-3  # of Charbonnier's loss, relative to the range: Lai et al., "LapSRN", CVPR 2017, section 3.3
 LEAST = 1e-10  # of a mean squared error, relative to the squared range: 100 dB
 LUMA = (65.481, 128.553, 24.966)  # ITU-R BT.601: Y = 16 + LUMA . (r, g, b), of colours from 0 to 1
 
@@ -36,13 +36,10 @@ class Restore(Task):
     max_value: float = 1.0
     scale: int = 1
     bgr: bool = False
-    charbonnier: bool = False
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         main, _ = self.split(outputs)
         gap = (_cropped(main, batch.targets).float() - batch.targets) / self.max_value
-        if self.charbonnier:
-            return {"charbonnier": (gap.square() + EPSILON**2).sqrt().mean()}
         return {"l1": gap.abs().mean()}
 
     def distance(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
@@ -61,19 +58,21 @@ class Restore(Task):
         return RelativeError()
 
     def picture(self, answers: Tensor, index: int) -> Tensor | None:
-        image = (answers[index].float() / self.max_value).clamp(0, 1)
-        image = image.flip(0) if self.bgr else image
-        return ((image if len(image) == 3 else image[:1].expand(3, -1, -1)) * 255).round().to(torch.uint8)
+        image = answers[index].float() / self.max_value
+        return to_bytes(image.flip(0) if self.bgr else image)
 
     def check(self, model: nn.Module, data: Data) -> None:
-        channels, height, width = data.shape
-        with torch.no_grad():
-            main, _ = self.split(model(torch.zeros(1, *data.shape)))
-        wanted = [channels, height * self.scale, width * self.scale]
+        sample = one_sample(data)
+        main = self.main_of(model, sample)
+        if sample.targets is None:
+            channels, *size = data.shape
+            wanted = [channels, *(side * self.scale for side in size)]
+        else:
+            wanted = [*sample.targets.shape[1:]]
         if list(main.shape[1:]) != wanted:
             raise DataError(
-                f"For inputs of {channels}x{height}x{width} the network outputs {'x'.join(map(str, main.shape[1:]))}, but the "
-                f"targets of {data.spec} have {'x'.join(map(str, wanted))}: use data for which the network was made."
+                f"For inputs of {'x'.join(map(str, data.shape))} the network outputs {'x'.join(map(str, main.shape[1:]))}, but "
+                f"the targets of {data.spec} have {'x'.join(map(str, wanted))}: use data for which the network was made."
             )
 
 

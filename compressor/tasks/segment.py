@@ -15,7 +15,7 @@ from compressor.data import IGNORED, Batch, Data
 from compressor.errors import DataError
 from compressor.tasks.likeness import SamePixels, softened
 from compressor.tasks.meter import Measure, Meter
-from compressor.tasks.task import Task
+from compressor.tasks.task import Task, one_sample
 
 COLORS = (
     (127, 127, 127), (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75),
@@ -69,8 +69,7 @@ class Segment(Task):
         return colors.masked_fill((mask == IGNORED)[..., None], 0).permute(2, 0, 1)
 
     def check(self, model: nn.Module, data: Data) -> None:
-        with torch.no_grad():
-            main, _ = self.split(model(torch.zeros(1, *data.shape)))
+        main = self.main_of(model, one_sample(data))
         if main.dim() != 4:
             raise DataError(f"The network outputs {list(main.shape)}, but masks need logits [images, classes, height, width].")
         if max(main.shape[1], 2) < len(self.classes):

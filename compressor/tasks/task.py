@@ -6,7 +6,7 @@ A file of this folder defines one task; its name is that of the file. Nothing ou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -19,6 +19,13 @@ from compressor.network.inputs import call
 from compressor.network.meta_device import evaluating
 from compressor.network.outputs import Predict, main_first
 from compressor.tasks.meter import Meter
+
+
+def one_sample(data: Data) -> Batch:
+    """What a network is checked with: zeros in the shape of the images, without a target; a sample of a user's own data."""
+    if data.fit != "own":
+        return Batch(torch.zeros(1, *data.shape), None, torch.zeros(1, dtype=torch.int64))
+    return next(iter(data.batches("train", batch_size=1, device="cpu", augment=False, limit=1)))
 
 
 class Task(ABC):
@@ -95,11 +102,13 @@ class Task(ABC):
 
     def answers(self, predict: Predict, batch: Batch) -> Tensor:
         """The main output for a batch; `predict` is `torch_predict` or `onnx_predict`."""
-        inputs = batch.inputs
-        values = (
-            list(inputs.values()) if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else [inputs]
-        )
-        return predict(*values)
+        found: Tensor = self.call(predict, batch.inputs)
+        return found
+
+    def main_of(self, model: nn.Module, sample: Batch) -> Tensor:
+        """The main output of a model on the CPU, in eval mode, for one sample; without gradients."""
+        with torch.no_grad():
+            return self.split(self.call(model, sample.inputs))[0]
 
     def score(self, meter: Meter, main: Tensor, batch: Batch) -> None:
         """Add the main output for a batch to the meter of a network."""

@@ -73,7 +73,8 @@ def made(name: str, settings: dict[str, Any], job: Job) -> Method:
 
 
 def row(arguments: argparse.Namespace, data: Data, name: str, seed: int) -> dict[str, Any]:
-    teacher, student = (load_model(file, arch=f"{ARCH}:{Path(file).stem.split('-')[0]}").model for file in arguments.models)
+    files = (arguments.teacher, arguments.student)
+    teacher, student = (load_model(file, arch=f"{ARCH}:{Path(file).stem.split('-')[0]}").model for file in files)
     seed_all(seed)
     if arguments.start == "scratch":
         fresh(student)
@@ -138,7 +139,8 @@ def known(out: Path) -> set[tuple[Any, ...]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs=2, metavar=("TEACHER", "STUDENT"))
+    parser.add_argument("teacher", metavar="TEACHER")
+    parser.add_argument("student", metavar="STUDENT")
     parser.add_argument("--data", required=True)
     parser.add_argument("--start", choices=list(RATES), default="scratch")
     parser.add_argument("--methods", nargs="+", default=["none", "kd"])

@@ -86,7 +86,7 @@ def choices(file: Path, data: Data, work: Path, seed: int) -> dict[str, Path]:
         quantize_static(
             ready,
             out,
-            quantizer.Reader("images", images()),
+            quantizer.Reader(["images"], images()),
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,

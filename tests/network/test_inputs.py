@@ -104,6 +104,20 @@ def test_a_network_of_several_inputs_is_analysed_cut_and_verified() -> None:
     assert done.difference < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("inputs", "samples"),
+    [
+        ((Input((1,)),), 0),
+        ((Input((1,), "image"),), 0),
+        ((Input((1,)), Input((1,))), (0, 1)),
+        ((Input((1,)), Input((1,))), [0, 1]),
+        ((Input((1,), "left"), Input((1,), "right")), {"right": 1, "left": 0}),
+    ],
+)
+def test_the_inputs_of_a_batch_are_put_in_order(inputs: tuple[Input, ...], samples: object) -> None:
+    assert Inputs(inputs).tensors(samples) == [0, 1][: len(inputs)]
+
+
 def test_a_network_that_is_given_too_few_inputs_says_what_to_do() -> None:
     with pytest.raises(UsageError, match=r"does not run on inputs of 3x8x8, 3x8x8: .*ids.*\n.*--input NAME="):
         analyse(Meeting(), [(3, 8, 8), (3, 8, 8)])

@@ -231,7 +231,15 @@ def test_inputs_are_fed_by_name(path: Path) -> None:
     session, expected = open_session(path), F.relu(one - 2 * two).numpy()
     for named in ({"first": one.numpy(), "second": two.numpy()}, {"second": two.numpy(), "first": one.numpy()}):
         np.testing.assert_allclose(run_session(session, named)[0], expected, rtol=1e-5)
-    assert torch.allclose(onnx_predict(path, names=["second", "first"])(two, one), torch.from_numpy(expected))
+    predict = onnx_predict(path)
+    for found in (predict(one, two), predict(second=two, first=one), predict(one, second=two), predict(two, first=one)):
+        assert torch.allclose(found, torch.from_numpy(expected))
+    with pytest.raises(UsageError, match=r"takes 2 inputs \(first, second\), but got 3"):
+        predict(one, two, first=one)
+    with pytest.raises(UsageError, match=r"takes 2 inputs \(first, second\), but got 1"):
+        predict(one)
+    with pytest.raises(UsageError, match="takes first, second, but got third"):
+        predict(one, third=two)
     with pytest.raises(UsageError, match="takes first, second, but got third"):
         run_session(session, {"first": one.numpy(), "third": two.numpy()})
 
@@ -265,7 +273,7 @@ def test_calibration_fills_up_the_last_batch() -> None:
         def __init__(self, inputs: Tensor) -> None:
             self.inputs = inputs
 
-    reader = Reader("images", Images(), fixed=3)  # type: ignore[arg-type]
+    reader = Reader(["images"], Images(), fixed=3)  # type: ignore[arg-type]
     reader.set_range(0, 2)
     assert [reader.get_next()["images"].tolist() for _ in range(2)] == [[0, 1, 2], [0, 1, 1]]
     assert reader.get_next() is None

@@ -36,6 +36,12 @@ def test_a_whole_number_is_read_where_a_number_is_expected() -> None:
     assert type(from_json(text).stages[0].seconds) is float
 
 
+def test_the_sign_of_a_score_is_no_key_of_the_file() -> None:
+    report = example.restoration()
+    assert report.baseline.scores[0].sign == 1 == -replace(report.baseline.scores[0], more_is_better=False).sign
+    assert "more_is_better" in to_json(report) and '"sign"' not in to_json(report)
+
+
 def test_a_text_does_not_steer_what_it_is_printed_on() -> None:
     def spoil(data: dict[str, Any]) -> None:
         data.update(name="a\x1b[2J\r\n::error::x\u202e\ud800é")

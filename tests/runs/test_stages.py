@@ -87,7 +87,7 @@ def test_maps_are_compared_by_their_error(tmp_path: Path) -> None:
     """Of values from a normal distribution, |x| differs from relu(x) by as much as relu(x) is large."""
     save_onnx("Abs", tmp_path / "a.onnx")
     stages = make_stages(tmp_path, None)
-    stages.task = Imitate(make_net())
+    stages.task = Imitate(make_net().eval())
     fidelity = stages.written(make_net(), nn.ReLU(), tmp_path / "a.onnx", seed=0)
     assert fidelity is not None and fidelity.scores[0].value == pytest.approx(1, abs=0.02)
 

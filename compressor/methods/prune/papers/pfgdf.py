@@ -112,7 +112,7 @@ class PFGDF(OneShot):
     def accuracy(self, channels: Channels, held_out: list[Batch], kept: Mask) -> float:
         """The headline score on held-out images of the network pruned to the channels `kept`; negative if less is better."""
         score = self.job.task.measured(mask(self.model, plan(self.model, channels, kept)), held_out).compute(intervals=False)[0]
-        return score.value if score.more_is_better else -score.value
+        return score.sign * score.value
 
 
 def ranked(turns: Scores, strengths: Scores) -> Scores:
