@@ -100,7 +100,7 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
     compressed = replace(end.compressed, latency=times[-1])
     verification = _verification(reports)
     task = task_of(opened, first.images, torch.device("cpu"))
-    fidelity, differences = _agreement(task, files[-1], opened, first.recipe.seed)
+    fidelity, differences = _agreement(task, files[-1], opened, first.recipe.seed, start.baseline.macs)
     if len(parts) == 1 and fidelity is None:
         fidelity, differences = end.fidelity, end.change.scores
     change = compare(baseline, compressed, differences)
@@ -198,13 +198,15 @@ def _verification(reports: Sequence[Report]) -> Verification:
     return replace(reports[-1].verification, masked=max(cuts, default=None))
 
 
-def _agreement(task: Task, file: Path, opened: Opened, seed: int) -> tuple[Fidelity | None, Mapping[str, Difference]]:
+def _agreement(
+    task: Task, file: Path, opened: Opened, seed: int, macs: int
+) -> tuple[Fidelity | None, Mapping[str, Difference]]:
     """Of the last file with the original network, and the differences of the scores of the two; None without the file."""
     if not file.exists():
         return None, {}
     before, after = torch_predict(opened.loaded.model, "cpu"), onnx_predict(file)
     if opened.data is None:
-        return on_random_inputs(task, before, after, opened.inputs, seed), {}
+        return on_random_inputs(task, before, after, opened.inputs, seed, macs), {}
     first, last, likeness = task.meter(), task.meter(), task.likeness()
     size = batch_for(opened.loaded.model, opened.inputs)
     for batch in opened.data.batches("test", batch_size=size, device="cpu"):

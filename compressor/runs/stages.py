@@ -30,7 +30,8 @@ from compressor.tasks import Task
 from compressor.tasks.meter import Meter
 
 KEPT = 2**28  # bytes of outputs of the original that are kept
-RANDOM_BATCHES, RANDOM_BATCH = 8, 8  # without data
+RANDOM_BATCHES, RANDOM_BATCH = 8, 8  # at most, without data
+RANDOM_MACS = 5e10  # for more MACs than these, there is one batch
 
 
 class Stages:
@@ -94,7 +95,7 @@ class Stages:
         if self.data is None:
             ask = torch_predict(model, "cpu") if after is None else onnx_predict(after)
             self._add(name, model, [])
-            return on_random_inputs(self.task, torch_predict(original, "cpu"), ask, self.inputs, seed)
+            return on_random_inputs(self.task, torch_predict(original, "cpu"), ask, self.inputs, seed, self.rows[0].macs)
         ask = torch_predict(model, self.device) if after is None else onnx_predict(after)
         meter, likeness = self.task.meter(), self.task.likeness()
         self.strips = Strips(self.task, self.data)
@@ -147,10 +148,10 @@ class Stages:
         return {stage.name: stage for stage in stages}
 
 
-def on_random_inputs(task: Task, original: Predict, small: Predict, inputs: Inputs, seed: int) -> Fidelity:
-    """The agreement of two networks on random inputs."""
+def on_random_inputs(task: Task, original: Predict, small: Predict, inputs: Inputs, seed: int, macs: int) -> Fidelity:
+    """The agreement of two networks on random inputs: on 64, or on fewer if the original needs many MACs for one."""
     meter = task.likeness()
-    for number in range(RANDOM_BATCHES):
+    for number in range(max(1, min(RANDOM_BATCHES, int(RANDOM_MACS / (RANDOM_BATCH * max(1, macs)))))):
         args, named = inputs.split(inputs.random(RANDOM_BATCH, seed + number))
         indices = torch.arange(RANDOM_BATCH) + number * RANDOM_BATCH
         meter.update(small(*args, **named), original(*args, **named), indices)

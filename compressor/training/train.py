@@ -377,7 +377,9 @@ class Training:
 
 def _best_epoch(start: Score, history: Sequence[Epoch]) -> int:
     """The last of the epochs with the best score on the held-out images; 0 is before training."""
-    values = [score.sign * score.value if score is not None else -math.inf for score in (start, *(row.held_out for row in history))]
+    values = [
+        score.sign * score.value if score is not None else -math.inf for score in (start, *(row.held_out for row in history))
+    ]
     return max(range(len(values)), key=lambda number: (values[number], number))
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from compressor.data import Batches, Data, open_data
 from compressor.errors import UsageError
 from compressor.network.cost import count_macs
+from compressor.network.inputs import Inputs
 from compressor.onnx.export import export_onnx
 from compressor.runs.journal import Journal
-from compressor.runs.stages import Stages
+from compressor.runs.stages import Stages, on_random_inputs
 from compressor.tasks.classify import Classify
 from compressor.tasks.imitate import Imitate
 
@@ -81,6 +82,15 @@ def test_without_images_both_networks_are_compared_on_random_inputs(tmp_path: Pa
     fidelity = stages.written(make_net(), nn.Flatten(), tmp_path / "a.onnx", seed=0)
     assert fidelity is not None and (fidelity.n, fidelity.inputs, fidelity.scores[0].value) == (64, "random inputs", 1)
     assert [row.scores for row in stages.rows] == [[], []]
+
+
+@pytest.mark.parametrize(("macs", "n"), [(0, 64), (10**8, 64), (10**9, 48), (2 * 10**9, 24), (10**12, 8)])
+def test_large_networks_are_compared_on_fewer_random_inputs(macs: int, n: int) -> None:
+    def same(images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    fidelity = on_random_inputs(Classify(), same, same, Inputs.of(SHAPE), 0, macs)
+    assert (fidelity.n, fidelity.scores[0].value) == (n, 1)
 
 
 def test_maps_are_compared_by_their_error(tmp_path: Path) -> None:
