@@ -130,7 +130,7 @@ def _feeding(report: Report) -> str:
 
 def _repeat(report: Report) -> str:
     versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in report.versions.items())
-    facts = f"Seed {report.seed}, {_text(report.device)}, {formatting.duration(report.seconds)}, {_text(report.created)}"
+    facts = f"Seed {report.seed}, {_text(report.device)}, {_text(summary.duration(report))}, {_text(report.created)}"
     return f"### Reproduce\n\n{_block(report.command)}\n\n{facts}. {versions}."
 
 

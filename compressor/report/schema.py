@@ -249,5 +249,6 @@ class Report:
     task: str = "classify"
     output: str = "logits"  # what the first output of model.onnx is: logits, map (logits of pixels), image or output
     files: dict[str, str] = field(default_factory=dict)  # name -> SHA-256 of each file that the run published with the report
+    times: dict[str, float] = field(default_factory=dict)  # seconds of each part of the run; their sum is `seconds`
     onnx_failure: str | None = None  # why there is no model.onnx, if one was requested
     version: int = VERSION

@@ -441,6 +441,14 @@ def _timed(stage: Stage, setup: Latency) -> Latency | None:
     return next((latency for latency in stage.latency if _setup(latency) == _setup(setup)), None)
 
 
+def duration(report: Report) -> str:
+    """`42 s (export 20 s, training 15 s, rest 7.0 s)`: the longest part first, without those of less than a hundredth."""
+    total = formatting.duration(report.seconds)
+    longest = sorted(report.times.items(), key=lambda part: part[1], reverse=True)
+    parts = [f"{name} {formatting.duration(seconds)}" for name, seconds in longest if seconds >= report.seconds / 100]
+    return f"{total} ({', '.join(parts)})" if parts else total
+
+
 def training(report: Report) -> str:
     """`30 epochs in 12 min 04 s, 2,210 images per second`; empty without training."""
     if not report.epochs:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +19,13 @@ from typing import BinaryIO, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.status import Status
 
 from compressor.errors import OutputError
 from compressor.report import formatting
 from compressor.report.schema import Epoch
+
+REMIND = 60.0  # seconds
 
 
 class Journal:
@@ -33,6 +38,10 @@ class Journal:
         self, console: Console | None = None, file: Path | None = None, check: Callable[[], object] = lambda: None
     ) -> None:
         self.console, self.file, self.check = console, file, check
+        self.times: dict[str, float] = {}  # seconds of each part of the run: see `part`
+        self._parts: list[str] = []
+        self._since = 0.0
+        self._status: Status | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._shown = 0.0
@@ -42,6 +51,37 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop_bar()
+        self._show(None)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to those of `name` in `times`, without the parts within it, and show what is going on.
+
+        On a terminal it is a line that disappears again; elsewhere a part that lasts is told once a minute.
+        """
+        self._begin([*self._parts, name])
+        reminder = _Reminder(name, self.say) if self.console is not None and not self.console.is_terminal else nullcontext()
+        try:
+            with reminder:
+                yield
+        finally:
+            self._begin(self._parts[:-1])
+
+    def _begin(self, parts: list[str]) -> None:
+        """Count the time so far, and go on with the last of these parts."""
+        now = time.perf_counter()
+        if self._parts:
+            self.times[self._parts[-1]] = self.times.get(self._parts[-1], 0.0) + now - self._since
+        self._parts, self._since = parts, now
+        self._show(parts[-1] if parts else None)
+
+    def _show(self, text: str | None) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        if text is not None and self._bar is None and self.console is not None and self.console.is_terminal:
+            self._status = self.console.status(f"{text} ...")
+            self._status.start()
 
     def event(self, kind: str, **fields: object) -> None:
         """Append one line to the log. Raises OutputError when it cannot be written."""
@@ -66,6 +106,7 @@ class Journal:
     def epoch_began(self, epoch: int, epochs: int, batches: int) -> None:
         if self.console is None or not self.console.is_terminal:
             return
+        self._show(None)
         columns = ("[bold]epoch {task.fields[epoch]}", BarColumn(), MofNCompleteColumn(), "{task.fields[losses]}")
         self._bar = Progress(
             *(TextColumn(c) if isinstance(c, str) else c for c in columns),
@@ -97,6 +138,27 @@ class Journal:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class _Reminder(AbstractContextManager[None]):
+    """Says once a minute how long something has taken."""
+
+    def __init__(self, name: str, say: Callable[[str], None]) -> None:
+        self.name, self.say = name, say
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._remind, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _remind(self) -> None:
+        began = time.perf_counter()
+        while not self._ended.wait(REMIND):
+            self.say(f"  {self.name}: {formatting.duration(time.perf_counter() - began)}")
 
 
 def _drop_half_line(file: BinaryIO) -> None:

@@ -131,8 +131,15 @@ def _report(parts: Sequence[Part], first: Run, opened: Opened, original: Path) -
         command=first.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=sum(report.seconds for report in reports),
+        times=_times(reports),
         teaching=next((report.teaching for report in reversed(reports) if report.teaching), None),
     )
+
+
+def _times(reports: Sequence[Report]) -> dict[str, float]:
+    """Of all steps together."""
+    names = dict.fromkeys(name for report in reports for name in report.times)
+    return {name: sum(report.times.get(name, 0.0) for report in reports) for name in names}
 
 
 def _size(file: Path) -> int | None:

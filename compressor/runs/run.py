@@ -58,13 +58,14 @@ from compressor.runs.recover_accuracy import recover
 from compressor.runs.run_directory import RunDirectory
 from compressor.runs.settings import Setting, to_toml
 from compressor.runs.sources import Images, Opened, Source, device_errors, open_both, pick_device, task_of
-from compressor.runs.stages import Stages
+from compressor.runs.stages import EVALUATION, Stages
 from compressor.tasks import Task
 from compressor.training import distributed
 from compressor.training.method import Method
 from compressor.training.recipe import Recipe
 from compressor.training.train import Precision, Training
 
+READING, EXPORT, RECOVERY = "reading", "export and its checks", "recovery"  # parts of a run, as its times name them
 ONNX_TOLERANCE = 1e-4  # largest difference over largest output, ONNX Runtime against torch, both in float32
 
 
@@ -273,17 +274,20 @@ class Run(ABC):
         began = time.perf_counter()
         device = pick_device(distributed.local(self.device_name))
         Precision(self.recipe.amp, device)  # fails now, not after minutes, if the device does not support it
-        opened = self._begin(journal)
-        model, inputs = opened.loaded.model, opened.inputs
-        self.task = self._task(opened, device)
-        with self._losing("original.onnx", journal):
+        with journal.part(READING):
+            opened = self._begin(journal)
+            model, inputs = opened.loaded.model, opened.inputs
+            self.task = self._task(opened, device)
+        with self._losing("original.onnx", journal), journal.part(EXPORT):
             if self.order.onnx:
                 exported = export_original(opened, place, self._form, checked=self.rewrites)
                 self.exported[place.original.name] = exported
         distributed.agreed(model.state_dict())  # random weights differ between processes
-        method = self._prepared(opened, place, journal, device)
+        with journal.part("choosing and removing"):
+            method = self._prepared(opened, place, journal, device)
         stages = Stages(inputs, opened.data, self.task, device, journal, place.stages, self._identity(opened))
-        stages.original(model)
+        with journal.part(EVALUATION):
+            stages.original(model)
         small, history = self._compress(method, opened, stages, place, journal)
         report = self._prove(opened, small, method, stages, history, place.new, journal)
         how = report.preprocessing
@@ -293,7 +297,9 @@ class Run(ABC):
         if stages.strips is not None:
             stages.strips.write(place.new / EXAMPLES)
         files = reporting.hashes(place.new)
-        write_reports(replace(report, files=files, seconds=time.perf_counter() - began), place.new)
+        seconds = time.perf_counter() - began
+        times = journal.times | {"rest": seconds - sum(journal.times.values())}
+        write_reports(replace(report, files=files, seconds=seconds, times=times), place.new)
 
     def _compress(
         self, method: Method, opened: Opened, stages: Stages, place: RunDirectory, journal: Journal
@@ -301,14 +307,16 @@ class Run(ABC):
         """The compressed network, on the CPU, and its epochs of training. Methods prune before they train, or after."""
         changed_first = method.made().difference is not None
         if changed_first:
-            recover(method, stages, journal, self.recipe.seed, trained=False, repair=self.repair)
+            with journal.part(RECOVERY):
+                recover(method, stages, journal, self.recipe.seed, trained=False, repair=self.repair)
         trainer = self._trainer(method, opened, stages, place, journal)
         history = self._train(trainer, stages, place, journal, cut=changed_first)
         if history:
             stages.add("fine-tuned" if changed_first else "trained", trainer.model)
         small = trainer.finish()
         if not changed_first and method.made().difference is not None:
-            recover(method, stages, journal, self.recipe.seed, trained=True, repair=False)
+            with journal.part(RECOVERY):
+                recover(method, stages, journal, self.recipe.seed, trained=True, repair=False)
         return small.cpu().float().eval().to(memory_format=torch.contiguous_format), history
 
     def _train(
@@ -323,7 +331,8 @@ class Run(ABC):
         if self.resume and training.resume():
             journal.say(f"resumed after epoch {len(training.history)} of {self.recipe.epochs}")
             journal.event("resumed", epoch=len(training.history))
-        history = training.run(journal)
+        with journal.part("training"):
+            history = training.run(journal)
         if training.chosen < len(history):
             self.remarks.append(f"the weights after epoch {training.chosen} of {len(history)} were kept (--select best)")
         if len(history) < self.recipe.epochs:
@@ -381,12 +390,14 @@ class Run(ABC):
         differences, fidelity = Differences({}, ONNX_TOLERANCE), None
         with self._losing(after.name, journal):
             if self.order.onnx:
-                differences, fidelity = self._write(small, method, opened, stages, before, after)
-                reporting.described(opened, after)
+                with journal.part(EXPORT):
+                    differences, fidelity = self._write(small, method, opened, stages, before, after)
+                    reporting.described(opened, after)
                 if not same:
                     files = [file for file in (before, after) if file.exists()]
                     image_bytes = peak_activation_bytes(model, inputs)
-                    found = compare_latency(files, inputs, self.order.timing, image_bytes=image_bytes)
+                    with journal.part("latency"):
+                        found = compare_latency(files, inputs, self.order.timing, image_bytes=image_bytes)
                     times = dict(zip(files, found, strict=True))
                     untimed = self.order.timing.left_out(found[0], image_bytes)
         if not self.order.onnx or after.name in self.lost:

@@ -30,6 +30,7 @@ from compressor.tasks import Task
 from compressor.tasks.meter import Meter
 
 KEPT = 2**28  # bytes of outputs of the original that are kept
+EVALUATION = "evaluation"  # a part of a run, as its times name it
 RANDOM_BATCHES, RANDOM_BATCH = 8, 8  # at most, without data
 RANDOM_MACS = 5e10  # for more MACs than these, there is one batch
 
@@ -83,7 +84,9 @@ class Stages:
             self.rows.append(self._known[name])
             self._marked = time.perf_counter()
             return
-        self._add(name, model, self._scores(torch_predict(model, self.device)), note)
+        with self.journal.part(EVALUATION):
+            scores = self._scores(torch_predict(model, self.device))
+        self._add(name, model, scores, note)
 
     def written(
         self, model: nn.Module, original: nn.Module, after: Path | None, seed: int, name: str = "ONNX"
@@ -92,6 +95,10 @@ class Stages:
 
         Without a file, `model` itself runs in PyTorch. Without test images both run on random inputs.
         """
+        with self.journal.part(EVALUATION):
+            return self._written(model, original, after, seed, name)
+
+    def _written(self, model: nn.Module, original: nn.Module, after: Path | None, seed: int, name: str) -> Fidelity | None:
         if self.data is None:
             ask = torch_predict(model, "cpu") if after is None else onnx_predict(after)
             self._add(name, model, [])

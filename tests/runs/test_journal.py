@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,43 @@ def test_nothing_is_written_after_the_check_fails(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="removed"):
         Journal(None, tmp_path / "log.jsonl", check).event("opened")
     assert not list(tmp_path.iterdir())
+
+
+# Parts of a run -------------------------------------------------------------------------------------------------------
+
+
+def test_the_times_of_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part within another is not counted twice: 1 s + (2 s, 4 s within) + 8 s between, which is of no part."""
+    clock = iter([0.0, 1.0, 9.0, 10.0, 14.0, 15.0])
+    monkeypatch.setattr("compressor.runs.journal.time.perf_counter", lambda: next(clock))
+    journal = Journal()
+    with journal.part("reading"):
+        pass
+    with journal.part("export"), journal.part("evaluation"):
+        pass
+    assert journal.times == {"reading": 1.0, "export": 2.0, "evaluation": 4.0}
+
+
+def test_a_part_that_fails_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal()
+    with pytest.raises(ValueError), journal.part("export"), journal.part("latency"):
+        raise ValueError
+    assert set(journal.times) == {"export", "latency"} and not journal._parts
+
+
+def test_what_lasts_is_shown_on_a_terminal_and_told_once_a_minute_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.runs.journal.REMIND", 0.05)
+    shown, told = io.StringIO(), io.StringIO()
+    with Journal(Console(file=shown, force_terminal=True, width=80)).part("export"):
+        time.sleep(0.2)
+    with Journal(Console(file=told, width=80)).part("export"):
+        time.sleep(0.2)
+    assert "export ..." in shown.getvalue()
+    assert told.getvalue().startswith("  export: 0.") and 1 <= told.getvalue().count("\n") <= 4
+
+
+def test_training_replaces_the_line_of_its_part() -> None:
+    journal = Journal(Console(file=io.StringIO(), force_terminal=True, width=80))
+    with journal.part("training"):
+        watch(journal)
+    assert journal._status is None and journal._bar is None

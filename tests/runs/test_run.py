@@ -32,6 +32,18 @@ def test_a_run_with_images_goes_through_five_stages(finished: Path) -> None:
     assert report.stages[2].note.startswith("batch-norm statistics of 1294 training images; ")
     assert report.stages[2].note.endswith(" % of 144 held-out images")
     assert [epoch.epoch for epoch in report.epochs] == [1, 2, 3]
+    assert sum(report.times.values()) == pytest.approx(report.seconds)
+    parts = {
+        "reading",
+        "choosing and removing",
+        "recovery",
+        "training",
+        "evaluation",
+        "export and its checks",
+        "latency",
+        "rest",
+    }
+    assert set(report.times) == parts and report.times["rest"] < report.seconds / 5
     assert report.baseline.scores == report.stages[0].scores
     assert report.compressed.scores == report.stages[-1].scores
     assert report.fidelity is not None and report.fidelity.inputs == "test images"
