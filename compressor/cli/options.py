@@ -73,6 +73,13 @@ MaxValue = Annotated[
 ]
 Crop = Annotated[int | None, typer.Option(help="Side of training crops of images with masks, or to be restored.")]
 PadTo = Annotated[int, typer.Option(help="Pad such images to a multiple at the right and bottom, unless in training.")]
+Tile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Give larger held-out and test images to the network in overlapping tiles: 512, or 512x1024. Costs are of one.",
+    ),
+]
 Group = Annotated[
     str | None,
     typer.Option(
@@ -226,6 +233,7 @@ DATA: dict[str, Option] = {
     "max_value": (MaxValue, 1),
     "crop": (Crop, None),
     "pad_to": (PadTo, 1),
+    "tile": (Tile, None),
     "group": (Group, None),
     "workers": (Workers, 0),
 }
@@ -414,7 +422,7 @@ class Asked:
         )
         return Images(
             self.options["data"],
-            height_and_width(self.options["size"]),
+            height_and_width("--size", self.options["size"]),
             mean,
             std,
             self.options["workers"],
@@ -423,6 +431,7 @@ class Asked:
             max_value=self.options["max_value"],
             crop=self.options["crop"],
             pad_to=self.options["pad_to"],
+            tile=height_and_width("--tile", self.options["tile"]),
             group=self.options["group"],
         )
 
@@ -571,13 +580,13 @@ def stem(model: str) -> str:
     return Path(model.rpartition(":")[2]).stem
 
 
-def height_and_width(text: str | None) -> int | tuple[int, int] | None:
-    """The size in --size: `224`, or `360x480`, which a settings file also writes as [360, 480]. Raises UsageError."""
+def height_and_width(name: str, text: str | None) -> int | tuple[int, int] | None:
+    """The pixels in the option `name`: `224`, or `360x480`, in a settings file also [360, 480]. Raises UsageError."""
     if text is None:
         return None
     found = re.fullmatch(r"\s*(\d{1,9})\s*(?:[xX,]\s*(\d{1,9})\s*)?", text)
     if found is None:
-        raise UsageError(f"--size {text!r} is not a size in pixels: write 224, or height and width, as in 360x480.")
+        raise UsageError(f"{name} {text!r} is not a size in pixels: write 224, or height and width, as in 360x480.")
     height = int(found[1])
     return height if found[2] is None else (height, int(found[2]))
 

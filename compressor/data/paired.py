@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
 
-from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, spaced
+from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, images_at_once, spaced
 from compressor.data.framed import group_by_class, shuffled, split_up
 from compressor.data.pixels import Scale
 from compressor.data.preparation import TEST_SEED, Preparation
@@ -35,6 +35,7 @@ class PairedBatches:
     device: torch.device
     workers: int
     augment: int | None = None  # the seed of the augmentation; None: whole images
+    tile: Size | None = None
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -49,7 +50,7 @@ class PairedBatches:
         stacked = load(rows, self.plan, self.workers, self.device, rows.stack)
         for positions, (inputs, targets) in zip(self.plan, stacked, strict=True):
             inputs, targets = self.preparation.finish(self._moved(inputs), self._moved(targets))
-            yield Batch(inputs, targets, positions.to(self.device))
+            yield Batch(inputs, targets, positions.to(self.device), tile=self.tile)
 
     def _moved(self, values: Any) -> Any:
         cuda = self.device.type == "cuda"
@@ -95,6 +96,7 @@ class PairedData:
     positions: dict[Split, Tensor]
     preparation: Preparation
     pad_to: int = 1
+    tile: Size | None = None
     workers: int = 0
     indexed: bool = True
 
@@ -166,8 +168,8 @@ class PairedData:
             raise DataError(f"{self.spec} has no training images: add some, or use it to evaluate alone.")
         positions, samples, device = self.positions[split], self.samples[split], torch.device(device)
         if split != "train":
-            whole = self._whole(samples, spaced(positions, limit), batch_size)
-            return PairedBatches(samples, whole, self.preparation, device, self.workers)
+            whole = self._whole(samples, spaced(positions, limit), batch_size, self.tile)
+            return PairedBatches(samples, whole, self.preparation, device, self.workers, tile=self.tile)
         generator = torch.Generator().manual_seed(seed_from(seed, epoch, 0))
         positions = shuffled(positions, generator)[:limit]
         if not augment:
@@ -181,15 +183,19 @@ class PairedData:
             plan = plan[:-1]
         return PairedBatches(samples, plan, self.preparation, device, self.workers, seed_from(seed, epoch, 1))
 
-    def _whole(self, samples: Samples, positions: Tensor, batch_size: int) -> list[Tensor]:
-        """Batches of consecutive images of one size, with at most MOST_PIXELS pixels, but with at least one image."""
+    def _whole(self, samples: Samples, positions: Tensor, batch_size: int, tile: Size | None = None) -> list[Tensor]:
+        """Batches of consecutive images of one size, with at most MOST_PIXELS pixels, but with at least one image.
+
+        With tiles, a batch of images has at most as many pixels as `batch_size` tiles.
+        """
         plan: list[list[int]] = []
         last: tuple[Size, ...] | None = None
         most = 1
         for position in positions.tolist():
             sizes = self.preparation.sizes(samples.sizes(position))
             if sizes != last:
-                last, most = sizes, max(1, min(batch_size, MOST_PIXELS // max(h * w for h, w in sizes)))
+                together = images_at_once(batch_size, sizes[0], tile)
+                last, most = sizes, max(1, min(together, MOST_PIXELS // max(h * w for h, w in sizes)))
                 plan.append([])
             elif len(plan[-1]) == most:
                 plan.append([])

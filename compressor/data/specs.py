@@ -62,6 +62,7 @@ class Wishes:
     max_value: float
     crop: int | None
     pad_to: int
+    tile: int | tuple[int, int] | None
     group: str | None
     held_out: float
     seed: int
@@ -82,10 +83,20 @@ class Wishes:
         for name, value in (("crop", self.crop), ("multiple to pad to", self.pad_to)):
             if value is not None and value < 1:
                 raise DataError(f"The {name} is {value} pixels, but must be 1 or more.")
+        for value in self.tile_size or ():
+            if value < 1 or value % self.pad_to:
+                raise DataError(
+                    f"A side of a tile is {value} pixels, but must be "
+                    + ("1 or more." if self.pad_to == 1 else f"a multiple of {self.pad_to}, as of the images that are padded.")
+                )
 
     @property
     def height_and_width(self) -> Size | None:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def tile_size(self) -> Size | None:
+        return (self.tile, self.tile) if isinstance(self.tile, int) else self.tile
 
     @property
     def wanted_channels(self) -> int | None:
@@ -105,6 +116,7 @@ def open_data(
     max_value: float = 1.0,
     crop: int | None = None,
     pad_to: int = 1,
+    tile: int | tuple[int, int] | None = None,
     group: str | None = None,
     held_out: float = 0.1,
     seed: int = 0,
@@ -129,12 +141,13 @@ def open_data(
     For images with masks, `size` is what images are resized to, and otherwise the size of reference for costs is that of the
     images; `crop` is the side of training images, at most 512 by default. With `pad_to`, whole images are padded at the right
     and bottom to a multiple. Images to be restored are never resized, and not normalised unless `mean` and `std` are given;
-    `crop` is that of inputs; `max_value` also holds for targets.
+    `crop` is that of inputs; `max_value` also holds for targets. Of all these and of images without labels, held-out and test
+    images that are larger than `tile` are given to the network in tiles of that size, and costs are those of one.
 
     Raises DataError if the data do not exist, are invalid, or cannot be read.
     """
     asked = Wishes(
-        spec, size, channels, mean, std, color, max_value, crop, pad_to, group, held_out, seed, workers, memory_limit
+        spec, size, channels, mean, std, color, max_value, crop, pad_to, tile, group, held_out, seed, workers, memory_limit
     )
     asked.check()
     kind, folder, options = _dense(spec)
@@ -163,6 +176,8 @@ def _framed(source: Source[Images], asked: Wishes) -> FramedImages:
     notes = list(source.notes)
     parts = _parts(source, asked, notes)
     sets = {id(part.images): part.images for part in parts.values()}
+    if asked.tile is not None and source.classes:
+        raise DataError(f"{asked.spec} has class numbers, and the class of an image is not that of its tiles: omit the tile.")
     frame = _frame(list(sets.values()), asked.height_and_width, _channels(source, asked.wanted_channels), notes)
     scale = _scale(asked, frame.channels, notes, source.mean, source.std)
     needed = sum(len(images) for images in sets.values()) * frame.channels * frame.height * frame.width
@@ -188,6 +203,7 @@ def _framed(source: Source[Images], asked: Wishes) -> FramedImages:
         notes=notes,
         readers={split: readers[id(part.images)] for split, part in parts.items()},
         positions={split: part.positions for split, part in parts.items()},
+        tile=_tile(asked, notes),
     )
 
 
@@ -212,6 +228,7 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
         positions={split: part.positions for split, part in parts.items()},
         preparation=ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width),
         pad_to=asked.pad_to,
+        tile=_tile(asked, notes),
         workers=asked.workers,
     )
 
@@ -237,6 +254,7 @@ def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wish
         positions={split: part.positions for split, part in parts.items()},
         preparation=ForImages(scale, (crop, crop), asked.pad_to, ratio, sigma),
         pad_to=asked.pad_to,
+        tile=_tile(asked, notes),
         workers=asked.workers,
     )
 
@@ -275,6 +293,7 @@ def _own(source: Own, asked: Wishes) -> PairedData:
             positions,
             preparation,
             asked.pad_to,
+            _tile(asked, notes),
             asked.workers,
         )
     scale, shape = _as_given(train.first.input, asked, source.kind, notes)
@@ -325,9 +344,10 @@ def _as_given(first: Any, asked: Wishes, kind: Kind, notes: list[str]) -> tuple[
     """The scale of inputs like the `first` one, which are not resized, and their shape."""
     leaves = [leaf for leaf in tree_leaves(first) if isinstance(leaf, torch.Tensor)]
     shape = tuple(leaves[0].shape) if leaves else ()
-    if asked.crop is not None or asked.pad_to != 1 or asked.height_and_width not in (None, shape[1:]):
+    given = asked.crop is not None or asked.pad_to != 1 or asked.tile is not None
+    if given or asked.height_and_width not in (None, shape[1:]):
         raise DataError(
-            f"The samples of {asked.spec} are used as they are: omit the size, the crop and the multiple to pad to."
+            f"The samples of {asked.spec} are used as they are: omit the size, the crop, the multiple to pad to and the tile."
         )
     if any(map(is_bytes, leaves)):
         return _scale(asked, asked.wanted_channels or shape[0], notes, *((0.0, 1.0) if kind == "images" else ())), shape
@@ -338,6 +358,18 @@ def _as_given(first: Any, asked: Wishes, kind: Kind, notes: list[str]) -> tuple[
         )
     channels = shape[0] if len(shape) == 3 else 1
     return Scale((0.0,) * channels, (1.0,) * channels, "grey" if channels == 1 else "rgb"), shape
+
+
+def _tile(asked: Wishes, notes: list[str]) -> Size | None:
+    """The size of tiles, with a note on them."""
+    if asked.tile_size is None:
+        return None
+    height, width = asked.tile_size
+    notes.append(
+        f"Larger held-out and test images are given to the network in tiles of {width}x{height} pixels, of which neighbours "
+        "overlap by a quarter; costs are those of one tile."
+    )
+    return height, width
 
 
 def _smallest(samples: Mapping[Split, Samples]) -> Size:
@@ -505,6 +537,7 @@ def _check_finished(data: Data, asked: Wishes) -> None:
         "color": asked.color,
         "max_value": None if asked.max_value == 1 else asked.max_value,
         "pad_to": None if asked.pad_to == 1 else asked.pad_to,
+        "tile": asked.tile_size,
     }
     found = {
         "size": data.shape[1:],
@@ -514,6 +547,7 @@ def _check_finished(data: Data, asked: Wishes) -> None:
         "color": data.color,
         "max_value": data.max_value,
         "pad_to": data.pad_to,
+        "tile": data.tile,
     }
     for name, value in wanted.items():
         if value is not None and value != found[name]:

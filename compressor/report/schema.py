@@ -169,7 +169,7 @@ class Preprocessing:
     """How an image becomes an input of `model.onnx`: fitted to `size`, its channels ordered, scaled, normalized.
 
     `fit` is "cover" (resized to cover `size` / `crop`, and center-cropped to `size`), "stretch" (resized to `size`), or "whole"
-    (not resized; `size` is that of one image for costs).
+    (not resized; `size` is that of one image for costs, unless there is a tile).
     """
 
     size: list[int]  # height and width
@@ -182,6 +182,7 @@ class Preprocessing:
     color: str = "rgb"  # order of the channels: rgb, bgr or grey
     max_value: float = 1.0  # of white
     pad_to: int = 1  # the last row and column are repeated at the bottom and right, up to a multiple of this
+    tile: list[int] | None = None  # height and width of overlapping parts in which a larger image is given to the network
 
 
 @dataclass(frozen=True)

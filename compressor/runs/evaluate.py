@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint import kind_of
 from compressor.checkpoint.plan import LARGEST_INPUT
-from compressor.data import Data
+from compressor.data import Data, input_shape
 from compressor.errors import Infeasible, UsageError, VerificationFailed, printable
 from compressor.network.cost import count_macs, count_params
 from compressor.network.inputs import WHOLE, Input, Inputs
@@ -89,7 +89,7 @@ def _evaluate_onnx(path: Path, images: Images, asked: Inputs | None) -> Evaluati
     own = [tuple(entry.shape[1:]) for entry in entries]
     fixed = all(isinstance(size, int) for shape in own for size in shape)
     data = images.open(own[0][0] if fixed and own[0] else None, seed=0)
-    given = Inputs.of(data.shape) if data is not None else asked
+    given = Inputs.of(input_shape(data)) if data is not None else asked
     if given is None and not fixed:
         raise UsageError(f"{path} has a dynamic input shape: give one, as in --input 3x224x224, or give --data.")
     shapes = own if given is None else [entry.shape for entry in given.each]
@@ -130,9 +130,10 @@ def _scores_of_file(path: Path, images: Images, data: Data | None) -> list[Score
     if data is None:
         return []
     network = OnnxNetwork(path)
-    task = find_task(images.task, network, Inputs.of(data.shape), data, torch.device("cpu"))
+    inputs = Inputs.of(input_shape(data))
+    task = find_task(images.task, network, inputs, data, torch.device("cpu"))
     task.check(network, data)
-    return _scores(task, network.predict, data, torch.device("cpu"), batch_for(network, Inputs.of(data.shape)))
+    return _scores(task, network.predict, data, torch.device("cpu"), batch_for(network, inputs))
 
 
 class OnnxNetwork(nn.Module):

@@ -187,6 +187,7 @@ def preprocessing(data: Data | None, plan: Plan | None) -> Preprocessing | None:
             data.color,
             float(data.max_value),
             data.pad_to,
+            None if data.tile is None else list(data.tile),
         )
     known = plan.preprocessing if plan is not None else None
     return None if known is None else Preprocessing(**known)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.data import Batch, Data
+from compressor.data import Batch, Data, input_shape
 from compressor.errors import DataError
 from compressor.tasks.likeness import RelativeError
 from compressor.tasks.meter import Measure, Meter
@@ -66,9 +66,9 @@ class Restore(Task):
         return ((image if len(image) == 3 else image[:1].expand(3, -1, -1)) * 255).round().to(torch.uint8)
 
     def check(self, model: nn.Module, data: Data) -> None:
-        channels, height, width = data.shape
+        channels, height, width = input_shape(data)
         with torch.no_grad():
-            main, _ = self.split(model(torch.zeros(1, *data.shape)))
+            main, _ = self.split(model(torch.zeros(1, channels, height, width)))
         wanted = [channels, height * self.scale, width * self.scale]
         if list(main.shape[1:]) != wanted:
             raise DataError(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.data import IGNORED, Batch, Data
+from compressor.data import IGNORED, Batch, Data, input_shape
 from compressor.errors import DataError
 from compressor.tasks.likeness import SamePixels, softened
 from compressor.tasks.meter import Measure, Meter
@@ -70,7 +70,7 @@ class Segment(Task):
 
     def check(self, model: nn.Module, data: Data) -> None:
         with torch.no_grad():
-            main, _ = self.split(model(torch.zeros(1, *data.shape)))
+            main, _ = self.split(model(torch.zeros(1, *input_shape(data))))
         if main.dim() != 4:
             raise DataError(f"The network outputs {list(main.shape)}, but masks need logits [images, classes, height, width].")
         if max(main.shape[1], 2) < len(self.classes):

@@ -18,6 +18,7 @@ from compressor.errors import UsageError
 from compressor.network.inputs import call
 from compressor.network.meta_device import evaluating
 from compressor.network.outputs import Predict, main_first
+from compressor.network.tiles import in_tiles
 from compressor.tasks.meter import Meter
 
 
@@ -94,12 +95,23 @@ class Task(ABC):
             )
 
     def answers(self, predict: Predict, batch: Batch) -> Tensor:
-        """The main output for a batch; `predict` is `torch_predict` or `onnx_predict`."""
+        """The main output for a batch, put together from tiles where it asks for them.
+
+        `predict` is `torch_predict` or `onnx_predict`. Raises UsageError for outputs that cannot be put together.
+        """
         inputs = batch.inputs
         values = (
             list(inputs.values()) if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else [inputs]
         )
-        return predict(*values)
+        return in_tiles(predict, batch.tile)(*values)
+
+    def main(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The same of a PyTorch network, where it is and as it is, in float32."""
+
+        def predict(inputs: Any) -> Tensor:
+            return self.split(self.call(model, inputs))[0].float()
+
+        return in_tiles(predict, batch.tile)(batch.inputs)
 
     def score(self, meter: Meter, main: Tensor, batch: Batch) -> None:
         """Add the main output for a batch to the meter of a network."""
@@ -113,10 +125,9 @@ class Task(ABC):
         return meter
 
     def measured(self, model: nn.Module, batches: Iterable[Batch]) -> Meter:
-        """The same of a PyTorch network, where it is and as it is, in eval mode."""
+        """The same of a PyTorch network, where it is, in eval mode."""
         meter = self.meter()
         with evaluating(model), torch.inference_mode():
             for batch in batches:
-                main, _ = self.split(self.call(model, batch.inputs))
-                self.score(meter, main.float(), batch)
+                self.score(meter, self.main(model, batch), batch)
         return meter

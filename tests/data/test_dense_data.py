@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from compressor.data import IGNORED, Batch, Batches, Data, open_data
+from compressor.data import IGNORED, Batch, Batches, Data, input_shape, open_data
 from compressor.data.paired import PairedData
 from compressor.data.pixels import Scale
 from compressor.data.preparation import ForMasks, pad
@@ -292,6 +292,27 @@ def test_whole_images_and_masks_are_padded_at_the_right_and_bottom(streets: Path
         assert (images[:, 0, 24:] == 23).all() and (images[:, 1, :, 32:] == 31).all(), "the last row and column are repeated"
         assert (batch.targets[:, 24:] == IGNORED).all() and (batch.targets[:, :, 32:] == IGNORED).all()
         assert batch.targets[:, :24, :32].equal(torch.stack([classes_of(image[:, :24, :32]) for image in images]))
+
+
+def test_held_out_and_test_images_come_with_the_size_of_their_tiles(streets: Path):
+    plain, data = (open_data(f"segmentation:{streets}", tile=tile, **PLAIN) for tile in (None, (16, 8)))
+    assert data.shape == (3, 24, 32) and input_shape(data) == (3, 16, 8) and input_shape(plain) == (3, 24, 32)
+    assert data.tile == (16, 8) and data.notes[-1].startswith("Larger held-out and test images")
+    tiled = read(data, "test", batch_size=12)  # 12 tiles have the pixels of two images
+    assert [(batch.size, batch.tile) for batch in tiled] == [(2, (16, 8))] * 2
+    assert torch.cat([batch.inputs for batch in tiled]).equal(read(plain, "test")[0].inputs)
+    assert read(data, "held_out")[0].tile == (16, 8)
+    assert {batch.tile for augment in (True, False) for batch in read(data, "train", augment=augment)} == {None}
+    assert [batch.size for batch in read(open_data(f"segmentation:{streets}", tile=64), "test", batch_size=3)] == [3, 1]
+
+
+def test_images_without_labels_can_be_tiled_and_those_with_classes_cannot(tmp_path: Path):
+    for number in range(20):
+        save(coordinates(24, 24), tmp_path / f"photos/{number}.png")
+    data = open_data(f"images:{tmp_path}/photos", tile=12)
+    assert [(batch.size, batch.tile) for batch in read(data, "test", batch_size=8)] == [(2, (12, 12))] * 2
+    assert {batch.tile for batch in read(data, "train")} == {None}
+    assert "class of an image is not that of its tiles: omit the tile" in fails("digits", tile=4)
 
 
 def test_images_are_resized_with_their_masks(streets: Path):
@@ -585,6 +606,8 @@ def test_targets_to_be_restored_have_the_order_and_the_range_but_no_normalisatio
         ({"crop": 0}, "crop is 0 pixels"),
         ({"pad_to": 0}, "multiple to pad to is 0"),
         ({"size": 0}, "0x0 pixels"),
+        ({"tile": (8, 0)}, "A side of a tile is 0 pixels, but must be 1 or more"),
+        ({"tile": 48, "pad_to": 32}, "A side of a tile is 48 pixels, but must be a multiple of 32"),
         ({"mean": (0.5,)}, "mean has 1 values"),
     ],
     ids=str,

@@ -428,6 +428,7 @@ def test_what_cannot_be_used_is_told(opened, body: str, complaint: str):
         ({"size": 4}, "omit the size"),
         ({"crop": 4}, "omit the size"),
         ({"pad_to": 4}, "omit the size"),
+        ({"tile": 4}, "the multiple to pad to and the tile"),
         ({"group": "(.)"}, "group"),
     ],
     ids=str,
