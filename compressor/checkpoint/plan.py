@@ -70,13 +70,14 @@ PREPROCESSING: dict[str, Callable[[Any], Any]] = {
     "mean": lambda values: _numbers(values),
     "std": lambda values: _numbers(values),
     "classes": lambda values: [str(value) for value in values],
-    "fit": lambda value: _one_of(value, "cover", "stretch", "whole"),
+    "fit": lambda value: _one_of(value, "cover", "stretch", "letterbox", "whole"),
     "color": lambda value: _one_of(value, "rgb", "bgr", "grey"),
     "max_value": lambda value: _positive(value),
     "pad_to": lambda value: max(1, _natural(value)),
     "tile": lambda values: None if values is None else _sides(values),
+    "bars": lambda values: None if values is None else [_natural(value) for value in values],
 }
-LATER = ("fit", "color", "max_value", "pad_to", "tile")  # entries that older plans have not
+LATER = ("fit", "color", "max_value", "pad_to", "tile", "bars")  # entries that older plans have not
 
 
 @dataclass(frozen=True)

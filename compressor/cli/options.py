@@ -58,6 +58,13 @@ Size = Annotated[
         help="Height and width that images are resized to: 224, or 360x480. Of images to be restored, those of one for costs.",
     ),
 ]
+Fit = Annotated[
+    Literal["cover", "stretch", "letterbox"] | None,
+    typer.Option(
+        metavar="NAME",
+        help="How images are brought to --size: cover (resized and cropped), stretch (masks), or letterbox (with bars).",
+    ),
+]
 Mean = Annotated[str | None, typer.Option(help="Mean per channel for normalization, for example 0.485,0.456,0.406.")]
 Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
 Task = Annotated[
@@ -226,6 +233,7 @@ READING: dict[str, Option] = {
 DATA: dict[str, Option] = {
     "data": (DataSpec, None),
     "size": (Size, None),
+    "fit": (Fit, None),
     "task": (Task, None),
     "mean": (Mean, None),
     "std": (Std, None),
@@ -431,6 +439,7 @@ class Asked:
             max_value=self.options["max_value"],
             crop=self.options["crop"],
             pad_to=self.options["pad_to"],
+            fit=self.options["fit"],
             tile=height_and_width("--tile", self.options["tile"]),
             group=self.options["group"],
         )

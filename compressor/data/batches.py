@@ -15,7 +15,7 @@ from torch import Tensor
 from compressor.errors import DataError, printable
 
 Split = Literal["train", "held_out", "test"]
-Fit = Literal["cover", "stretch", "whole", "own"]
+Fit = Literal["cover", "stretch", "letterbox", "whole", "own"]
 Kind = Literal["classes", "masks", "images", "nothing"]
 
 IGNORED = -100  # in masks: pixels without a class; PyTorch's default `ignore_index`
@@ -73,8 +73,9 @@ class Data(Protocol):
     counts:  the number of samples of each split, 0 if a stream does not tell its length
     indexed: whether samples have a position, and their number is known; False for streams and DataLoaders
     color:   the order of the channels given to a network: "rgb", "bgr" or "grey"
-    fit:     how images are brought to `shape`: "cover" (resized and cropped), "stretch" (resized), "whole" (not at all, so that
-             they have different sizes), or "own" (they are the user's, as they are)
+    fit:     how images are brought to `shape`: "cover" (resized and cropped), "stretch" (resized), "letterbox" (resized with
+             their aspect ratio, and centred between bars of the mean color), "whole" (not at all, so that they have different
+             sizes), or "own" (they are the user's, as they are)
     pad_to:  evaluation images are padded at the right and bottom to a multiple of this height and width
     tile:    height and width of the tiles in which larger evaluation images are given to a network; None: as a whole
     """

@@ -69,6 +69,7 @@ class FramedImages:
     indexed: bool = True
     pad_to: int = 1
     tile: Size | None = None
+    fit: Fit = "cover"
 
     @property
     def kind(self) -> Kind:
@@ -81,10 +82,6 @@ class FramedImages:
     @property
     def std(self) -> tuple[float, ...]:
         return self.scale.std
-
-    @property
-    def fit(self) -> Fit:
-        return "cover"
 
     @property
     def color(self) -> str:

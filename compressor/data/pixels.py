@@ -1,5 +1,6 @@
 """How bytes of images become the numbers that a network takes, and how the values of targets follow them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,6 +25,10 @@ class Scale:
     color: Color = "rgb"
     max_value: float = 1.0
 
+    @property
+    def mean_color(self) -> list[int]:
+        return mean_color(self.mean, self.color, self.max_value)
+
     def images(self, pixels: Tensor) -> Tensor:
         """Float images [..., c, h, w] from 0 to `max_value`; of bytes, or of floats from 0 to 1."""
         if pixels.dtype != torch.uint8:
@@ -39,6 +44,11 @@ class Scale:
         """`images`, normalised."""
         mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.mean, self.std))  # [c, 1, 1]
         return self.images(pixels).sub_(mean).div_(std)
+
+
+def mean_color(mean: Sequence[float], color: str, max_value: float) -> list[int]:
+    """The bytes [channels] that become zero, or near it, in the order of files."""
+    return [min(255, max(0, round(value / max_value * 255))) for value in (mean[::-1] if color == "bgr" else mean)]
 
 
 def check_color(color: str | None, channels: int) -> Color:

@@ -46,6 +46,7 @@ USUAL_SIZE = 224  # pixels; for images of different sizes
 MOST_CROPPED = 512  # pixels; the largest side of training images with masks, unless it is given
 RESTORED_CROP = 128  # pixels; the side of training images to be restored, unless it is given
 REDUCED_CROP = 192  # pixels; the same of targets that are larger than their inputs
+FITS = ("cover", "stretch", "letterbox")  # how images are brought to a size
 LOOKED_AT = 32  # images of each data set whose sizes are compared
 
 
@@ -55,6 +56,7 @@ class Wishes:
 
     spec: str
     size: int | tuple[int, int] | None
+    fit: str | None
     channels: int | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
@@ -76,6 +78,11 @@ class Wishes:
         if self.size is not None and min(self.height_and_width or (1,)) < 1:
             height, width = self.height_and_width or (1, 1)
             raise DataError(f"The image size is {width}x{height} pixels, but must be 1 or more.")
+        if self.fit not in (None, *FITS):
+            hint = did_you_mean(str(self.fit), FITS) or "."
+            raise DataError(f"The fit {self.fit!r} is unknown{hint}\nUse one of {', '.join(FITS)}.")
+        if self.fit is not None and self.size is None:
+            raise DataError(f"The fit {self.fit} is that of images to a size, and there is none: give one, as in 480x640.")
         if self.channels not in (None, 1, 3):
             raise DataError(f"{self.channels} channels were requested: images have 1 or 3, or omit them.")
         if self.max_value not in (1, 255):
@@ -109,6 +116,7 @@ def open_data(
     spec: str,
     *,
     size: int | tuple[int, int] | None = None,
+    fit: str | None = None,
     channels: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -139,15 +147,17 @@ def open_data(
     to 0 and 1. `group` keeps images in one split: see `splits.group`.
 
     For images with masks, `size` is what images are resized to, and otherwise the size of reference for costs is that of the
-    images; `crop` is the side of training images, at most 512 by default. With `pad_to`, whole images are padded at the right
-    and bottom to a multiple. Images to be restored are never resized, and not normalised unless `mean` and `std` are given;
-    `crop` is that of inputs; `max_value` also holds for targets. Of all these and of images without labels, held-out and test
-    images that are larger than `tile` are given to the network in tiles of that size, and costs are those of one.
+    images; `crop` is the side of training images, at most 512 by default. `fit` is how images are resized: "stretch" (the
+    default for masks), "cover" (for others), or "letterbox": with their aspect ratio, and between bars of the mean color, where
+    masks have no class. With `pad_to`, whole images are padded at the right and bottom to a multiple. Images to be restored are
+    never resized, and not normalised unless `mean` and `std` are given; `crop` is that of inputs; `max_value` also holds for
+    targets. Of all these and of images without labels, held-out and test images that are larger than `tile` are given to the
+    network in tiles of that size, and costs are those of one.
 
     Raises DataError if the data do not exist, are invalid, or cannot be read.
     """
     asked = Wishes(
-        spec, size, channels, mean, std, color, max_value, crop, pad_to, tile, group, held_out, seed, workers, memory_limit
+        spec, size, fit, channels, mean, std, color, max_value, crop, pad_to, tile, group, held_out, seed, workers, memory_limit
     )
     asked.check()
     kind, folder, options = _dense(spec)
@@ -179,7 +189,11 @@ def _framed(source: Source[Images], asked: Wishes) -> FramedImages:
     if asked.tile is not None and source.classes:
         raise DataError(f"{asked.spec} has class numbers, and the class of an image is not that of its tiles: omit the tile.")
     frame = _frame(list(sets.values()), asked.height_and_width, _channels(source, asked.wanted_channels), notes)
+    if asked.fit == "stretch":
+        raise DataError(f"The fit stretch is for images with masks, but {asked.spec} has none: use cover or letterbox.")
     scale = _scale(asked, frame.channels, notes, source.mean, source.std)
+    if asked.fit == "letterbox":
+        frame = replace(frame, bars=scale.mean_color)
     needed = sum(len(images) for images in sets.values()) * frame.channels * frame.height * frame.width
     fits = needed <= asked.memory_limit
     readers: dict[int, Reader] = {
@@ -204,6 +218,7 @@ def _framed(source: Source[Images], asked: Wishes) -> FramedImages:
         readers={split: readers[id(part.images)] for split, part in parts.items()},
         positions={split: part.positions for split, part in parts.items()},
         tile=_tile(asked, notes),
+        fit="cover" if frame.bars is None else "letterbox",
     )
 
 
@@ -226,7 +241,7 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
         notes=notes,
         samples=samples,
         positions={split: part.positions for split, part in parts.items()},
-        preparation=ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width),
+        preparation=_for_masks(scale, (height, width), asked),
         pad_to=asked.pad_to,
         tile=_tile(asked, notes),
         workers=asked.workers,
@@ -235,6 +250,7 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
 
 def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wishes) -> PairedData:
     """Images to be restored, with target images."""
+    _check_whole(asked)
     channels = asked.wanted_channels or 3
     source, ratio, sigma = read_restoration(kind, root, options, channels)
     notes = list(source.notes)
@@ -275,11 +291,12 @@ def _own(source: Own, asked: Wishes) -> PairedData:
         size = asked.height_and_width or _reference(prepared, notes)
         if source.kind == "masks":
             height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
-            preparation: Preparation = ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width)
+            preparation: Preparation = _for_masks(scale, (height, width), asked)
         else:
             (found, *_), target = train.sizes(0), train.sizes(0)[-1]
             ratio = max(1, target[0] // found[0])
             crop = asked.crop or min(RESTORED_CROP if ratio == 1 else max(16, REDUCED_CROP // ratio), *_smallest(prepared))
+            _check_whole(asked)
             preparation = ForImages(scale, (crop, crop), asked.pad_to, ratio)
         shape: tuple[int, ...] = (channels, *padded(size, asked.pad_to))
         return PairedData(
@@ -344,10 +361,10 @@ def _as_given(first: Any, asked: Wishes, kind: Kind, notes: list[str]) -> tuple[
     """The scale of inputs like the `first` one, which are not resized, and their shape."""
     leaves = [leaf for leaf in tree_leaves(first) if isinstance(leaf, torch.Tensor)]
     shape = tuple(leaves[0].shape) if leaves else ()
-    given = asked.crop is not None or asked.pad_to != 1 or asked.tile is not None
+    given = asked.crop is not None or asked.pad_to != 1 or asked.tile is not None or asked.fit is not None
     if given or asked.height_and_width not in (None, shape[1:]):
         raise DataError(
-            f"The samples of {asked.spec} are used as they are: omit the size, the crop, the multiple to pad to and the tile."
+            f"The samples of {asked.spec} are used as they are: omit the size, fit, crop, multiple to pad to and tile."
         )
     if any(map(is_bytes, leaves)):
         return _scale(asked, asked.wanted_channels or shape[0], notes, *((0.0, 1.0) if kind == "images" else ())), shape
@@ -358,6 +375,19 @@ def _as_given(first: Any, asked: Wishes, kind: Kind, notes: list[str]) -> tuple[
         )
     channels = shape[0] if len(shape) == 3 else 1
     return Scale((0.0,) * channels, (1.0,) * channels, "grey" if channels == 1 else "rgb"), shape
+
+
+def _for_masks(scale: Scale, crop: Size, asked: Wishes) -> ForMasks:
+    """Raises DataError for images that shall be cropped in evaluation: every pixel of a mask counts."""
+    if asked.fit == "cover":
+        raise DataError(f"The fit cover would crop the masks of {asked.spec}, of which every pixel counts: use another one.")
+    return ForMasks(scale, crop, asked.pad_to, asked.height_and_width, asked.fit == "letterbox")
+
+
+def _check_whole(asked: Wishes) -> None:
+    """Raises DataError if images to be restored shall be resized."""
+    if asked.fit is not None:
+        raise DataError(f"The images of {asked.spec} are to be restored, and never resized: omit the fit.")
 
 
 def _tile(asked: Wishes, notes: list[str]) -> Size | None:
@@ -531,6 +561,7 @@ def _check_finished(data: Data, asked: Wishes) -> None:
     """Raises DataError if the data that a user's function opened contradict the requested settings."""
     wanted = {
         "size": asked.height_and_width,
+        "fit": asked.fit,
         "channels": asked.channels,
         "mean": asked.mean and tuple(asked.mean),
         "std": asked.std and tuple(asked.std),
@@ -541,6 +572,7 @@ def _check_finished(data: Data, asked: Wishes) -> None:
     }
     found = {
         "size": data.shape[1:],
+        "fit": data.fit,
         "channels": data.shape[0],
         "mean": data.mean,
         "std": data.std,

@@ -39,6 +39,17 @@ def _image(how: Preprocessing) -> list[str]:
         return [*lines, f"image = image.resize(({width}, {height}), Image.Resampling.BILINEAR)"]
     if how.fit == "whole":
         return lines
+    if how.fit == "letterbox":
+        bars = (how.bars or [0])[0] if how.mode == "L" else tuple(how.bars or ())
+        return [
+            *lines,
+            f"scale = min({width} / image.width, {height} / image.height)",
+            "size = max(1, round(image.width * scale)), max(1, round(image.height * scale))",
+            f'framed = Image.new("{how.mode}", ({width}, {height}), {bars or 0})',
+            f"place = ({width} - size[0]) // 2, ({height} - size[1]) // 2",
+            "framed.paste(image.resize(size, Image.Resampling.BILINEAR), place)",
+            "image = framed",
+        ]
     share = "" if math.isclose(how.crop, 1) else f" / {how.crop:g}"
     return [
         *lines,

@@ -93,6 +93,7 @@ class Images:
     crop: int | None = None
     pad_to: int = 1
     tile: int | tuple[int, int] | None = None
+    fit: str | None = None
     group: str | None = None
 
     @property
@@ -109,6 +110,7 @@ class Images:
             "crop": self.crop,
             "pad_to": None if self.pad_to == 1 else self.pad_to,
             "tile": list(self.tile) if isinstance(self.tile, tuple) else self.tile,
+            "fit": self.fit,
             "group": self.group,
         }
 
@@ -119,6 +121,7 @@ class Images:
         return open_data(
             self.spec,
             size=self.size,
+            fit=self.fit,
             channels=channels if channels in (1, 3) else None,
             mean=self.mean,
             std=self.std,
