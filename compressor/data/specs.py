@@ -217,7 +217,7 @@ def _framed(source: Source[Images], asked: Wishes) -> FramedImages:
         notes=notes,
         readers={split: readers[id(part.images)] for split, part in parts.items()},
         positions={split: part.positions for split, part in parts.items()},
-        tile=_tile(asked, notes),
+        tile=_tile(asked, (frame.height, frame.width), notes),
         fit="cover" if frame.bars is None else "letterbox",
     )
 
@@ -229,7 +229,7 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
     notes = list(source.notes)
     parts = _parts(source, asked, notes)
     samples = _kept(parts, channels + 1, asked, notes)
-    size = asked.height_and_width or _reference(samples, notes)
+    size = asked.height_and_width or _reference(samples, asked, notes)
     height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
     scale = _scale(asked, channels, notes)
     return PairedData(
@@ -243,7 +243,7 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
         positions={split: part.positions for split, part in parts.items()},
         preparation=_for_masks(scale, (height, width), asked),
         pad_to=asked.pad_to,
-        tile=_tile(asked, notes),
+        tile=_tile(asked, padded(size, asked.pad_to), notes),
         workers=asked.workers,
     )
 
@@ -256,7 +256,7 @@ def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wish
     notes = list(source.notes)
     parts = _parts(source, asked, notes)
     samples = _kept(parts, channels, asked, notes)
-    size = asked.height_and_width or _reference(samples, notes)
+    size = asked.height_and_width or _reference(samples, asked, notes)
     crop = asked.crop or min(RESTORED_CROP if ratio == 1 else max(16, REDUCED_CROP // ratio), *_smallest(samples))
     scale = _scale(asked, channels, notes, 0.0, 1.0)
     return PairedData(
@@ -270,7 +270,7 @@ def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wish
         positions={split: part.positions for split, part in parts.items()},
         preparation=ForImages(scale, (crop, crop), asked.pad_to, ratio, sigma),
         pad_to=asked.pad_to,
-        tile=_tile(asked, notes),
+        tile=_tile(asked, padded(size, asked.pad_to), notes),
         workers=asked.workers,
     )
 
@@ -288,7 +288,7 @@ def _own(source: Own, asked: Wishes) -> PairedData:
         wrapped = {id(samples): Prepared(samples, channels, len(source.classes)) for samples in sets.values()}
         prepared: dict[Split, Samples] = {split: wrapped[id(samples)] for split, samples in sets.items()}
         scale = _scale(asked, channels, notes, *((0.0, 1.0) if source.kind == "images" else ()))
-        size = asked.height_and_width or _reference(prepared, notes)
+        size = asked.height_and_width or _reference(prepared, asked, notes)
         if source.kind == "masks":
             height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
             preparation: Preparation = _for_masks(scale, (height, width), asked)
@@ -310,7 +310,7 @@ def _own(source: Own, asked: Wishes) -> PairedData:
             positions,
             preparation,
             asked.pad_to,
-            _tile(asked, notes),
+            _tile(asked, padded(size, asked.pad_to), notes),
             asked.workers,
         )
     scale, shape = _as_given(train.first.input, asked, source.kind, notes)
@@ -390,14 +390,14 @@ def _check_whole(asked: Wishes) -> None:
         raise DataError(f"The images of {asked.spec} are to be restored, and never resized: omit the fit.")
 
 
-def _tile(asked: Wishes, notes: list[str]) -> Size | None:
-    """The size of tiles, with a note on them."""
+def _tile(asked: Wishes, size: Size, notes: list[str]) -> Size | None:
+    """The size of tiles, with a note on them; `size` is that of an image for costs."""
     if asked.tile_size is None:
         return None
-    height, width = asked.tile_size
+    (height, width), (rows, columns) = asked.tile_size, map(min, size, asked.tile_size)
     notes.append(
-        f"Larger held-out and test images are given to the network in tiles of {width}x{height} pixels, of which neighbours "
-        "overlap by a quarter; costs are those of one tile."
+        f"Held-out and test images larger than {width}x{height} pixels are given to the network in tiles of that size, which "
+        f"overlap by a quarter; costs are those of {columns}x{rows} pixels."
     )
     return height, width
 
@@ -430,13 +430,13 @@ def _spread(n: int) -> list[int]:
     return sorted({*torch.linspace(0, n - 1, LOOKED_AT).long().tolist()})
 
 
-def _reference(samples: Mapping[Split, Samples], notes: list[str]) -> Size:
+def _reference(samples: Mapping[Split, Samples], asked: Wishes, notes: list[str]) -> Size:
     """The size of one image for costs and export: the most frequent one; of several, one of medium area."""
     sets = {id(each): each for each in samples.values()}.values()
     found = Counter(each.sizes(index)[0] for each in sets for index in _spread(len(each)))
     areas = sorted(math.prod(size) for size in found.elements())
     size = max(found, key=lambda size: (found[size], -abs(math.prod(size) - areas[len(areas) // 2])))
-    if len(found) > 1:
+    if len(found) > 1 and asked.tile is None:
         notes.append(f"The images have different sizes; costs are those of {size[1]}x{size[0]} pixels. A size can be given.")
     return size
 

@@ -298,7 +298,8 @@ def test_whole_images_and_masks_are_padded_at_the_right_and_bottom(streets: Path
 def test_held_out_and_test_images_come_with_the_size_of_their_tiles(streets: Path):
     plain, data = (open_data(f"segmentation:{streets}", tile=tile, **PLAIN) for tile in (None, (16, 8)))
     assert data.shape == (3, 24, 32) and input_shape(data) == (3, 16, 8) and input_shape(plain) == (3, 24, 32)
-    assert data.tile == (16, 8) and data.notes[-1].startswith("Larger held-out and test images")
+    assert data.tile == (16, 8) and data.notes[-1].endswith("costs are those of 8x16 pixels.")
+    assert open_data(f"segmentation:{streets}", tile=(99, 8)).notes[-1].endswith("costs are those of 8x24 pixels.")
     tiled = read(data, "test", batch_size=12)  # 12 tiles have the pixels of two images
     assert [(batch.size, batch.tile) for batch in tiled] == [(2, (16, 8))] * 2
     assert torch.cat([batch.inputs for batch in tiled]).equal(read(plain, "test")[0].inputs)
