@@ -544,6 +544,8 @@ def _open_masks(rng: Random) -> None:
     spec = rng.choice((*kinds, "denoise:masks/images?sigma=nan", "superres:masks/masks?scale=1e3"))
     settings = {
         "pad_to": rng.choice((1, 1, 32)),
+        **rng.choice(({}, {}, {"size": 8, "fit": "letterbox"}, {"fit": "cover", "size": (9, 1)})),
+        "tile": rng.choice((None, None, 8, (0, 9))),
         "crop": rng.choice((None, 8)),
         "color": rng.choice((None, "bgr", "grey")),
         "group": rng.choice((None, None, "frames", "(.)", "(", "x")),

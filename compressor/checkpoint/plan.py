@@ -70,12 +70,14 @@ PREPROCESSING: dict[str, Callable[[Any], Any]] = {
     "mean": lambda values: _numbers(values),
     "std": lambda values: _numbers(values),
     "classes": lambda values: [str(value) for value in values],
-    "fit": lambda value: _one_of(value, "cover", "stretch", "whole"),
+    "fit": lambda value: _one_of(value, "cover", "stretch", "letterbox", "whole"),
     "color": lambda value: _one_of(value, "rgb", "bgr", "grey"),
     "max_value": lambda value: _positive(value),
     "pad_to": lambda value: max(1, _natural(value)),
+    "tile": lambda values: None if values is None else _sides(values),
+    "bars": lambda values: None if values is None else [_natural(value) for value in values],
 }
-LATER = ("fit", "color", "max_value", "pad_to")  # entries that older plans have not
+LATER = ("fit", "color", "max_value", "pad_to", "tile", "bars")  # entries that older plans have not
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,13 @@ def _preprocessing(values: Any) -> dict[str, Any] | None:
     if found["mode"] not in ("RGB", "L") or not 0 < found["crop"] <= 1 or len(found["size"]) != 2:
         raise ValueError("the preprocessing is not valid")
     return found
+
+
+def _sides(values: Any) -> list[int]:
+    height, width = (_natural(value) for value in values)
+    if not height * width:
+        raise ValueError("a tile has no pixels")
+    return [height, width]
 
 
 def _one_of(value: Any, *known: str) -> str:

@@ -16,7 +16,7 @@ FORMER = {"--most"}  # old names that still work, but are not shown
 # Options, by the names of their parameters, that a command with --help-all shows only there.
 RARE = frozenset(
     (
-        "size task mean std color max_value crop pad_to group workers arch_arg input_ input_range constant key ema "
+        "size fit task mean std color max_value crop pad_to tile group workers arch_arg input_ input_range constant key ema "
         "trust_pickle force json quiet dry_run config debug momentum schedule milestones gamma warmup channels_last "
         "accumulate ema_decay label_smoothing cutout augment select patience teacher "
         "round_to most onnx dynamic onnx_batch latency_batches "

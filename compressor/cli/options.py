@@ -59,6 +59,13 @@ Size = Annotated[
         help="Height and width that images are resized to: 224, or 360x480. Of images to be restored, those of one for costs.",
     ),
 ]
+Fit = Annotated[
+    Literal["cover", "stretch", "letterbox"] | None,
+    typer.Option(
+        metavar="NAME",
+        help="How images are brought to --size: cover (resized and cropped), stretch (masks), or letterbox (with bars).",
+    ),
+]
 Mean = Annotated[str | None, typer.Option(help="Mean per channel for normalization, for example 0.485,0.456,0.406.")]
 Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
 Task = Annotated[
@@ -74,6 +81,13 @@ MaxValue = Annotated[
 ]
 Crop = Annotated[int | None, typer.Option(help="Side of training crops of images with masks, or to be restored.")]
 PadTo = Annotated[int, typer.Option(help="Pad such images to a multiple at the right and bottom, unless in training.")]
+Tile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Give larger held-out and test images to the network in overlapping tiles: 512, or 512x1024. Costs are of one.",
+    ),
+]
 Group = Annotated[
     str | None,
     typer.Option(
@@ -237,6 +251,7 @@ READING: dict[str, Option] = {
 DATA: dict[str, Option] = {
     "data": (DataSpec, None),
     "size": (Size, None),
+    "fit": (Fit, None),
     "task": (Task, None),
     "mean": (Mean, None),
     "std": (Std, None),
@@ -244,6 +259,7 @@ DATA: dict[str, Option] = {
     "max_value": (MaxValue, 1),
     "crop": (Crop, None),
     "pad_to": (PadTo, 1),
+    "tile": (Tile, None),
     "group": (Group, None),
     "workers": (Workers, 0),
 }
@@ -440,7 +456,7 @@ class Asked:
         )
         return Images(
             self.options["data"],
-            height_and_width(self.options["size"]),
+            height_and_width("--size", self.options["size"]),
             mean,
             std,
             self.options["workers"],
@@ -449,6 +465,8 @@ class Asked:
             max_value=self.options["max_value"],
             crop=self.options["crop"],
             pad_to=self.options["pad_to"],
+            fit=self.options["fit"],
+            tile=height_and_width("--tile", self.options["tile"]),
             group=self.options["group"],
         )
 
@@ -607,13 +625,13 @@ def stem(model: str) -> str:
     return Path(model.rpartition(":")[2]).stem
 
 
-def height_and_width(text: str | None) -> int | tuple[int, int] | None:
-    """The size in --size: `224`, or `360x480`, which a settings file also writes as [360, 480]. Raises UsageError."""
+def height_and_width(name: str, text: str | None) -> int | tuple[int, int] | None:
+    """The pixels in the option `name`: `224`, or `360x480`, in a settings file also [360, 480]. Raises UsageError."""
     if text is None:
         return None
     found = re.fullmatch(r"\s*(\d{1,9})\s*(?:[xX,]\s*(\d{1,9})\s*)?", text)
     if found is None:
-        raise UsageError(f"--size {text!r} is not a size in pixels: write 224, or height and width, as in 360x480.")
+        raise UsageError(f"{name} {text!r} is not a size in pixels: write 224, or height and width, as in 360x480.")
     height = int(found[1])
     return height if found[2] is None else (height, int(found[2]))
 

@@ -26,7 +26,7 @@ user_function.py  the user's own function, for either
 Imports: nothing.
 """
 
-from compressor.data.batches import IGNORED, Batch, Batches, Data, Kind, Split, check_classes
+from compressor.data.batches import IGNORED, Batch, Batches, Data, Kind, Split, check_classes, input_shape
 from compressor.data.specs import open_data
 
-__all__ = ["IGNORED", "Batch", "Batches", "Data", "Kind", "Split", "check_classes", "open_data"]
+__all__ = ["IGNORED", "Batch", "Batches", "Data", "Kind", "Split", "check_classes", "input_shape", "open_data"]

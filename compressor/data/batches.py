@@ -5,6 +5,7 @@ masks, with other images, and a user's own samples; loaders.py has a user's own 
 elsewhere: `kind` only tells what was found.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from compressor.errors import DataError, printable
 
 Split = Literal["train", "held_out", "test"]
-Fit = Literal["cover", "stretch", "whole", "own"]
+Fit = Literal["cover", "stretch", "letterbox", "whole", "own"]
 Kind = Literal["classes", "masks", "images", "nothing"]
 
 IGNORED = -100  # in masks: pixels without a class; PyTorch's default `ignore_index`
@@ -25,13 +26,15 @@ class Batch(NamedTuple):
 
     `inputs` is what the network is called with: a tensor, or a tuple or mapping of tensors. `targets` depend on the kind of the
     data: class numbers [n], masks [n, height, width] with `IGNORED` where a pixel has no class, images like the outputs, or
-    None. `views` are the same images, each augmented independently, for a method that requests several.
+    None. `views` are the same images, each augmented independently, for a method that requests several. Images are evaluated in
+    parts of at most `tile` (height, width), if it is given.
     """
 
     inputs: Any
     targets: Any
     indices: Tensor
     views: tuple[Tensor, ...] = ()
+    tile: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
@@ -70,9 +73,11 @@ class Data(Protocol):
     counts:  the number of samples of each split, 0 if a stream does not tell its length
     indexed: whether samples have a position, and their number is known; False for streams and DataLoaders
     color:   the order of the channels given to a network: "rgb", "bgr" or "grey"
-    fit:     how images are brought to `shape`: "cover" (resized and cropped), "stretch" (resized), "whole" (not at all, so that
-             they have different sizes), or "own" (they are the user's, as they are)
+    fit:     how images are brought to `shape`: "cover" (resized and cropped), "stretch" (resized), "letterbox" (resized with
+             their aspect ratio, and centred between bars of the mean color), "whole" (not at all, so that they have different
+             sizes), or "own" (they are the user's, as they are)
     pad_to:  evaluation images are padded at the right and bottom to a multiple of this height and width
+    tile:    height and width of the tiles in which larger evaluation images are given to a network; None: as a whole
     """
 
     @property
@@ -99,6 +104,8 @@ class Data(Protocol):
     def max_value(self) -> float: ...
     @property
     def pad_to(self) -> int: ...
+    @property
+    def tile(self) -> tuple[int, int] | None: ...
     @property
     def fit(self) -> Fit: ...
 
@@ -135,6 +142,19 @@ class Data(Protocol):
         Raises DataError for what the data do not support: some need class numbers.
         """
         ...
+
+
+def input_shape(data: Data) -> tuple[int, ...]:
+    """The shape of what a network is called with for an image of `data.shape`: that image, or one of its tiles."""
+    if data.tile is None:
+        return data.shape
+    channels, *size = data.shape
+    return channels, *map(min, size, data.tile)
+
+
+def images_at_once(batch_size: int, size: tuple[int, int], tile: tuple[int, int] | None) -> int:
+    """How many images of `size` have the pixels of `batch_size` tiles, at least one; without tiles `batch_size`."""
+    return batch_size if tile is None else max(1, batch_size * math.prod(map(min, size, tile)) // math.prod(size))
 
 
 def check_classes(data: Data, outputs: int) -> None:

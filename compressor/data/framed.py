@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, spaced
+from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, images_at_once, spaced
 from compressor.data.cutout import Cutout
 from compressor.data.pixels import Scale, Scaled
 from compressor.data.readers import Reader, seed_from
+from compressor.data.samples import Size
 from compressor.errors import DataError
 
 
@@ -31,6 +32,7 @@ class FramedBatches:
     device: torch.device
     moves: Sequence[int | None] = (None,)  # for each view, the seed of its augmentation
     holes: Sequence[Cutout | None] = (None,)  # for each view, the squares to hide
+    tile: Size | None = None
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -43,7 +45,7 @@ class FramedBatches:
         for positions, images in zip(self.plan, views, strict=True):
             labels = self.reader.images.labels
             targets = None if labels is None else labels[positions].to(self.device)
-            yield Batch(images[0], targets, positions.to(self.device), images if len(images) > 1 else ())
+            yield Batch(images[0], targets, positions.to(self.device), images if len(images) > 1 else (), self.tile)
 
     def _view(self, moves: int | None, holes: Cutout | None) -> Iterator[Tensor]:
         pixels = self.reader.read(self.plan, moves, self.device)
@@ -66,14 +68,12 @@ class FramedImages(Scaled):
     positions: dict[Split, Tensor]
     indexed: bool = True
     pad_to: int = 1
+    tile: Size | None = None
+    fit: Fit = "cover"
 
     @property
     def kind(self) -> Kind:
         return "classes" if self.classes else "nothing"
-
-    @property
-    def fit(self) -> Fit:
-        return "cover"
 
     @property
     def counts(self) -> dict[Split, int]:
@@ -112,7 +112,8 @@ class FramedImages(Scaled):
         positions = self.positions[split]  # [n]
         reader, device = self.readers[split], torch.device(device)
         if split != "train":
-            return FramedBatches(reader, split_up(spaced(positions, limit), batch_size), self.scale, device)
+            together = images_at_once(batch_size, self.shape[1:], self.tile)
+            return FramedBatches(reader, split_up(spaced(positions, limit), together), self.scale, device, tile=self.tile)
         generator = torch.Generator().manual_seed(seed_from(seed, epoch, 0))
         positions = shuffled(positions, generator)[:limit]
         labels = self._labels(split)[positions] if by_class > 1 else None

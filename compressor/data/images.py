@@ -32,12 +32,16 @@ CROP_SHARE = 0.875  # of the shorter side of larger images, center crop in evalu
 
 @dataclass(frozen=True)
 class Frame:
-    """The common shape of all images. `resize`: whether images of another size are resized, or are an error."""
+    """The common shape of all images. `resize`: whether images of another size are resized, or are an error.
+
+    They cover it, or with `bars`, a color, are letterboxed: see `letterboxed`.
+    """
 
     channels: int
     height: int
     width: int
     resize: bool
+    bars: Sequence[int] | None = None
 
     @property
     def size(self) -> list[int]:
@@ -58,11 +62,13 @@ class Frame:
         return with_channels(image, self.channels, name)
 
     def fit(self, image: Tensor, name: str) -> Tensor:
-        """`image` [..., c, h, w] resized and center-cropped to this frame; an image that has its size is not changed."""
+        """`image` [..., c, h, w] resized to this frame and cropped or with bars; an image that has its size is not changed."""
         image = self.color(image, name)
         height, width = image.shape[-2:]
         if [height, width] == self.size:
             return image
+        if self.bars is not None:
+            return letterboxed(image, (self.height, self.width), self.bars)
         scale = max(self.height / height, self.width / width) / (1 if self.small else CROP_SHARE)
         shorter = math.ceil(round(min(height, width) * scale, 6))  # rounded first: 256.00000001 is 256
         if (longer := round(max(height, width) * scale)) * shorter > LARGEST:
@@ -74,6 +80,30 @@ class Frame:
 
         middle: Tensor = TF.center_crop(TF.resize(image, [shorter], antialias=True), self.size)
         return middle
+
+
+def inside(found: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The largest size with the aspect ratio of `found` that fits into `size`, at least one pixel."""
+    scale = min(size[0] / found[0], size[1] / found[1])
+    height, width = (max(1, round(side * scale)) for side in found)
+    return height, width
+
+
+def letterboxed(image: Tensor, size: tuple[int, int], bars: Sequence[int]) -> Tensor:
+    """`image` [..., c, h, w], resized with its aspect ratio to fit into `size`, and centred between bars of a color."""
+    from torchvision.transforms.v2 import functional as TF  # takes seconds to import
+
+    height, width = image.shape[-2:]
+    return centred(TF.resize(image, [*inside((height, width), size)], antialias=True), size, bars)
+
+
+def centred(image: Tensor, size: tuple[int, int], fill: Sequence[int]) -> Tensor:
+    """`image` [..., c, h, w] in the middle of one of `size` whose other pixels are `fill` [channels]."""
+    height, width = image.shape[-2:]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    whole = torch.tensor(fill, dtype=image.dtype)[:, None, None].expand(*image.shape[:-2], *size).clone()
+    whole[..., top : top + height, left : left + width] = image
+    return whole
 
 
 def with_channels(image: Tensor, channels: int, name: str) -> Tensor:

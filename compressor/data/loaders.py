@@ -30,7 +30,7 @@ from compressor.data.paired import told
 from compressor.data.pixels import Scale, Scaled
 from compressor.data.preparation import TEST_SEED
 from compressor.data.readers import seed_from
-from compressor.data.samples import Sample
+from compressor.data.samples import Sample, Size
 from compressor.errors import DataError, first_line
 
 
@@ -256,6 +256,7 @@ class LoadedData(Scaled):
     workers: int = 0
     indexed: bool = False
     pad_to: int = 1
+    tile: Size | None = None
 
     @property
     def kind(self) -> Kind:

@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
 
-from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, check_unsupported, spaced
+from compressor.data.batches import (
+    Batch,
+    Fit,
+    Kind,
+    Split,
+    check_batch_size,
+    check_unsupported,
+    images_at_once,
+    spaced,
+)
 from compressor.data.framed import shuffled, training_plan
 from compressor.data.pixels import Scale, Scaled
 from compressor.data.preparation import TEST_SEED, Preparation
@@ -35,6 +44,7 @@ class PairedBatches:
     device: torch.device
     workers: int
     augment: int | None = None  # the seed of the augmentation; None: whole images
+    tile: Size | None = None
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -49,7 +59,7 @@ class PairedBatches:
         stacked = load(rows, self.plan, self.workers, self.device, rows.stack)
         for positions, (inputs, targets) in zip(self.plan, stacked, strict=True):
             inputs, targets = self.preparation.finish(self._moved(inputs), self._moved(targets))
-            yield Batch(inputs, targets, positions.to(self.device))
+            yield Batch(inputs, targets, positions.to(self.device), tile=self.tile)
 
     def _moved(self, values: Any) -> Any:
         cuda = self.device.type == "cuda"
@@ -95,6 +105,7 @@ class PairedData(Scaled):
     positions: dict[Split, Tensor]
     preparation: Preparation
     pad_to: int = 1
+    tile: Size | None = None
     workers: int = 0
     indexed: bool = True
 
@@ -142,8 +153,8 @@ class PairedData(Scaled):
             raise DataError(f"{self.spec} has no training images: add some, or use it to evaluate alone.")
         positions, samples, device = self.positions[split], self.samples[split], torch.device(device)
         if split != "train":
-            whole = self._whole(samples, spaced(positions, limit), batch_size)
-            return PairedBatches(samples, whole, self.preparation, device, self.workers)
+            whole = self._whole(samples, spaced(positions, limit), batch_size, self.tile)
+            return PairedBatches(samples, whole, self.preparation, device, self.workers, tile=self.tile)
         generator = torch.Generator().manual_seed(seed_from(seed, epoch, 0))
         positions = shuffled(positions, generator)[:limit]
         if not augment:
@@ -154,15 +165,19 @@ class PairedData(Scaled):
         plan = training_plan(positions, labels, batch_size, by_class, generator)
         return PairedBatches(samples, plan, self.preparation, device, self.workers, seed_from(seed, epoch, 1))
 
-    def _whole(self, samples: Samples, positions: Tensor, batch_size: int) -> list[Tensor]:
-        """Batches of consecutive images of one size, with at most MOST_PIXELS pixels, but with at least one image."""
+    def _whole(self, samples: Samples, positions: Tensor, batch_size: int, tile: Size | None = None) -> list[Tensor]:
+        """Batches of consecutive images of one size, with at most MOST_PIXELS pixels, but with at least one image.
+
+        With tiles, a batch of images has at most as many pixels as `batch_size` tiles.
+        """
         plan: list[list[int]] = []
         last: tuple[Size, ...] | None = None
         most = 1
         for position in positions.tolist():
             sizes = self.preparation.sizes(samples.sizes(position))
             if sizes != last:
-                last, most = sizes, max(1, min(batch_size, MOST_PIXELS // max(h * w for h, w in sizes)))
+                together = images_at_once(batch_size, sizes[0], tile)
+                last, most = sizes, max(1, min(together, MOST_PIXELS // max(h * w for h, w in sizes)))
                 plan.append([])
             elif len(plan[-1]) == most:
                 plan.append([])

@@ -1,5 +1,6 @@
 """How bytes of images become the numbers that a network takes, and how the values of targets follow them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,6 +24,10 @@ class Scale:
     std: tuple[float, ...]
     color: Color = "rgb"
     max_value: float = 1.0
+
+    @property
+    def mean_color(self) -> list[int]:
+        return mean_color(self.mean, self.color, self.max_value)
 
     def images(self, pixels: Tensor) -> Tensor:
         """Float images [..., c, h, w] from 0 to `max_value`; of bytes, or of floats from 0 to 1."""
@@ -67,6 +72,11 @@ def to_bytes(image: Tensor) -> Tensor:
     """[c, h, w] from 0 to 1 -> uint8 [3, h, w], for people; of other numbers of channels the first."""
     image = image if image.shape[0] == 3 else image[:1].expand(3, -1, -1)
     return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def mean_color(mean: Sequence[float], color: str, max_value: float) -> list[int]:
+    """The bytes [channels] that become zero, or near it, in the order of files."""
+    return [min(255, max(0, round(value / max_value * 255))) for value in (mean[::-1] if color == "bgr" else mean)]
 
 
 def check_color(color: str | None, channels: int) -> Color:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.data.batches import IGNORED, Fit
+from compressor.data.images import centred, inside
 from compressor.data.pixels import Scale
 from compressor.data.readers import random_numbers, seed_from
 from compressor.data.samples import VOID, Sample, Size
@@ -56,17 +57,19 @@ class Preparation(ABC):
 class ForMasks(Preparation):
     """Training images are scaled at random, cropped to `crop` (height, width) and mirrored; what lies outside has no class.
 
-    Images are resized to `size` first, if it is given.
+    Images are resized to `size` first, if it is given. With `letterbox` they keep their aspect ratio, and whole images are
+    centred between bars of the mean color, where masks have no class.
     """
 
     scale: Scale
     crop: Size
     pad_to: int
     size: Size | None = None
+    letterbox: bool = False
 
     @property
     def fit(self) -> Fit:
-        return "whole" if self.size is None else "stretch"
+        return "whole" if self.size is None else "letterbox" if self.letterbox else "stretch"
 
     def train(self, sample: Sample, seed: int) -> Sample:
         from torchvision import tv_tensors
@@ -76,14 +79,17 @@ class ForMasks(Preparation):
             factor = SMALLEST + (LARGEST - SMALLEST) * float(torch.rand(()))
             # First the crop, then the scale: only what is seen is resized.
             region = [max(1, round(side / factor)) for side in self.crop]
-            image, mask = self._resized(sample, self.size)
-            fill = {tv_tensors.Image: self._mean(image), tv_tensors.Mask: _void(mask)}
+            image, mask = self._fitted(sample)
+            fill = {tv_tensors.Image: self.scale.mean_color, tv_tensors.Mask: _void(mask)}
             moves = v2.Compose([v2.RandomCrop(region, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip()])
             image, mask = moves(tv_tensors.Image(image), tv_tensors.Mask(mask))
             return self._resized(Sample(image.as_subclass(Tensor), mask.as_subclass(Tensor)), self.crop)
 
     def evaluate(self, sample: Sample, index: int) -> Sample:
-        image, mask = self._resized(sample, self.size)
+        image, mask = self._fitted(sample)
+        if self.size is not None and self.letterbox:
+            image = centred(image, self.size, self.scale.mean_color)
+            mask = centred(mask[None], self.size, [_void(mask)])[0]
         return Sample(pad(image, self.pad_to), _pad_mask(mask, self.pad_to))
 
     def sizes(self, found: tuple[Size, ...]) -> tuple[Size, ...]:
@@ -95,10 +101,13 @@ class ForMasks(Preparation):
             numbers == VOID, IGNORED
         ) if targets.dtype == torch.uint8 else numbers
 
-    def _mean(self, image: Tensor) -> list[int]:
-        """The bytes that become zero, or near it, for each channel of `image`."""
-        mean = [*self.scale.mean] if self.scale.color != "bgr" else [*self.scale.mean][::-1]
-        return [min(255, max(0, round(value / self.scale.max_value * 255))) for value in mean]
+    def _fitted(self, sample: Sample) -> Sample:
+        """Image and mask, resized to `size` or, to be letterboxed, to what fits into it."""
+        size = self.size
+        if size is not None and self.letterbox:
+            height, width = sample.input.shape[-2:]
+            size = inside((height, width), size)
+        return self._resized(sample, size)
 
     def _resized(self, sample: Sample, size: Size | None) -> Sample:
         """Image and mask in another size; each pixel of the mask keeps the class that is nearest."""

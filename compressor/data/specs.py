@@ -46,6 +46,7 @@ USUAL_SIZE = 224  # pixels; for images of different sizes
 MOST_CROPPED = 512  # pixels; the largest side of training images with masks, unless it is given
 RESTORED_CROP = 128  # pixels; the side of training images to be restored, unless it is given
 REDUCED_CROP = 192  # pixels; the same of targets that are larger than their inputs
+FITS = ("cover", "stretch", "letterbox")  # how images are brought to a size
 LOOKED_AT = 32  # images of each data set whose sizes are compared
 
 
@@ -55,6 +56,7 @@ class Wishes:
 
     spec: str
     size: int | tuple[int, int] | None
+    fit: str | None
     channels: int | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
@@ -62,6 +64,7 @@ class Wishes:
     max_value: float
     crop: int | None
     pad_to: int
+    tile: int | tuple[int, int] | None
     group: str | None
     held_out: float
     seed: int
@@ -75,6 +78,11 @@ class Wishes:
         if self.size is not None and min(self.height_and_width or (1,)) < 1:
             height, width = self.height_and_width or (1, 1)
             raise DataError(f"The image size is {width}x{height} pixels, but must be 1 or more.")
+        if self.fit not in (None, *FITS):
+            hint = did_you_mean(str(self.fit), FITS) or "."
+            raise DataError(f"The fit {self.fit!r} is unknown{hint}\nUse one of {', '.join(FITS)}.")
+        if self.fit is not None and self.size is None:
+            raise DataError(f"The fit {self.fit} is that of images to a size, and there is none: give one, as in 480x640.")
         if self.channels not in (None, 1, 3):
             raise DataError(f"{self.channels} channels were requested: images have 1 or 3, or omit them.")
         if self.max_value not in (1, 255):
@@ -82,10 +90,20 @@ class Wishes:
         for name, value in (("crop", self.crop), ("multiple to pad to", self.pad_to)):
             if value is not None and value < 1:
                 raise DataError(f"The {name} is {value} pixels, but must be 1 or more.")
+        for value in self.tile_size or ():
+            if value < 1 or value % self.pad_to:
+                raise DataError(
+                    f"A side of a tile is {value} pixels, but must be "
+                    + ("1 or more." if self.pad_to == 1 else f"a multiple of {self.pad_to}, as of the images that are padded.")
+                )
 
     @property
     def height_and_width(self) -> Size | None:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def tile_size(self) -> Size | None:
+        return (self.tile, self.tile) if isinstance(self.tile, int) else self.tile
 
     @property
     def wanted_channels(self) -> int | None:
@@ -98,6 +116,7 @@ def open_data(
     spec: str,
     *,
     size: int | tuple[int, int] | None = None,
+    fit: str | None = None,
     channels: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -105,6 +124,7 @@ def open_data(
     max_value: float = 1.0,
     crop: int | None = None,
     pad_to: int = 1,
+    tile: int | tuple[int, int] | None = None,
     group: str | None = None,
     held_out: float = 0.1,
     seed: int = 0,
@@ -127,14 +147,17 @@ def open_data(
     to 0 and 1. `group` keeps images in one split: see `splits.group`.
 
     For images with masks, `size` is what images are resized to, and otherwise the size of reference for costs is that of the
-    images; `crop` is the side of training images, at most 512 by default. With `pad_to`, whole images are padded at the right
-    and bottom to a multiple. Images to be restored are never resized, and not normalised unless `mean` and `std` are given;
-    `crop` is that of inputs; `max_value` also holds for targets.
+    images; `crop` is the side of training images, at most 512 by default. `fit` is how images are resized: "stretch" (the
+    default for masks), "cover" (for others), or "letterbox": with their aspect ratio, and between bars of the mean color, where
+    masks have no class. With `pad_to`, whole images are padded at the right and bottom to a multiple. Images to be restored are
+    never resized, and not normalised unless `mean` and `std` are given; `crop` is that of inputs; `max_value` also holds for
+    targets. Of all these and of images without labels, held-out and test images that are larger than `tile` are given to the
+    network in tiles of that size, and costs are those of one.
 
     Raises DataError if the data do not exist, are invalid, or cannot be read.
     """
     asked = Wishes(
-        spec, size, channels, mean, std, color, max_value, crop, pad_to, group, held_out, seed, workers, memory_limit
+        spec, size, fit, channels, mean, std, color, max_value, crop, pad_to, tile, group, held_out, seed, workers, memory_limit
     )
     asked.check()
     kind, folder, options = _dense(spec)
@@ -163,8 +186,14 @@ def _framed(source: Source[Images], asked: Wishes) -> FramedImages:
     notes = list(source.notes)
     parts = _parts(source, asked, notes)
     sets = {id(part.images): part.images for part in parts.values()}
+    if asked.tile is not None and source.classes:
+        raise DataError(f"{asked.spec} has class numbers, and the class of an image is not that of its tiles: omit the tile.")
     frame = _frame(list(sets.values()), asked.height_and_width, _channels(source, asked.wanted_channels), notes)
+    if asked.fit == "stretch":
+        raise DataError(f"The fit stretch is for images with masks, but {asked.spec} has none: use cover or letterbox.")
     scale = _scale(asked, frame.channels, notes, source.mean, source.std)
+    if asked.fit == "letterbox":
+        frame = replace(frame, bars=scale.mean_color)
     needed = sum(len(images) for images in sets.values()) * frame.channels * frame.height * frame.width
     fits = needed <= asked.memory_limit
     readers: dict[int, Reader] = {
@@ -188,6 +217,8 @@ def _framed(source: Source[Images], asked: Wishes) -> FramedImages:
         notes=notes,
         readers={split: readers[id(part.images)] for split, part in parts.items()},
         positions={split: part.positions for split, part in parts.items()},
+        tile=_tile(asked, (frame.height, frame.width), notes),
+        fit="cover" if frame.bars is None else "letterbox",
     )
 
 
@@ -198,7 +229,7 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
     notes = list(source.notes)
     parts = _parts(source, asked, notes)
     samples = _kept(parts, channels + 1, asked, notes)
-    size = asked.height_and_width or _reference(samples, notes)
+    size = asked.height_and_width or _reference(samples, asked, notes)
     scale = _scale(asked, channels, notes)
     return PairedData(
         spec=asked.spec,
@@ -211,18 +242,20 @@ def _with_masks(root: Path, options: Mapping[str, str], asked: Wishes) -> Paired
         positions={split: part.positions for split, part in parts.items()},
         preparation=_for_masks(scale, size, asked),
         pad_to=asked.pad_to,
+        tile=_tile(asked, padded(size, asked.pad_to), notes),
         workers=asked.workers,
     )
 
 
 def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wishes) -> PairedData:
     """Images to be restored, with target images."""
+    _check_whole(asked)
     channels = asked.wanted_channels or 3
     source, ratio, sigma = read_restoration(kind, root, options, channels)
     notes = list(source.notes)
     parts = _parts(source, asked, notes)
     samples = _kept(parts, channels, asked, notes)
-    size = asked.height_and_width or _reference(samples, notes)
+    size = asked.height_and_width or _reference(samples, asked, notes)
     scale = _scale(asked, channels, notes, 0.0, 1.0)
     return PairedData(
         spec=asked.spec,
@@ -235,13 +268,17 @@ def _with_targets(kind: str, root: Path, options: Mapping[str, str], asked: Wish
         positions={split: part.positions for split, part in parts.items()},
         preparation=_for_images(scale, samples, asked, ratio, sigma),
         pad_to=asked.pad_to,
+        tile=_tile(asked, padded(size, asked.pad_to), notes),
         workers=asked.workers,
     )
 
 
 def _for_masks(scale: Scale, size: Size, asked: Wishes) -> ForMasks:
+    """Raises DataError for images that shall be cropped in evaluation: every pixel of a mask counts."""
+    if asked.fit == "cover":
+        raise DataError(f"The fit cover would crop the masks of {asked.spec}, of which every pixel counts: use another one.")
     height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
-    return ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width)
+    return ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width, asked.fit == "letterbox")
 
 
 def _for_images(scale: Scale, samples: Mapping[Split, Samples], asked: Wishes, ratio: int, sigma: float = 0.0) -> ForImages:
@@ -263,10 +300,11 @@ def _own(source: Own, asked: Wishes) -> PairedData:
         wrapped = {id(samples): Prepared(samples, channels, len(source.classes)) for samples in sets.values()}
         prepared: dict[Split, Samples] = {split: wrapped[id(samples)] for split, samples in sets.items()}
         scale = _scale(asked, channels, notes, *((0.0, 1.0) if source.kind == "images" else ()))
-        size = asked.height_and_width or _reference(prepared, notes)
+        size = asked.height_and_width or _reference(prepared, asked, notes)
         if source.kind == "masks":
             preparation: Preparation = _for_masks(scale, size, asked)
         else:
+            _check_whole(asked)
             (found, *_), target = train.sizes(0), train.sizes(0)[-1]
             preparation = _for_images(scale, prepared, asked, max(1, target[0] // found[0]))
         shape: tuple[int, ...] = (channels, *padded(size, asked.pad_to))
@@ -281,6 +319,7 @@ def _own(source: Own, asked: Wishes) -> PairedData:
             positions,
             preparation,
             asked.pad_to,
+            _tile(asked, padded(size, asked.pad_to), notes),
             asked.workers,
         )
     scale, shape = _as_given(train.first.input, asked, source.kind, notes)
@@ -331,9 +370,10 @@ def _as_given(first: Any, asked: Wishes, kind: Kind, notes: list[str]) -> tuple[
     """The scale of inputs like the `first` one, which are not resized, and their shape."""
     leaves = [leaf for leaf in tree_leaves(first) if isinstance(leaf, torch.Tensor)]
     shape = tuple(leaves[0].shape) if leaves else ()
-    if asked.crop is not None or asked.pad_to != 1 or asked.height_and_width not in (None, shape[1:]):
+    given = asked.crop is not None or asked.pad_to != 1 or asked.tile is not None or asked.fit is not None
+    if given or asked.height_and_width not in (None, shape[1:]):
         raise DataError(
-            f"The samples of {asked.spec} are used as they are: omit the size, the crop and the multiple to pad to."
+            f"The samples of {asked.spec} are used as they are: omit the size, fit, crop, multiple to pad to and tile."
         )
     if any(map(is_bytes, leaves)):
         return _scale(asked, asked.wanted_channels or shape[0], notes, *((0.0, 1.0) if kind == "images" else ())), shape
@@ -344,6 +384,24 @@ def _as_given(first: Any, asked: Wishes, kind: Kind, notes: list[str]) -> tuple[
         )
     channels = shape[0] if len(shape) == 3 else 1
     return Scale((0.0,) * channels, (1.0,) * channels, "grey" if channels == 1 else "rgb"), shape
+
+
+def _check_whole(asked: Wishes) -> None:
+    """Raises DataError if images to be restored shall be resized."""
+    if asked.fit is not None:
+        raise DataError(f"The images of {asked.spec} are to be restored, and never resized: omit the fit.")
+
+
+def _tile(asked: Wishes, size: Size, notes: list[str]) -> Size | None:
+    """The size of tiles, with a note on them; `size` is that of an image for costs."""
+    if asked.tile_size is None:
+        return None
+    (height, width), (rows, columns) = asked.tile_size, map(min, size, asked.tile_size)
+    notes.append(
+        f"Held-out and test images larger than {width}x{height} pixels are given to the network in tiles of that size, which "
+        f"overlap by a quarter; costs are those of {columns}x{rows} pixels."
+    )
+    return height, width
 
 
 def _smallest(samples: Mapping[Split, Samples]) -> Size:
@@ -374,13 +432,13 @@ def _spread(n: int) -> list[int]:
     return sorted({*torch.linspace(0, n - 1, LOOKED_AT).long().tolist()})
 
 
-def _reference(samples: Mapping[Split, Samples], notes: list[str]) -> Size:
+def _reference(samples: Mapping[Split, Samples], asked: Wishes, notes: list[str]) -> Size:
     """The size of one image for costs and export: the most frequent one; of several, one of medium area."""
     sets = {id(each): each for each in samples.values()}.values()
     found = Counter(each.sizes(index)[0] for each in sets for index in _spread(len(each)))
     areas = sorted(math.prod(size) for size in found.elements())
     size = max(found, key=lambda size: (found[size], -abs(math.prod(size) - areas[len(areas) // 2])))
-    if len(found) > 1:
+    if len(found) > 1 and asked.tile is None:
         notes.append(f"The images have different sizes; costs are those of {size[1]}x{size[0]} pixels. A size can be given.")
     return size
 
@@ -505,21 +563,25 @@ def _check_finished(data: Data, asked: Wishes) -> None:
     """Raises DataError if the data that a user's function opened contradict the requested settings."""
     wanted = {
         "size": asked.height_and_width,
+        "fit": asked.fit,
         "channels": asked.channels,
         "mean": asked.mean and tuple(asked.mean),
         "std": asked.std and tuple(asked.std),
         "color": asked.color,
         "max_value": None if asked.max_value == 1 else asked.max_value,
         "pad_to": None if asked.pad_to == 1 else asked.pad_to,
+        "tile": asked.tile_size,
     }
     found = {
         "size": data.shape[1:],
+        "fit": data.fit,
         "channels": data.shape[0],
         "mean": data.mean,
         "std": data.std,
         "color": data.color,
         "max_value": data.max_value,
         "pad_to": data.pad_to,
+        "tile": data.tile,
     }
     for name, value in wanted.items():
         if value is not None and value != found[name]:

@@ -186,8 +186,9 @@ class Teaching:
 class Preprocessing:
     """How an image becomes an input of `model.onnx`: fitted to `size`, its channels ordered, scaled, normalized.
 
-    `fit` is "cover" (resized to cover `size` / `crop`, and center-cropped to `size`), "stretch" (resized to `size`), or "whole"
-    (not resized; `size` is that of one image for costs).
+    `fit` is "cover" (resized to cover `size` / `crop`, and center-cropped to it), "stretch" (resized to `size`), "letterbox"
+    (resized with its aspect ratio to fit into `size`, and centred between bars), or "whole" (not resized; `size` is that of one
+    image for costs, unless there is a tile).
     """
 
     size: list[int]  # height and width
@@ -200,6 +201,8 @@ class Preprocessing:
     color: str = "rgb"  # order of the channels: rgb, bgr or grey
     max_value: float = 1.0  # of white
     pad_to: int = 1  # the last row and column are repeated at the bottom and right, up to a multiple of this
+    tile: list[int] | None = None  # height and width of overlapping parts in which a larger image is given to the network
+    bars: list[int] | None = None  # color of the bars of a letterboxed image: grey, or red, green and blue, from 0 to 255
 
 
 @dataclass(frozen=True)

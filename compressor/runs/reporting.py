@@ -16,6 +16,7 @@ from compressor.channels import Channels, Mask
 from compressor.checkpoint.plan import Plan
 from compressor.data import Data
 from compressor.data.images import CROP_SHARE, SMALL
+from compressor.data.pixels import mean_color
 from compressor.errors import Infeasible, VerificationFailed
 from compressor.files import sha256_of
 from compressor.methods import widths
@@ -187,6 +188,8 @@ def preprocessing(data: Data | None, plan: Plan | None) -> Preprocessing | None:
             data.color,
             float(data.max_value),
             data.pad_to,
+            None if data.tile is None else list(data.tile),
+            mean_color(data.mean, data.color, data.max_value) if data.fit == "letterbox" else None,
         )
     known = plan.preprocessing if plan is not None else None
     return None if known is None else Preprocessing(**known)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from compressor.checkpoint import Loaded, from_code, load_model
-from compressor.data import Data, Split, open_data
+from compressor.data import Data, Split, input_shape, open_data
 from compressor.errors import UsageError, first_line, printable
 from compressor.network.constants import bind
 from compressor.network.inputs import Input, Inputs
@@ -92,6 +92,8 @@ class Images:
     max_value: float = 1
     crop: int | None = None
     pad_to: int = 1
+    tile: int | tuple[int, int] | None = None
+    fit: str | None = None
     group: str | None = None
 
     @property
@@ -107,6 +109,8 @@ class Images:
             "max_value": None if self.max_value == 1 else self.max_value,
             "crop": self.crop,
             "pad_to": None if self.pad_to == 1 else self.pad_to,
+            "tile": list(self.tile) if isinstance(self.tile, tuple) else self.tile,
+            "fit": self.fit,
             "group": self.group,
         }
 
@@ -117,6 +121,7 @@ class Images:
         return open_data(
             self.spec,
             size=self.size,
+            fit=self.fit,
             channels=channels if channels in (1, 3) else None,
             mean=self.mean,
             std=self.std,
@@ -124,6 +129,7 @@ class Images:
             max_value=self.max_value,
             crop=self.crop,
             pad_to=self.pad_to,
+            tile=self.tile,
             group=self.group,
             seed=seed,
             workers=self.workers,
@@ -172,16 +178,17 @@ def some_inputs(data: Data) -> Any:
 
 
 def _resized(images: Tensor, data: Data) -> Tensor:
-    """Images [n, channels, height, width] in the data's shape; other samples as they are."""
-    if images.dim() == 4 and images.shape[1:] != data.shape:  # whole images, of different sizes
-        images = interpolate(images, data.shape[1:], mode="bilinear", align_corners=False)
+    """Images [n, channels, height, width] of the size of the network's input; other samples as they are."""
+    shape = input_shape(data)
+    if images.dim() == 4 and images.shape[1:] != shape:  # whole images, of different sizes
+        images = interpolate(images, shape[1:], mode="bilinear", align_corners=False)
     return images
 
 
 def inputs_of(data: Data) -> Inputs:
     """The inputs of a network that is called with samples of `data`."""
     if data.fit != "own" or isinstance(samples := some_inputs(data), Tensor):
-        return Inputs.of(data.shape)
+        return Inputs.of(input_shape(data))
     return _for_several(samples, data, None)
 
 
@@ -204,7 +211,8 @@ def _for_several(samples: Any, data: Data, asked: Inputs | None) -> Inputs:
 
 def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:
     """The network's inputs when they come from `data`. Raises UsageError when they are not just images, or other ones."""
-    known = asked or loaded.inputs or Inputs.of(data.shape)
+    shape = input_shape(data)
+    known = asked or loaded.inputs or Inputs.of(shape)
     if len(known.each) > 1:
         raise UsageError(
             f"The network takes {known.described}, but {data.spec} has only images: omit --data. "
@@ -212,9 +220,9 @@ def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:
             "of file.py:function."
         )
     (image,) = known.each
-    if asked is not None and image.shape != data.shape:
+    if asked is not None and image.shape != shape:
         raise UsageError(
-            f"--input {asked} does not fit {data.spec}, whose images are {Inputs.of(data.shape)}: omit --input, or give --size."
+            f"--input {asked} does not fit {data.spec}, whose images are {Inputs.of(shape)}: omit --input, or give --size."
         )
     first = next(iter(inspect.signature(loaded.model.forward).parameters), None)
     if image.name not in (None, first):
@@ -222,7 +230,7 @@ def _for_images(data: Data, asked: Inputs | None, loaded: Loaded) -> Inputs:
             f"--input {image}: images of {data.spec} are passed as the first argument, which this network calls {first}. "
             "Omit --data, or wrap the network so that images come first."
         )
-    return Inputs((replace(image, shape=data.shape),))
+    return Inputs((replace(image, shape=shape),))
 
 
 def task_of(opened: Opened, images: Images, device: torch.device) -> Task:

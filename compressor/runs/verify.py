@@ -64,7 +64,7 @@ def images_of(run: Path) -> Images:
         return Images()
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{run / CONFIG} cannot be read ({first_line(error)}): give --data.") from None
-    names = ("mean", "std", "color", "max_value", "crop", "pad_to", "group", "task")
+    names = ("mean", "std", "color", "max_value", "crop", "pad_to", "tile", "fit", "group", "task")
     fields: dict[str, Any] = {name: _tuple(settings[name]) for name in names if name in settings}
     try:
         return Images(settings.get("data"), _tuple(settings.get("size")), **fields)

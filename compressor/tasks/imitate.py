@@ -51,5 +51,5 @@ class Imitate(Task):
     def score(self, meter: Meter, main: Tensor, batch: Batch) -> None:
         """Against the main output of the original."""
         with torch.inference_mode():
-            wanted, _ = self.split(self.call(self.original, batch.inputs))
-        meter.update(main, wanted.float(), batch.indices)
+            wanted = self.main(self.original, batch)
+        meter.update(main, wanted, batch.indices)

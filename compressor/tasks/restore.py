@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.data import Batch, Data
+from compressor.data import Batch, Data, input_shape
 from compressor.data.pixels import to_bytes
 from compressor.errors import DataError
 from compressor.tasks.likeness import RelativeError
@@ -65,13 +65,14 @@ class Restore(Task):
         sample = one_sample(data)
         main = self.main_of(model, sample)
         if sample.targets is None:
-            channels, *size = data.shape
+            channels, *size = input_shape(data)
             wanted = [channels, *(side * self.scale for side in size)]
         else:
             wanted = [*sample.targets.shape[1:]]
         if list(main.shape[1:]) != wanted:
+            given = "x".join(map(str, input_shape(data)))
             raise DataError(
-                f"For inputs of {'x'.join(map(str, data.shape))} the network outputs {'x'.join(map(str, main.shape[1:]))}, but "
+                f"For inputs of {given} the network outputs {'x'.join(map(str, main.shape[1:]))}, but "
                 f"the targets of {data.spec} have {'x'.join(map(str, wanted))}: use data for which the network was made."
             )
 

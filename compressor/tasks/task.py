@@ -13,18 +13,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.data import Batch, Data
+from compressor.data import Batch, Data, input_shape
 from compressor.errors import UsageError
 from compressor.network.inputs import call
 from compressor.network.meta_device import evaluating
 from compressor.network.outputs import Predict, main_first
+from compressor.network.tiles import in_tiles
 from compressor.tasks.meter import Meter
 
 
 def one_sample(data: Data) -> Batch:
     """What a network is checked with: zeros in the shape of the images, without a target; a sample of a user's own data."""
     if data.fit != "own":
-        return Batch(torch.zeros(1, *data.shape), None, torch.zeros(1, dtype=torch.int64))
+        return Batch(torch.zeros(1, *input_shape(data)), None, torch.zeros(1, dtype=torch.int64))
     return next(iter(data.batches("train", batch_size=1, device="cpu", augment=False, limit=1)))
 
 
@@ -101,14 +102,25 @@ class Task(ABC):
             )
 
     def answers(self, predict: Predict, batch: Batch) -> Tensor:
-        """The main output for a batch; `predict` is `torch_predict` or `onnx_predict`."""
-        found: Tensor = self.call(predict, batch.inputs)
+        """The main output for a batch, put together from tiles where it asks for them.
+
+        `predict` is `torch_predict` or `onnx_predict`. Raises UsageError for outputs that cannot be put together.
+        """
+        found: Tensor = self.call(in_tiles(predict, batch.tile), batch.inputs)
         return found
 
     def main_of(self, model: nn.Module, sample: Batch) -> Tensor:
         """The main output of a model on the CPU, in eval mode, for one sample; without gradients."""
         with torch.no_grad():
             return self.split(self.call(model, sample.inputs))[0]
+
+    def main(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The same of a PyTorch network, where it is and as it is, in float32."""
+
+        def predict(inputs: Any) -> Tensor:
+            return self.split(self.call(model, inputs))[0].float()
+
+        return in_tiles(predict, batch.tile)(batch.inputs)
 
     def score(self, meter: Meter, main: Tensor, batch: Batch) -> None:
         """Add the main output for a batch to the meter of a network."""
@@ -122,10 +134,9 @@ class Task(ABC):
         return meter
 
     def measured(self, model: nn.Module, batches: Iterable[Batch]) -> Meter:
-        """The same of a PyTorch network, where it is and as it is, in eval mode."""
+        """The same of a PyTorch network, where it is, in eval mode."""
         meter = self.meter()
         with evaluating(model), torch.inference_mode():
             for batch in batches:
-                main, _ = self.split(self.call(model, batch.inputs))
-                self.score(meter, main.float(), batch)
+                self.score(meter, self.main(model, batch), batch)
         return meter

@@ -420,6 +420,14 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda plan: plan.update(preprocessing={**IMAGES, "std": [float("nan")]}),
         "a value is not finite",
     ),
+    "a tile of no pixels": (
+        lambda plan: plan.update(preprocessing={**IMAGES, "tile": [8, 0]}),
+        "a tile has no pixels",
+    ),
+    "an unknown fit": (
+        lambda plan: plan.update(preprocessing={**IMAGES, "fit": "own"}),
+        "'own' is not one of cover, stretch, letterbox, whole",
+    ),
     "missing preprocessing entries": (lambda plan: plan.update(preprocessing={"size": [8, 8]}), "is not a valid plan"),
     "an input of a strange type": (
         put("input_shape", value=[{"name": "x", "shape": [3], "dtype": "load"}]),

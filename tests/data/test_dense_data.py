@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from compressor.data import IGNORED, Batch, Batches, Data, open_data
+from compressor.data import IGNORED, Batch, Batches, Data, input_shape, open_data
 from compressor.data.paired import PairedData
 from compressor.data.pixels import Scale
 from compressor.data.preparation import ForMasks, pad
-from compressor.data.samples import Sample
+from compressor.data.samples import Sample, Size
 from compressor.errors import DataError
+from compressor.tasks.segment import Segment
 
 # Python 3.12 and 3.13 warn of what torch's loader does by default: to fork a process that has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -294,6 +295,28 @@ def test_whole_images_and_masks_are_padded_at_the_right_and_bottom(streets: Path
         assert batch.targets[:, :24, :32].equal(torch.stack([classes_of(image[:, :24, :32]) for image in images]))
 
 
+def test_held_out_and_test_images_come_with_the_size_of_their_tiles(streets: Path):
+    plain, data = (open_data(f"segmentation:{streets}", tile=tile, **PLAIN) for tile in (None, (16, 8)))
+    assert data.shape == (3, 24, 32) and input_shape(data) == (3, 16, 8) and input_shape(plain) == (3, 24, 32)
+    assert data.tile == (16, 8) and data.notes[-1].endswith("costs are those of 8x16 pixels.")
+    assert open_data(f"segmentation:{streets}", tile=(99, 8)).notes[-1].endswith("costs are those of 8x24 pixels.")
+    tiled = read(data, "test", batch_size=12)  # 12 tiles have the pixels of two images
+    assert [(batch.size, batch.tile) for batch in tiled] == [(2, (16, 8))] * 2
+    assert torch.cat([batch.inputs for batch in tiled]).equal(read(plain, "test")[0].inputs)
+    assert read(data, "held_out")[0].tile == (16, 8)
+    assert {batch.tile for augment in (True, False) for batch in read(data, "train", augment=augment)} == {None}
+    assert [batch.size for batch in read(open_data(f"segmentation:{streets}", tile=64), "test", batch_size=3)] == [3, 1]
+
+
+def test_images_without_labels_can_be_tiled_and_those_with_classes_cannot(tmp_path: Path):
+    for number in range(20):
+        save(coordinates(24, 24), tmp_path / f"photos/{number}.png")
+    data = open_data(f"images:{tmp_path}/photos", tile=12)
+    assert [(batch.size, batch.tile) for batch in read(data, "test", batch_size=8)] == [(2, (12, 12))] * 2
+    assert {batch.tile for batch in read(data, "train")} == {None}
+    assert "class of an image is not that of its tiles: omit the tile" in fails("digits", tile=4)
+
+
 def test_images_are_resized_with_their_masks(streets: Path):
     data = open_data(f"segmentation:{streets}", size=(16, 64), **PLAIN)
     assert data.shape == (3, 16, 64)
@@ -302,6 +325,67 @@ def test_images_are_resized_with_their_masks(streets: Path):
     assert bytes_of(batch)[0].equal(expected)
     by_pillow = Image.open(streets / "test/masks/cara.png").resize((64, 16), Image.Resampling.NEAREST)
     assert batch.targets[0].equal(TF.pil_to_tensor(by_pillow)[0].long())
+
+
+@pytest.mark.parametrize(
+    ("size", "inner", "place"),
+    [((32, 32), (24, 32), (4, 0)), ((16, 64), (16, 21), (0, 21)), ((49, 64), (48, 64), (0, 0)), ((24, 32), (24, 32), (0, 0))],
+    ids=str,
+)
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_letterboxed_images_and_masks_keep_their_aspect_ratio(streets: Path, size: Size, inner: Size, place: Size, color: str):
+    """Images of 24x32: 64 / 32 = 2 and 49 / 24 = 2.04, so that 48x64 fit into 49x64, with the odd row below."""
+    data = open_data(f"segmentation:{streets}", size=size, fit="letterbox", color=color, mean=(0.2, 0.4, 0.6), std=(1.0,) * 3)
+    assert data.shape == (3, *size) and data.fit == "letterbox"
+    batch = read(data, "test")[0]
+    (top, left), (height, width) = place, inner
+    image, mask = (TF.pil_to_tensor(Image.open(streets / f"test/{kind}/cara.png")) for kind in ("images", "masks"))
+    inside = torch.zeros(size, dtype=torch.bool)
+    inside[top : top + height, left : left + width] = True
+    expected = torch.tensor([0.2, 0.4, 0.6])[:, None, None].expand(3, *size).clone()  # the mean becomes zero
+    resized = TF.resize(image, [height, width], antialias=True) / 255
+    expected[:, inside] = (resized if color == "rgb" else resized.flip(0)).flatten(1)
+    wanted = torch.full(size, IGNORED)
+    wanted[inside] = TF.resize(mask, [height, width], TF.InterpolationMode.NEAREST_EXACT)[0].long().flatten()
+    assert batch.targets[0].equal(wanted)
+    torch.testing.assert_close(batch.inputs[0] + torch.tensor([0.2, 0.4, 0.6])[:, None, None], expected, atol=1e-5, rtol=0)
+
+
+def test_bars_are_not_scored(streets: Path):
+    """A network that has class 1 everywhere is right where the resized masks have it, and nowhere else."""
+    data = open_data(f"segmentation:{streets}", size=(64, 64), fit="letterbox", pad_to=5, **PLAIN)
+    masks = torch.cat([TF.pil_to_tensor(Image.open(path)) for path in sorted((streets / "test/masks").iterdir())])
+    share = float((masks == 1).float().mean())  # 24x32 becomes 48x64: each pixel four times
+
+    def ones(images: Tensor) -> Tensor:
+        return torch.eye(5)[1][:, None, None].expand(len(images), 5, *images.shape[2:])
+
+    scores = Segment(tuple(data.classes)).measure(ones, data.batches("test", batch_size=3, device="cpu")).compute()
+    assert {score.name: score.value for score in scores}["pixel_accuracy"] == pytest.approx(share)
+    assert 0 < share < 0.5
+
+
+def test_training_images_of_a_letterbox_keep_their_aspect_ratio(tmp_path: Path):
+    root = street(tmp_path, {"train/images": ("train/masks", 12), "test/images": ("test/masks", 1)}, size=(64, 96))
+    for fit, ratio in (("letterbox", 1), ("stretch", 1.5)):
+        data = open_data(f"segmentation:{root}", size=(96, 96), fit=fit, crop=24, held_out=0, **PLAIN)
+        (batch,) = read(data, "train", batch_size=12)
+        known = batch.targets != IGNORED
+        down = (batch.inputs[:, 0].diff(dim=1).abs())[known[:, 1:] & known[:, :-1]].mean()
+        right = (batch.inputs[:, 1].diff(dim=2).abs())[known[..., 1:] & known[..., :-1]].mean()
+        assert float(right / down) == pytest.approx(ratio, rel=0.1)
+
+
+def test_images_without_labels_are_letterboxed(tmp_path: Path):
+    for split in ("train", "test"):
+        for name, size in (("flat", (10, 20)), ("square", (20, 20))):
+            save(coordinates(*size), tmp_path / split / f"{name}.png")
+    data = open_data(f"images:{tmp_path}", size=(20, 20), fit="letterbox", mean=(0.2, 0.4, 0.6), std=(1.0,) * 3)
+    assert data.fit == "letterbox"
+    (batch,) = read(data, "test")
+    flat, square = ((batch.inputs + torch.tensor([0.2, 0.4, 0.6])[:, None, None]) * 255).round().to(torch.uint8)
+    bars = torch.tensor([51, 102, 153], dtype=torch.uint8)[:, None, None].expand(3, 5, 20)
+    assert flat.equal(torch.cat([bars, coordinates(10, 20), bars], 1)) and square.equal(coordinates(20, 20))
 
 
 def test_training_images_and_masks_are_scaled_cropped_and_mirrored_together(tmp_path: Path):
@@ -585,12 +669,22 @@ def test_targets_to_be_restored_have_the_order_and_the_range_but_no_normalisatio
         ({"crop": 0}, "crop is 0 pixels"),
         ({"pad_to": 0}, "multiple to pad to is 0"),
         ({"size": 0}, "0x0 pixels"),
+        ({"fit": "letterbox"}, "The fit letterbox is that of images to a size, and there is none"),
+        ({"fit": "leterbox", "size": 8}, "did you mean 'letterbox'?"),
+        ({"fit": "cover", "size": 8}, "would crop the masks"),
+        ({"tile": (8, 0)}, "A side of a tile is 0 pixels, but must be 1 or more"),
+        ({"tile": 48, "pad_to": 32}, "A side of a tile is 48 pixels, but must be a multiple of 32"),
         ({"mean": (0.5,)}, "mean has 1 values"),
     ],
     ids=str,
 )
 def test_settings_that_do_not_fit_are_refused(streets: Path, settings: dict, complaint: str):
     assert complaint in fails(f"segmentation:{streets}", **settings)
+
+
+def test_images_to_be_restored_are_never_fitted(streets: Path):
+    assert "never resized: omit the fit" in fails(f"superres:{streets}/test/images?scale=2", size=8, fit="letterbox")
+    assert "use cover or letterbox" in fails(f"images:{streets}/test/images", size=8, fit="stretch")
 
 
 def test_crops_are_not_for_class_numbers():

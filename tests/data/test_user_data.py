@@ -428,6 +428,8 @@ def test_what_cannot_be_used_is_told(opened, body: str, complaint: str):
         ({"size": 4}, "omit the size"),
         ({"crop": 4}, "omit the size"),
         ({"pad_to": 4}, "omit the size"),
+        ({"tile": 4}, "omit the size"),
+        ({"fit": "letterbox", "size": (4, 4)}, "omit the size"),
         ({"group": "(.)"}, "group"),
     ],
     ids=str,

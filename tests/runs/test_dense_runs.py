@@ -105,6 +105,23 @@ def test_the_run_can_be_verified(segmented: Path) -> None:
     assert "ok       mIoU" in result.stdout
 
 
+def test_a_letterbox_is_recorded_and_used_again(place: Path) -> None:
+    out, data = place / "letterboxed", f"segmentation:{place / 'seg'}"
+    fit = ("--data", data, "--size", "32x32", "--fit", "letterbox", "--epochs", "0")
+    result = compress("prune", place / "unet.pt", "--arch", UNET, "--rate", "0.3", *fit, "--out", out)
+    assert result.exit_code == 0, result.output
+    how = read_report(out).preprocessing
+    assert how is not None and (how.fit, how.size, how.bars) == ("letterbox", [32, 32], [124, 116, 104])  # ImageNet's mean
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
+    told = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
+    plan = json.loads((out / "plan.json").read_text())["preprocessing"]
+    assert told == plan and (plan["fit"], plan["bars"]) == ("letterbox", [124, 116, 104])
+    verified = compress("verify", out)
+    assert verified.exit_code == 0 and "ok       mIoU" in verified.stdout, verified.output
+    refused = compress("eval", out, "--data", data, "--fit", "letterbox")
+    assert refused.exit_code == 2 and "there is none: give one, as in 480x640" in refused.stderr
+
+
 def test_budgets_are_in_the_unit_of_the_score(segmented: Path) -> None:
     met = compress(
         "check", segmented, "--budget", "miou>=70%", "--budget", "drop<=1", "--budget", "drop.high<=5", "--budget", "iou_1>=40%"

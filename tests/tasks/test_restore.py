@@ -72,7 +72,7 @@ def test_equal_images_have_a_finite_psnr() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     class Few:
-        spec, shape, fit = "d", (3, 8, 8), "cover"
+        spec, shape, tile, fit = "d", (3, 16, 8), (8, 9), "cover"
 
     Restore(scale=2).check(nn.Upsample(scale_factor=2), Few())  # type: ignore[arg-type]  # of the data, only these are read
     with pytest.raises(DataError, match="outputs 3x8x8, but the targets of d have 3x16x16"):

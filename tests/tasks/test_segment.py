@@ -116,7 +116,7 @@ def test_agreement_of_pixels() -> None:
 )
 def test_a_network_that_does_not_fit_is_refused(network: nn.Module, told: str) -> None:
     class Few:
-        spec, shape, fit = "d", (3, 8, 8), "cover"
+        spec, shape, tile, fit = "d", (3, 8, 8), None, "cover"
 
     with pytest.raises(DataError, match=told):
         TASK.check(network, Few())  # type: ignore[arg-type]  # of the data, only these are read
