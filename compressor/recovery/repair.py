@@ -145,15 +145,17 @@ class _Call:
     shape: torch.Size  # of the input in the original, without channels
     read: float  # the sum of that input
     count: int  # positions of the output
-    rows: Tensor  # [rows] indices of positions
+    rows: Tensor  # [rows] indices of positions, ascending
+    order: Tensor  # [rows] the order in which they were drawn: the first ones stay when there must be fewer
     output: Tensor  # [rows, channels] output of the original there
     norms: list[str] = field(default_factory=list)  # the batch norms that follow
     added: Tensor | None = None  # [rows, channels] the tensor that the original adds to it
 
-    def select(self, places: Tensor) -> None:
-        """Only these of the rows."""
-        self.rows, self.output = self.rows[places], self.output[places]
-        self.added = None if self.added is None else self.added[places]
+    def limit(self, rows: int) -> None:
+        """Keep so many of the rows."""
+        first = self.order < rows
+        self.rows, self.order, self.output = self.rows[first], self.order[first], self.output[first]
+        self.added = None if self.added is None else self.added[first]
 
 
 @dataclass
@@ -200,9 +202,10 @@ class _Looking(Pass):
         calls, time = target.calls, sum(len(target.calls) for target in self.targets.values())
         total = sum(call.count for call in calls) + len(table)
         for call in calls:
-            call.select(torch.arange(self.some(call.count, total), device=device))
-        rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[: self.some(len(table), total)].to(device)
-        calls.append(_Call(time, self.shape, self.total, len(table), rows, target.at(rows, table)))
+            call.limit(self.some(call.count, total))
+        drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[: self.some(len(table), total)]
+        rows, order = (each.to(device) for each in drawn.sort())
+        calls.append(_Call(time, self.shape, self.total, len(table), rows, order, target.at(rows, table)))
 
     def some(self, count: int, total: int) -> int:
         """How many of the `count` positions of a call are used, if all calls have `total`: all of them are equally likely."""
@@ -238,8 +241,6 @@ class _Looking(Pass):
                 unpaired[now[name]] = "it is called several times, and a call depends on the output of an earlier one"
             else:
                 target.behind = {now[other] for other in behind[name] - {CHOICE}}
-                for call in target.calls:
-                    call.select(call.rows.argsort())  # image by image
                 targets[now[name]] = target
         return targets, unpaired
 
