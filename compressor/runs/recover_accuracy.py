@@ -9,7 +9,7 @@ removed with the channels. Held-out images decide what is kept; the result is me
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -27,6 +27,7 @@ from compressor.training.method import Method
 from compressor.training.train import HELD_OUT_BATCH
 
 RECALIBRATION_IMAGES = 2048
+NAMED = 3  # layers that were not repaired for the same reason are listed up to this number
 NOT_FINITE = "not finite"
 REPAIR_IMAGES, REPAIR_PIXELS = 512, 64 * 224 * 224  # number of training images, fewer if they are large
 
@@ -57,12 +58,12 @@ class _Recovery:
             else:
                 self.small.load_state_dict(anew.state_dict())
                 self.stages.add("recalibrated", self.small, note=_statistics_of(images))
-        repaired = self.repaired(bare) if repair and decides else []
-        if repaired:
-            self.keep_if_better("repaired", repaired, "least squares against the original's feature maps")
+        if repair and decides:
+            self.repair(bare)
 
-    def repaired(self, fitted: nn.Module) -> list[nn.Module]:
-        """The pruned network with layers re-estimated by least squares, with unchanged and with new statistics; or none."""
+    def repair(self, fitted: nn.Module) -> None:
+        """Re-estimate layers of `fitted`, the pruned network, by least squares; keep it, with or without new statistics, if
+        it is better."""
         job, made = self.method.job, self.method.made()
         cut = made.step if isinstance(made.step, Cut) else Cut()
         images = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // math.prod(self.data.shape[1:])))
@@ -70,11 +71,14 @@ class _Recovery:
             done = refit(frozen(job.model, self.device), fitted, cut, self.some(images), job.inputs, made.last)
         except (RuntimeError, ValueError) as error:  # unusual networks may not support it, but the run can continue
             self.journal.say(f"repaired: skipped ({first_line(error)})")
-            return []
+            return
         if not done.layers:
-            return []
+            if done.left:
+                self.journal.say(f"repaired: nothing{not_repaired(done.left)}")
+            return
         anew = clone_network(fitted)
-        return [fitted, anew] if self.recalibrated(anew) else [fitted]
+        networks = [fitted, anew] if self.recalibrated(anew) else [fitted]
+        self.keep_if_better("repaired", networks, f"least squares against the original's feature maps{not_repaired(done.left)}")
 
     def keep_if_better(self, name: str, others: Sequence[nn.Module], note: str) -> None:
         """Continue with the best of `others`, unless the present network is better on held-out images."""
@@ -107,6 +111,17 @@ class _Recovery:
 
 def _statistics_of(images: int) -> str:
     return f"batch-norm statistics of {images} training images"
+
+
+def not_repaired(left: Mapping[str, str]) -> str:
+    """The layers that were not re-estimated, by reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        names.setdefault(reason, []).append(name)
+    return "".join(
+        f"; not {', '.join(some[:NAMED])}{f' and {len(some) - NAMED} more' if len(some) > NAMED else ''} ({reason})"
+        for reason, some in names.items()
+    )
 
 
 def _quality(score: Score | None) -> float:

@@ -23,6 +23,7 @@ from compressor.network.inputs import AnyInputs, Inputs
 from compressor.recovery.forward_passes import (
     Layer,
     Pass,
+    Source,
     groups_of,
     kept_places,
     layer_of,
@@ -31,7 +32,7 @@ from compressor.recovery.forward_passes import (
     table_of,
     that_lost_inputs,
 )
-from compressor.recovery.repair import Repaired, why_left
+from compressor.recovery.repair import NOT_PLAIN, Repaired
 
 NOISE = 32  # samples of noise
 
@@ -48,8 +49,10 @@ def absorb(original: nn.Module, small: nn.Module, cut: Cut, inputs: AnyInputs) -
     done, left = [], {}
     for name in lost:
         norm, mean = listening.norms.get(name), listening.means.get(name)
-        if not listening.once(name, norm):
-            left[name] = why_left(name, list(listening.layers))
+        if name not in listening.layers:
+            left[name] = NOT_PLAIN
+        elif any(listening.calls[each] != 1 for each in (name, norm) if each):
+            left[name] = "it is not called exactly once"
         elif mean is None:
             left[name] = "no batch norm comes before it"
         elif not _absorb(name, norm, mean, original, small, cut):
@@ -101,8 +104,8 @@ class _Listening(Pass):
         if self.noise is not None:
             self.means[name] = table_of(layer, x).double().mean(0)
 
-    def normed(self, name: str, norm: str) -> None:
-        self.norms[name] = norm
+    def normed(self, made: Source, norm: str) -> None:
+        self.norms[made.layer] = norm
 
 
 def _given(layer: Layer, mean: Tensor, stays: Tensor) -> Tensor:

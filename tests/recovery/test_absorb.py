@@ -50,4 +50,4 @@ def test_where_no_batch_norm_says_anything_layers_are_left_alone() -> None:
     assert absorb(model, small.model, small.cut, (1, 4, 4)) == Repaired([], {"2": "no batch norm comes before it"})
     odd = Odd()
     small = cut(odd, (4,), first=[0])
-    assert list(absorb(odd, small.model, small.cut, (4,)).left) == ["own", "one", "twice"]
+    assert list(absorb(odd, small.model, small.cut, (4,)).left) == ["own", "one", "again"]

@@ -155,7 +155,7 @@ def by_hand(run: str) -> float:
 
 
 def test_named_inputs_without_labels_are_pruned_and_verified(place: Path) -> None:
-    stages = prune("Conditioned", "named")
+    stages = prune("Conditioned", "named", "--lr", "1e-3")
     assert {"recalibrated", "repaired"} & {*stages} and stages[-1] == "ONNX"
     report = read_report(Path("named"))
     assert report.task == "imitate" and report.inputs == {"level": [1], "image": [1, 16, 16]} and report.onnx_failure is None

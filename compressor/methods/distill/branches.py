@@ -145,7 +145,7 @@ class Branch(nn.Module):
     With `trained`, the weights start near those of the network, except for a new head and appended blocks.
 
     Interpretation: where the layers after the tap need more than its output, or no block can be repeated, separable
-    convolutions are used instead.
+    convolutions are used instead. Raises UsageError for a module that is not a tap in the strict sense.
     """
 
     def __init__(
@@ -159,6 +159,7 @@ class Branch(nn.Module):
     ) -> None:
         super().__init__()
         outline, self.last = Outline(model, anatomy.inputs), anatomy.taps[-1]
+        outline.check(tap)
         gives = outline.calls[self.last].gives
         self.rest: Rest | Tail
         try:

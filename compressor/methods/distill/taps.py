@@ -6,6 +6,11 @@
 A tap is a module that every path from the input to the logits passes through: with its output detached, the logits do not
 depend on the image. The last tap before a decrease of the spatial size ends a stage. Both are found by forward passes on
 `meta`.
+
+Dense networks, whose main output is a map, pass features on by skip connections and concatenations, so that hardly any module
+is such a tap. Their features are compared at the last module of each resolution, before the last layer, whose output reaches
+the main output by any path: of a U-Net the bottom and each level of the decoder. A network that works at one resolution alone
+has three evenly spaced blocks instead; without blocks, layers. Branches need taps in the strict sense.
 """
 
 from __future__ import annotations
@@ -56,7 +61,7 @@ class Anatomy:
         inputs = Inputs.of(inputs)
         outline = Outline(model, inputs)
         for name in taps:
-            outline.check(name)
+            outline.check(name, strict=not outline.is_dense)
         head = outline.head()
         with evaluating(model), torch.no_grad():
             answer = ask(model, inputs.random(2, like=model)[0], (), head)
@@ -109,6 +114,13 @@ def channels_last(shape: Sequence[int]) -> bool:
     return shape[0] == shape[1] != shape[2]
 
 
+def positions_of(shape: Sequence[int]) -> int:
+    """Pixels, or tokens: of [channels, height, width], [height, width, channels] or [tokens, width]."""
+    if len(shape) == 3:
+        return math.prod(shape[:2] if channels_last(shape) else shape[1:])
+    return shape[0] if len(shape) == 2 else 1
+
+
 # Where stages end -----------------------------------------------------------------------------------------------------
 
 
@@ -121,13 +133,16 @@ class _Call:
     ended: int
     reads: tuple[int, ...] | None
     gives: tuple[int, ...]
+    varies: bool  # whether the output depends on the image
 
     @property
     def positions(self) -> int:
-        """Pixels, or tokens: [channels, height, width], [height, width, channels] or [tokens, width]."""
-        if len(self.gives) == 3:
-            return math.prod(self.gives[:2] if channels_last(self.gives) else self.gives[1:])
-        return self.gives[0] if len(self.gives) == 2 else 1
+        return positions_of(self.gives)
+
+
+def evenly_spaced(names: Sequence[str]) -> list[str]:
+    """The last of each of GROUPS equal groups."""
+    return [names[math.ceil((i + 1) * len(names) / GROUPS) - 1] for i in range(GROUPS)]
 
 
 class Outline:
@@ -137,8 +152,16 @@ class Outline:
         self.model, self.inputs = meta_copy(model).eval().requires_grad_(False), inputs
         self.calls = self._record()
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the main output is a map, and not one vector for each image."""
+        shape = self._answer().shape[1:]
+        return len(shape) == 3 and positions_of(shape) > 1
+
     def stage_ends(self) -> list[str]:
         """The last tap before each decrease of the spatial size; evenly spaced blocks where there is none."""
+        if self.is_dense:
+            return self._last_of_resolutions()
         by_size: dict[int, list[_Call]] = {}
         for call in self.calls.values():
             by_size.setdefault(call.positions, []).append(call)
@@ -157,12 +180,14 @@ class Outline:
                 return call.name if call.gives == tuple(self._answer().shape[1:]) else None
         return None
 
-    def check(self, name: str) -> None:
-        """Raise UsageError unless `name` is a tap."""
+    def check(self, name: str, strict: bool = True) -> None:
+        """Raise UsageError unless `name` is a tap; without `strict`, unless it is on a path from the image to the logits."""
         if name not in self.calls:
             near = did_you_mean(name, list(self.calls))
             raise UsageError(f"--taps {name}: no such module is called once per image and returns one tensor{near or '.'}")
-        if not self.is_tap(name):
+        if not strict and not self.is_on_path(name):
+            raise UsageError(f"--taps {name}: this module is not on a path from the image to the main output: name another.")
+        if strict and not self.is_tap(name):
             raise UsageError(f"--taps {name}: another path bypasses this module: name the end of a whole block.")
 
     def is_tap(self, name: str) -> bool:
@@ -170,6 +195,18 @@ class Outline:
         handle = self.model.get_submodule(name).register_forward_hook(lambda module, args, output: output.detach())
         try:
             return not self._answer().requires_grad
+        finally:
+            handle.remove()
+
+    def is_on_path(self, name: str) -> bool:
+        """Whether the module's output depends on the image, and the logits on that output."""
+
+        def separate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return output.detach().requires_grad_().clone()  # later operators can work in place
+
+        handle = self.model.get_submodule(name).register_forward_hook(separate)
+        try:
+            return self.calls[name].varies and self._answer(track=False).requires_grad
         finally:
             handle.remove()
 
@@ -201,13 +238,62 @@ class Outline:
         for kind, many in common:
             names = [name for name in kinds if kinds[name] is kind]
             if many >= GROUPS and self.is_tap(names[0]):
-                return [names[math.ceil((i + 1) * many / GROUPS) - 1] for i in range(GROUPS)]
+                return evenly_spaced(names)
         return [call.name for call in reversed(calls) if self.is_tap(call.name)][:1]
 
-    def _answer(self) -> Tensor:
+    def _last_of_resolutions(self) -> list[str]:
+        """The last module of each resolution, before the last layer; of one resolution alone, evenly spaced blocks."""
+        weighted = [
+            n for n, c in self.calls.items() if next(self.model.get_submodule(n).parameters(recurse=False), None) is not None
+        ]
+        last = next((self.calls[name].began for name in reversed(weighted) if self.is_on_path(name)), 0)
+        before = [call for call in self.calls.values() if call.ended < last and call.varies and call.positions > 1]
+        levels: dict[int, list[_Call]] = {}
+        for call in before:
+            level = self._level(call.gives)
+            if not any(self._leaves(outer, level) for outer in self._around(call)):
+                levels.setdefault(level, []).append(call)
+        ends = [next((c for c in reversed(calls) if self.is_on_path(c.name)), None) for calls in levels.values()]
+        found = sorted((call for call in ends if call is not None), key=lambda call: call.ended)
+        return [call.name for call in found[-MOST:]] if len(found) != 1 else self._spaced_on_path(before)
+
+    def _around(self, call: _Call) -> list[_Call]:
+        """The modules that contain this one."""
+        parts = call.name.split(".")
+        return [self.calls[name] for i in range(1, len(parts)) if (name := ".".join(parts[:i])) in self.calls]
+
+    def _leaves(self, call: _Call, level: int) -> bool:
+        """Whether a module changes this resolution to another one, as the first block of a stage does."""
+        return call.reads is not None and self._level(call.reads) == level != self._level(call.gives)
+
+    def _level(self, shape: Sequence[int]) -> int:
+        """A resolution, in halvings of the largest area. Rounded, because convolutions without padding crop a little."""
+        largest = max(call.positions for call in self.calls.values())
+        return round(math.log2(largest / max(1, positions_of(shape))))
+
+    def _spaced_on_path(self, calls: list[_Call]) -> list[str]:
+        """The ends of GROUPS equal groups of the outermost kind of block, or else of the most frequent kind of layer."""
+        kinds: dict[type[nn.Module], list[str]] = {}
+        for call in calls:
+            module = self.model.get_submodule(call.name)
+            if call.reads == call.gives and not isinstance(module, nn.Sequential) and self.is_on_path(call.name):
+                kinds.setdefault(type(module), []).append(call.name)
+        many = {kind: names for kind, names in kinds.items() if len(names) >= GROUPS}
+
+        def order(kind: type[nn.Module]) -> tuple[bool, int, int]:
+            is_leaf = not list(self.model.get_submodule(many[kind][0]).children())
+            return is_leaf, 0 if is_leaf else min(name.count(".") for name in many[kind]), -len(many[kind])
+
+        if not many:
+            return [call.name for call in reversed(calls) if self.is_on_path(call.name)][:1]
+        names = many[min(many, key=order)]
+        return evenly_spaced(names)
+
+    def _answer(self, track: bool = True) -> Tensor:
+        """The main output for one sample; with `track`, autograd knows whether it depends on the sample."""
         samples = self.inputs.random(1, like=self.model)
         for sample in samples:
-            if sample.is_floating_point():
+            if track and sample.is_floating_point():
                 sample.requires_grad_()
         with separate_attention():
             return logits_of(self.inputs.call(self.model, samples))
@@ -229,7 +315,8 @@ class Outline:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 if isinstance(output, Tensor) and output.dim() > 1:
                     reads = tuple(args[0].shape[1:]) if args and isinstance(args[0], Tensor) else None
-                    calls[name] = _Call(name, began[name], next(clock), reads, tuple(output.shape[1:]))
+                    gives = tuple(output.shape[1:])
+                    calls[name] = _Call(name, began[name], next(clock), reads, gives, output.requires_grad)
 
             return hook
 

@@ -1,6 +1,10 @@
 """Ends of stages, the layers after them, and branches, on networks that were not written for it."""
 
 import copy
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,6 +20,10 @@ from compressor.methods.distill.branches import Branch, Rest, Separable, Tail, f
 from compressor.methods.distill.taps import Anatomy, ask
 
 DIGITS = (1, 8, 8)
+
+
+def fcn() -> nn.Module:
+    return torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True)
 
 
 def transformer() -> nn.Module:
@@ -73,6 +81,69 @@ def test_named_taps_must_be_taps() -> None:
 def test_a_network_with_maps_has_no_head() -> None:
     anatomy = Anatomy.of(nn.Conv2d(3, 5, 3), (3, 8, 8))
     assert (anatomy.head, anatomy.classes) == (None, 5)
+
+
+# Dense networks -------------------------------------------------------------------------------------------------------
+
+
+def example(name: str) -> ModuleType:
+    """A module of examples/segmentation or examples/restoration."""
+    (path,) = Path(__file__).parents[3].glob(f"examples/*/{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Deep(nn.Module):
+    """A U-Net with three levels, convolutions without padding, and an auxiliary head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Sequential(nn.Conv2d(i, o, 3), nn.ReLU()) for i, o in ((3, 4), (4, 6)))
+        self.bottom = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(inplace=True))
+        self.up = nn.ModuleList(nn.Sequential(nn.Conv2d(i, o, 3), nn.ReLU(inplace=True)) for i, o in ((14, 6), (10, 4)))
+        self.head, self.auxiliary = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        first = self.down[0](x)
+        second = self.down[1](F.max_pool2d(first, 2))
+        deep = self.bottom(F.max_pool2d(second, 2))
+        for up, skip in zip(self.up, (second, first), strict=True):
+            deep = up(torch.cat([F.interpolate(deep, size=skip.shape[2:]), skip], 1))
+        return {"out": self.head(deep), "auxiliary": self.auxiliary(deep)}
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "taps", "sizes"),
+    [
+        (lambda: example("unet").UNet(), 32, ("bottom", "up"), (16, 32)),
+        (Deep, 94, ("bottom", "up.0", "up.1"), (20, 42, 90)),
+        (lambda: example("espnet").espnet(), 64, ("br", "combine_l2_l3", "conv"), (8, 16, 32)),
+        (lambda: example("imdn").imdn_x2(), 24, ("IMDB2", "IMDB4", "IMDB6"), (24, 24, 24)),
+        (lambda: example("dncnn").DnCNN(3), 24, ("dncnn.16", "dncnn.31", "dncnn.46"), (24, 24, 24)),
+        (fcn, 64, ("backbone.relu", "backbone.layer1", "classifier.3"), (32, 16, 8)),
+    ],
+)
+def test_a_dense_network_has_taps_at_the_last_module_of_each_resolution(
+    model: Callable[[], nn.Module], side: int, taps: tuple[str, ...], sizes: tuple[int, ...]
+) -> None:
+    network = model().eval()
+    anatomy = Anatomy.of(network, (3, side, side))
+    assert anatomy.taps == taps and anatomy.head is None
+    features = anatomy.ask(network, images((3, side, side))).features
+    assert tuple(each.shape[-1] for each in features) == sizes
+
+
+def test_dense_networks_take_any_module_on_a_path_by_name_but_no_branch_from_it() -> None:
+    model, shape = Deep(), (3, 94, 94)
+    anatomy = Anatomy.of(model, shape, ("down.1", "up.1"))
+    assert anatomy.taps == ("down.1", "up.1")
+    with pytest.raises(UsageError, match="auxiliary: this module is not on a path from the image to the main output"):
+        Anatomy.of(model, shape, ("auxiliary",))
+    with pytest.raises(UsageError, match=r"down\.1: another path bypasses this module"):
+        Branch(model, anatomy, "down.1")
 
 
 # Layers after a tap ---------------------------------------------------------------------------------------------------

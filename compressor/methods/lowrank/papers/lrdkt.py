@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -100,10 +101,11 @@ class Lrdkt(LowRank):
         softened, known = (logits_of(answers).float() / self.temperature for answers in (outputs, wanted))
         terms["teacher"] = self.soft * F.cross_entropy(softened, known.softmax(1))
         for name, hint in self.hinted.items():
-            terms[hint] = self.hints * 0.5 * F.mse_loss(read[name].float(), shown[name].float())
+            errors = [F.mse_loss(ours.float(), theirs.float()) for ours, theirs in zip(read[name], shown[name], strict=True)]
+            terms[hint] = self.hints * 0.5 * torch.stack(errors).sum()
         return terms
 
-    def _seen(self, model: nn.Module, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        """The output of `model`, and the inputs of its hinted layers."""
+    def _seen(self, model: nn.Module, images: Tensor) -> tuple[Any, dict[str, list[Tensor]]]:
+        """The output of `model`, and the inputs of its hinted layers, call by call."""
         answers, read = reads(model, list(self.hinted), images)
-        return answers, dict(read)
+        return answers, {name: [x for layer, x in read if layer == name] for name in self.hinted}

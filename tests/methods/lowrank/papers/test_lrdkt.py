@@ -56,6 +56,33 @@ def test_all_layers_are_split_the_first_and_the_last_too() -> None:
     assert [part.kernel_size for part in at_energy(0.2, one_by_one, (8, 4, 4), round_to=1).chains["0"]] == [(1, 1), (1, 1)]
 
 
+class Twice(nn.Module):
+    """[n, channels, height, width] -> [n, classes]: both halves of the features through one linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(SHAPE[0], 32, 3), nn.Linear(16, 10)
+
+    def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.stem(x).relu().mean((2, 3)).chunk(2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.halves(x)
+        return self.head(first) - self.head(second)
+
+
+def test_the_hint_of_a_layer_that_is_called_twice_is_the_sum_over_its_calls() -> None:
+    method = Lrdkt(job("params=50%", Twice()), hints=0.125)
+    method.prepare()
+    method.eval()
+    (batch,) = batches(1)
+    terms = method.loss(batch)
+    pairs = zip(method.model.halves(batch.inputs), method.original.halves(batch.inputs), strict=True)
+    wanted = 0.125 * 0.5 * sum(F.mse_loss(ours, theirs) for ours, theirs in pairs)
+    torch.testing.assert_close(terms["last_hint"], wanted)
+    assert wanted > 0 and "first_hint" not in terms
+
+
 def test_each_term_by_hand() -> None:
     task = job("params=50%", Wide())
     method = Lrdkt(task, soft=0.25, hints=0.125, temperature=2.0)
