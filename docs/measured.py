@@ -26,6 +26,8 @@ def results() -> str:
         "distillation_recovery": _distillation_recovery,
         "distillation_peers": _distillation_peers,
         "quantization": _quantization,
+        "dense_tasks": _dense_tasks,
+        "latency_under_load": _latency_under_load,
     }
     return "\n\n".join(section() for name, section in sections.items() if (FIGURES / f"{name}.json").exists())
 
@@ -391,3 +393,52 @@ def _rounds(row: Row, first: Row) -> list[str]:
     for batch, (median, least, most) in row["ms"].items():
         cells += [f"{median:.3g} ({least:.3g} to {most:.3g})", f"{first['ms'][batch][0] / median:.2f}"]
     return cells
+
+
+DENSE = {"espnet": "ESPNet, CamVid", "imdn": "IMDN x2, Set5", "dncnn": "DnCNN, noise of 25, CBSD68"}
+
+
+def _dense_tasks() -> str:
+    rows = _read("dense_tasks")["rows"]
+    stages = ("original", "cut", "repaired", "fine-tuned")
+    header = ["network", "command", "MACs left, %", "size left, %", *stages, "result as ONNX", "change [95 %]", "epochs"]
+    table = []
+    for row in rows:
+        scale = 100 if row["unit"] == "%" else 1
+        last = {"cut": row["stages"].get("cut", row["stages"].get("factored"))}
+        values = [last.get(name) or row["stages"].get(name) for name in stages]
+        cells = ["" if value is None else f"{scale * value:.2f}" for value in (*values, list(row["stages"].values())[-1])]
+        low, high = ("" if bound is None else f"{scale * bound:.2f}" for bound in row["change"][1:])
+        shares = [f"{100 * row['macs_left']:.1f}", f"{100 * (row['size_left'] or 1):.1f}"]
+        change = f"{scale * row['change'][0]:+.2f} [{low}, {high}]"
+        table.append([DENSE[row["network"]], f"`{row['case']}`", *shares, *cells, change, str(row["epochs"] or "")])
+    trivial = "; ".join(
+        f"{DENSE[name]}: {value:.2f} dB" for name, value in {r["network"]: r["trivial"] for r in rows}.items() if value
+    )
+    return f"""## Segmentation and restoration
+
+Public checkpoints on public test images, seed {rows[0]["seed"]}: ESPNet in mIoU over 11 classes, in per cent; IMDN and DnCNN in
+PSNR, dB, of luma or grey. Repair needs no labels. Training and repair read none of the test images; the last epoch is reported.
+Without any network, bicubic interpolation and the noisy image have: {trivial}.
+
+{_table(header, table)}"""
+
+
+def _latency_under_load() -> str:
+    figures = _read("latency_under_load")
+    middle = statistics.median(figures["quiet"]["ratios"])
+    rows = []
+    for key, clock in (("ratios", "processor time, as reported"), ("wall_ratios", "wall time")):
+        for name in ("quiet", "loaded"):
+            found = figures[name][key]
+            far = max(abs(ratio / middle - 1) for ratio in found)
+            cells = [f"{value:.2f}" for value in (statistics.median(found), min(found), max(found))]
+            rows.append([clock, name, *cells, f"{100 * far:.0f} %"])
+    header = ["clock", "machine", "median", "least", "most", "largest distance from the quiet median"]
+    return f"""## Latency on a busy machine
+
+How many times as fast as a ResNet-18 the same network with half of its MACs is in ONNX Runtime, one image, one thread:
+{len(figures["quiet"]["ratios"])} measurements on a quiet machine, and as many beside {figures["busy"]} processes that are always busy.
+{figures["loaded"]["unreliable"]} of the latter were called unreliable.
+
+{_table(header, rows)}"""

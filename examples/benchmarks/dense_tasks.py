@@ -6,7 +6,7 @@ ESPNet on CamVid (mIoU over 11 classes of all 233 test images), IMDN x2 (Y-PSNR 
 CBSD68). Each case is one command of `compress`; its stages say what remains after cutting, repairing and fine-tuning. Training
 and repair read the training part of CamVid, and for IMDN CBSD68 and the images of COCO128, shrunk by two; for DnCNN, tested on
 CBSD68, the others. DATA holds the unpacked folders camvid, coco128 and superres. A case whose report exists is not run again;
-results/dense_tasks.json gets a row for each.
+dense_tasks.json gets a row for each.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from compressor.files import write_text
 from compressor.report import read_report
 
 EXAMPLES = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results/dense_tasks.json"
+RESULTS = Path(__file__).with_suffix(".json")
 TUNED = ["--optimizer", "adamw", "--weight-decay", "1e-4"]
 
 

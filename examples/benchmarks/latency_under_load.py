@@ -29,7 +29,7 @@ from compressor.onnx.runtime import bound_run, open_session
 from compressor.runs.reporting import versions
 
 SHAPE = (3, 224, 224)
-RESULTS = Path(__file__).parent / "results/latency_under_load.json"
+RESULTS = Path(__file__).with_suffix(".json")
 SPIN = "while True: sum(range(100000))"
 
 
