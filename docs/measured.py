@@ -438,7 +438,7 @@ def _latency_under_load() -> str:
     return f"""## Latency on a busy machine
 
 How many times as fast as a ResNet-18 the same network with half of its MACs is in ONNX Runtime, one image, one thread:
-{len(figures["quiet"]["ratios"])} measurements on a quiet machine, and as many beside {figures["busy"]} processes that are always busy.
-{figures["loaded"]["unreliable"]} of the latter were called unreliable.
+{len(figures["quiet"]["ratios"])} measurements on a quiet machine, and as many beside {figures["busy"]} processes that are
+always busy. {figures["loaded"]["unreliable"]} of the latter were called unreliable.
 
 {_table(header, rows)}"""
