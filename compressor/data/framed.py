@@ -17,8 +17,9 @@ from torch import Tensor
 from compressor.data.batches import Batch, Fit, Kind, Split, check_batch_size, images_at_once, spaced
 from compressor.data.cutout import Cutout
 from compressor.data.pixels import Scale, Scaled
+from compressor.data.preparation import part_of
 from compressor.data.readers import Reader, seed_from
-from compressor.data.samples import Size
+from compressor.data.samples import Sample, Size
 from compressor.errors import DataError
 
 
@@ -33,6 +34,7 @@ class FramedBatches:
     moves: Sequence[int | None] = (None,)  # for each view, the seed of its augmentation
     holes: Sequence[Cutout | None] = (None,)  # for each view, the squares to hide
     tile: Size | None = None
+    part: Size | None = None  # of each image, only a part of at most this size: its middle, or with augmentation a random one
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -49,9 +51,16 @@ class FramedBatches:
 
     def _view(self, moves: int | None, holes: Cutout | None) -> Iterator[Tensor]:
         pixels = self.reader.read(self.plan, moves, self.device)
-        for positions, images in zip(self.plan, pixels, strict=True):
+        for number, (positions, images) in enumerate(zip(self.plan, pixels, strict=True)):
             images = self.scale.inputs(images)
-            yield images if holes is None else holes.hide(images, positions)  # with zero, the mean colour
+            images = images if holes is None else holes.hide(images, positions)  # with zero, the mean colour
+            yield part_of(Sample(images, None), self.part, (0.5, 0.5) if moves is None else _place(moves, number)).input
+
+
+def _place(*numbers: int) -> tuple[float, float]:
+    """Where a part of the images of a batch is taken from."""
+    top, left = torch.rand(2, generator=torch.Generator().manual_seed(seed_from(*numbers))).tolist()
+    return top, left
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ class FramedImages(Scaled):
         holes: list[Cutout | None] = [None] * views
         if augment and cutout:
             holes = [Cutout.draw(len(reader.images), self.shape[1:], cutout, hiding) for hiding in seeds(2)]
-        return FramedBatches(reader, plan, self.scale, device, moves, holes)
+        return FramedBatches(reader, plan, self.scale, device, moves, holes, part=self.tile)
 
 
 def shuffled(positions: Tensor, generator: torch.Generator) -> Tensor:

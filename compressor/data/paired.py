@@ -26,7 +26,7 @@ from compressor.data.batches import (
 )
 from compressor.data.framed import shuffled, training_plan
 from compressor.data.pixels import Scale, Scaled
-from compressor.data.preparation import TEST_SEED, Preparation
+from compressor.data.preparation import TEST_SEED, Preparation, part_of
 from compressor.data.readers import load, seed_from
 from compressor.data.samples import Kept, Sample, Samples, Size
 from compressor.errors import DataError
@@ -45,6 +45,7 @@ class PairedBatches:
     workers: int
     augment: int | None = None  # the seed of the augmentation; None: whole images
     tile: Size | None = None
+    part: Size | None = None  # of whole images, only their middle of at most this size
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -55,7 +56,7 @@ class PairedBatches:
     def __iter__(self) -> Iterator[Batch]:
         if isinstance(self.samples, Kept) and self.workers and len(self.plan):
             self.samples.keep(torch.cat([*self.plan]).tolist())  # before the workers are forked
-        rows = _Rows(self.samples, self.preparation, self.augment)
+        rows = _Rows(self.samples, self.preparation, self.augment, self.part)
         stacked = load(rows, self.plan, self.workers, self.device, rows.stack)
         for positions, (inputs, targets) in zip(self.plan, stacked, strict=True):
             inputs, targets = self.preparation.finish(self._moved(inputs), self._moved(targets))
@@ -69,15 +70,17 @@ class PairedBatches:
 class _Rows(Dataset[Sample | DataError]):
     """The data set of the loader. Errors are returned."""
 
-    def __init__(self, samples: Samples, preparation: Preparation, augment: int | None) -> None:
+    def __init__(self, samples: Samples, preparation: Preparation, augment: int | None, part: Size | None) -> None:
         self.samples = samples
         self.preparation = preparation
         self.augment = augment
+        self.part = part
 
     def __getitem__(self, index: int) -> Sample | DataError:
         try:
             if self.augment is None:
-                return self.preparation.evaluate(self.samples.draw(index, seed_from(TEST_SEED, index)), index)
+                whole = self.preparation.evaluate(self.samples.draw(index, seed_from(TEST_SEED, index)), index)
+                return part_of(whole, self.part)
             seed = seed_from(self.augment, index)
             return self.preparation.train(self.samples.draw(index, seed), seed)
         except DataError as error:
@@ -145,7 +148,8 @@ class PairedData(Scaled):
         views: int = 1,
         by_class: int = 1,
     ) -> PairedBatches:
-        """Training images without augmentation are whole, and come in the order of their sizes, so that these share batches."""
+        """Training images without augmentation are whole, or the middle of larger ones than a tile, and come in the order of
+        their sizes, so that these share batches."""
         check_batch_size(batch_size)
         found = f"{self.spec} has {told(self.kind)}"
         check_unsupported(found, views > 1, by_class > 1 and self.kind != "classes", cutout > 0)
@@ -158,23 +162,34 @@ class PairedData(Scaled):
         generator = torch.Generator().manual_seed(seed_from(seed, epoch, 0))
         positions = shuffled(positions, generator)[:limit]
         if not augment:
-            sizes = [self.preparation.sizes(samples.sizes(position)) for position in positions.tolist()]
+            sizes = [self._sizes(samples, position, self.tile) for position in positions.tolist()]
             together = positions[torch.tensor(sorted(range(len(sizes)), key=sizes.__getitem__), dtype=torch.int64)]
-            return PairedBatches(samples, self._whole(samples, together, batch_size), self.preparation, device, self.workers)
+            parts = self._whole(samples, together, batch_size, part=self.tile)
+            return PairedBatches(samples, parts, self.preparation, device, self.workers, part=self.tile)
         labels = self._labels(split)[positions] if by_class > 1 else None
         plan = training_plan(positions, labels, batch_size, by_class, generator)
         return PairedBatches(samples, plan, self.preparation, device, self.workers, seed_from(seed, epoch, 1))
 
-    def _whole(self, samples: Samples, positions: Tensor, batch_size: int, tile: Size | None = None) -> list[Tensor]:
+    def _sizes(self, samples: Samples, position: int, part: Size | None) -> tuple[Size, ...]:
+        """Of a whole sample, or of its middle `part`."""
+        (height, width), *further = self.preparation.sizes(samples.sizes(position))
+        if part is None:
+            return (height, width), *further
+        rows, columns = min(height, part[0]), min(width, part[1])
+        return (rows, columns), *((tall * rows // height, wide * columns // width) for tall, wide in further)
+
+    def _whole(
+        self, samples: Samples, positions: Tensor, batch_size: int, tile: Size | None = None, part: Size | None = None
+    ) -> list[Tensor]:
         """Batches of consecutive images of one size, with at most MOST_PIXELS pixels, but with at least one image.
 
-        With tiles, a batch of images has at most as many pixels as `batch_size` tiles.
+        With tiles, a batch of images has at most as many pixels as `batch_size` tiles. `part`: see `PairedBatches`.
         """
         plan: list[list[int]] = []
         last: tuple[Size, ...] | None = None
         most = 1
         for position in positions.tolist():
-            sizes = self.preparation.sizes(samples.sizes(position))
+            sizes = self._sizes(samples, position, part)
             if sizes != last:
                 together = images_at_once(batch_size, sizes[0], tile)
                 last, most = sizes, max(1, min(together, MOST_PIXELS // max(h * w for h, w in sizes)))

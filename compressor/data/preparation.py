@@ -174,6 +174,24 @@ class ForImages(Preparation):
         return image if not self.sigma else image / 255 + torch.randn(image.shape) * (self.sigma / 255)
 
 
+def part_of(sample: Sample, size: Size | None, place: tuple[float, float] = (0.5, 0.5)) -> Sample:
+    """A part of an image [..., h, w] of at most `size`, by default its middle, and the same part of its target.
+
+    The target is a mask or an image that is a multiple as large, or None. `place`: from 0 (at the top, left) to 1.
+    """
+    image, target = sample
+    height, width = image.shape[-2:]
+    if size is None or (height <= size[0] and width <= size[1]):
+        return sample
+    rows, columns = min(height, size[0]), min(width, size[1])
+    top, left = round(place[0] * (height - rows)), round(place[1] * (width - columns))
+    image = image[..., top : top + rows, left : left + columns]
+    if isinstance(target, Tensor):
+        by = max(1, round(target.shape[-1] / width))  # padding is that of the image alone
+        target = target[..., by * top : by * (top + rows), by * left : by * (left + columns)]
+    return Sample(image, target)
+
+
 def at_least(image: Tensor, size: Size) -> Tensor:
     """`image` [c, h, w], if it is smaller than `size`, with its last column and row repeated."""
     height, width = (max(side, least) for side, least in zip(image.shape[-2:], size, strict=True))

@@ -277,13 +277,13 @@ def _for_masks(scale: Scale, size: Size, asked: Wishes) -> ForMasks:
     """Raises DataError for images that shall be cropped in evaluation: every pixel of a mask counts."""
     if asked.fit == "cover":
         raise DataError(f"The fit cover would crop the masks of {asked.spec}, of which every pixel counts: use another one.")
-    height, width = (asked.crop or min(side, MOST_CROPPED) for side in size)
+    height, width = (asked.crop or side for side in map(min, size, asked.tile_size or (MOST_CROPPED, MOST_CROPPED)))
     return ForMasks(scale, (height, width), asked.pad_to, asked.height_and_width, asked.fit == "letterbox")
 
 
 def _for_images(scale: Scale, samples: Mapping[Split, Samples], asked: Wishes, ratio: int, sigma: float = 0.0) -> ForImages:
     usual = RESTORED_CROP if ratio == 1 else max(16, REDUCED_CROP // ratio)
-    crop = asked.crop or min(usual, *_smallest(samples))
+    crop = asked.crop or min(usual, *_smallest(samples), *(asked.tile_size or ()))
     return ForImages(scale, (crop, crop), asked.pad_to, ratio, sigma)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from compressor.report import Report, read_report
 
 NETS = """
+import torch
 from torch import nn
 
 
@@ -24,6 +25,16 @@ class Segment(nn.Sequential):
 
     def __init__(self):
         super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+
+class OneSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+        self.place = nn.Parameter(torch.randn(1, 8, 16, 16))
+
+    def forward(self, x):
+        return self.last((self.norm(self.first(x)) + self.place).relu())
 
 
 class Eighth(nn.Sequential):
@@ -57,7 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "nets.py").write_text(NETS)
     names: dict[str, type[nn.Module]] = {}
     exec(compile(NETS, "nets.py", "exec"), names)
-    for name in ("Segment", "Eighth", "Enlarge"):
+    for name in ("Segment", "OneSize", "Eighth", "Enlarge"):
         torch.manual_seed(1)
         torch.save(names[name]().state_dict(), folder / f"{name}.pt")
     return folder
@@ -67,6 +78,7 @@ def pruned(place: Path, name: str, data: str, *options: object) -> Path:
     """The run of a network on `data`, without training."""
     out = place / f"{name}-{len(list(place.iterdir()))}"
     asked = ("prune", place / f"{name}.pt", "--arch", f"{place / 'nets.py'}:{name}", "--rate", "0.25", "--epochs", "0")
+    asked += ("--no-repair",)  # which sees parts of training images where there are tiles
     result = compress(*asked, "--data", data, "--out", out, *options)
     assert result.exit_code == 0, result.output
     return out
@@ -111,6 +123,25 @@ def test_the_tile_is_recorded_and_used_again(place: Path, segmented: Path, monke
     again = compress("lowrank", segmented, "--rate", "0.1", "--out", place / "again")
     assert again.exit_code == 0, again.output
     assert read_report(place / "again").preprocessing == how
+
+
+def test_a_network_for_one_size_is_recalibrated_repaired_trained_and_quantized(place: Path) -> None:
+    data, out = f"segmentation:{place / 'seg'}", place / "one-size"
+    asked = ("--arch", f"{place / 'nets.py'}:OneSize", "--data", data, "--tile", TILE)
+    result = compress("prune", place / "OneSize.pt", *asked, "--rate", "0.25", "--epochs", "1", "--out", out)
+    assert result.exit_code == 0, result.output
+    report = read_report(out)
+    assert "recalibrated: discarded" in result.stdout or "recalibrated" in [stage.name for stage in report.stages]
+    assert report.input_shape == [3, TILE, TILE] and len(report.epochs) == 1
+    result = compress("quantize", out, *asked, "--out", place / "int8")
+    assert result.exit_code == 0, result.output
+
+
+def test_without_labels_a_network_for_one_size_learns_from_parts_of_images(place: Path) -> None:
+    data, out = f"images:{place / 'photos'}", place / "unlabelled"
+    asked = ("--arch", f"{place / 'nets.py'}:OneSize", "--data", data, "--size", "40x48", "--tile", TILE)
+    result = compress("prune", place / "OneSize.pt", *asked, "--rate", "0.25", "--epochs", "1", "--lr", "1e-3", "--out", out)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("file", [True, False], ids=["ONNX", "network"])

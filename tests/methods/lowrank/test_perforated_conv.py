@@ -184,7 +184,7 @@ def test_impact_is_the_mean_size_of_output_times_gradient(frozen: bool) -> None:
     model.requires_grad_(not frozen)
     images = torch.tensor([[1.0, -1, 2], [3, 0, 1], [0, 1, 0]]).reshape(3, 1, 1, 3)
     batch = Batch(images, torch.tensor([0, 1, 0]), torch.arange(3))
-    slices = [Batch(*(column[i:j] for column in batch)) for i, j in ((0, 2), (2, 3))]
+    slices = [Batch(images[i:j], batch.targets[i:j], batch.indices[i:j]) for i, j in ((0, 2), (2, 3))]
     found = impact(model, ["conv"], slices, Classify())["conv"]
     u = 0.5 * images[:, 0, 0]  # [n, 3]
     scale = 1 / (1 + 1e-5) ** 0.5
