@@ -45,7 +45,19 @@ RUNS = {
     "quantize": ("quantize", "prune", "--data", "digits"),
 }
 SAME = ("model.onnx", "model.safetensors", "plan.json", "config.toml")
-OTHER = {"seconds", "images_per_second", "latency", "ms", "ms_after", "created", "command", "verdict", "versions", "teaching"}
+OTHER = {
+    "seconds",
+    "times",
+    "images_per_second",
+    "latency",
+    "ms",
+    "ms_after",
+    "created",
+    "command",
+    "verdict",
+    "versions",
+    "teaching",
+}
 
 
 def make(folder: Path) -> None:

@@ -41,7 +41,7 @@ CASES = {
 SAME = ("model.onnx", "model.safetensors", "plan.json", "config.toml")
 AGAIN = 0.5  # probability that a rerun is killed again
 AIMED = 0.25  # probability that a kill comes at a file operation
-TIMES = {"seconds", "images_per_second", "latency", "created", "command", "verdict", "teaching"}
+TIMES = {"seconds", "times", "images_per_second", "latency", "created", "command", "verdict", "teaching"}
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def timeless(results: dict[str, bytes]) -> Any:
         if isinstance(value, dict):
             return {key: without_times(part) for key, part in value.items() if key not in TIMES}
         if isinstance(value, list):
-            return [without_times(part) for part in value if not str(part).startswith("no faster")]
+            return [without_times(part) for part in value if not str(part).startswith(("no faster", "unreliable latency"))]
         return value
 
     return without_times(json.loads(results["report.json"]))

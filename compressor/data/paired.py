@@ -172,9 +172,10 @@ class PairedData(Scaled):
 
     def _sizes(self, samples: Samples, position: int, part: Size | None) -> tuple[Size, ...]:
         """Of a whole sample, or of its middle `part`."""
-        (height, width), *further = self.preparation.sizes(samples.sizes(position))
+        sizes = self.preparation.sizes(samples.sizes(position))
         if part is None:
-            return (height, width), *further
+            return sizes
+        (height, width), *further = sizes
         rows, columns = min(height, part[0]), min(width, part[1])
         return (rows, columns), *((tall * rows // height, wide * columns // width) for tall, wide in further)
 

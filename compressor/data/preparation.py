@@ -179,9 +179,11 @@ def part_of(sample: Sample, size: Size | None, place: tuple[float, float] = (0.5
 
     The target is a mask or an image that is a multiple as large, or None. `place`: from 0 (at the top, left) to 1.
     """
+    if size is None:
+        return sample
     image, target = sample
     height, width = image.shape[-2:]
-    if size is None or (height <= size[0] and width <= size[1]):
+    if height <= size[0] and width <= size[1]:
         return sample
     rows, columns = min(height, size[0]), min(width, size[1])
     top, left = round(place[0] * (height - rows)), round(place[1] * (width - columns))

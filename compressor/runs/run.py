@@ -204,6 +204,7 @@ class Run(ABC):
             "onnx_batch": self.order.form.batch,
             **self.order.timing.settings,
             **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.recipe).items()},
+            "select": None if self.recipe.select == "last" else self.recipe.select,  # as in runs before it was an option
         }
 
     def run(self) -> Report:
